@@ -1,0 +1,258 @@
+//! The records of version 1, as borrowed views: fields in the order of docs/log.md, absent = `None`.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::name::Name;
+use crate::net::{Element, Services};
+use crate::policy::Reason;
+use crate::record::{ExtendedError, Rcode, Record, RecordType};
+use crate::time::Wall;
+
+/// A record's id: boot - shard - sequence. Sequences are gapless over all record types of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordId {
+    /// Random per process start.
+    pub boot: u64,
+    /// Which thread's sequence.
+    pub shard: u16,
+    /// From 1.
+    pub sequence: u64,
+}
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}-{}", self.boot, self.shard, self.sequence)
+    }
+}
+
+/// Anything that a thread other than the log itself records.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// One query and what became of it.
+    Query(QueryEvent<'a>),
+    /// One change of one grant.
+    Grant(GrantEvent<'a>),
+    /// A policy was loaded or refused.
+    Policy(PolicyEvent<'a>),
+}
+
+/// How a query reached us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// A datagram.
+    Udp,
+    /// A stream message.
+    Tcp,
+}
+
+impl Transport {
+    /// The word in records and metric labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// The verdict of a query record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Answered as the policy allows.
+    Allow,
+    /// Refused by the policy.
+    Deny,
+    /// Something failed; closed.
+    Error,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 3] = [Self::Allow, Self::Deny, Self::Error];
+
+    /// The word in records and metric labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// What the cache did for a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CacheUse {
+    /// Known, and open for this client.
+    Hit,
+    /// Known, but to be opened first.
+    Open,
+    /// Asked for.
+    Miss,
+    /// A local zone.
+    Zone,
+}
+
+impl CacheUse {
+    /// The word in records.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Open => "open",
+            Self::Miss => "miss",
+            Self::Zone => "zone",
+        }
+    }
+}
+
+/// One datagram or stream message that reached us.
+#[derive(Clone, Debug)]
+pub struct QueryEvent<'a> {
+    /// When it was received.
+    pub at: Wall,
+    /// The client (behind a forwarder without identity, the forwarder).
+    pub client: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// How it came.
+    pub transport: Transport,
+    /// The forwarder that asked for it.
+    pub asked_by: Option<&'a str>,
+    /// The segment's name, and its tags as one JSON object (empty: none).
+    pub segment: Option<(&'a str, &'a str)>,
+    /// The DNS id; `None` where the packet is too short to have one.
+    pub qid: Option<u16>,
+    /// The name in canonical wire form; `None` where it could not be read.
+    pub qname: Option<&'a [u8]>,
+    /// The type.
+    pub qtype: Option<RecordType>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// False where an observe segment let it pass.
+    pub enforced: bool,
+    /// Why.
+    pub reason: Reason,
+    /// The rule's id.
+    pub rule: Option<&'a str>,
+    /// The policy's revision.
+    pub policy: u64,
+    /// The code that the client sees; `None`: silence.
+    pub rcode: Option<Rcode>,
+    /// The reply's header flags, bytes 2 and 3.
+    pub flags: u16,
+    /// The reply's length; 0: silence.
+    pub bytes: usize,
+    /// What the cache did.
+    pub cache: Option<CacheUse>,
+    /// The answer section as told.
+    pub answers: &'a [Record],
+    /// The TTL that all of `answers` were told with.
+    pub ttl: u32,
+    /// What was open when it was told, and until when at least.
+    pub grant: Option<(&'a [Services], Wall)>,
+    /// The extended error that was sent, or would have been to a client with EDNS.
+    pub ede: Option<&'a ExtendedError>,
+    /// One clause more.
+    pub why: Option<&'a str>,
+    /// The upstream or zone that answered.
+    pub upstream: Option<&'a str>,
+    /// The query that fetched a cached answer.
+    pub origin: Option<RecordId>,
+    /// Receipt to record, in microseconds.
+    pub latency_us: u64,
+}
+
+/// What happened to a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GrantOp {
+    /// It was not open before.
+    Open,
+    /// It is open for longer.
+    Extend,
+    /// It ends sooner: a reason for it went away.
+    Shorten,
+    /// It was closed before its end.
+    Revoke,
+    /// A required firewall did not take it.
+    Fail,
+    /// Found in place at start, and still right.
+    Adopt,
+}
+
+impl GrantOp {
+    /// The word in records.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Extend => "extend",
+            Self::Shorten => "shorten",
+            Self::Revoke => "revoke",
+            Self::Fail => "fail",
+            Self::Adopt => "adopt",
+        }
+    }
+}
+
+/// What one firewall said to a grant.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendAck<'a> {
+    /// The firewall's name.
+    pub name: &'a str,
+    /// Send to acknowledgement, in microseconds.
+    pub acked_us: u64,
+}
+
+/// One change of the grants for one address.
+#[derive(Clone, Debug)]
+pub struct GrantEvent<'a> {
+    /// When.
+    pub at: Wall,
+    /// What.
+    pub op: GrantOp,
+    /// The client that asked.
+    pub client: IpAddr,
+    /// From whom and to where; its service is the first of `services`.
+    pub element: Element,
+    /// The segment's name.
+    pub segment: &'a str,
+    /// The rule's id.
+    pub rule: &'a str,
+    /// The name that was asked.
+    pub qname: &'a Name,
+    /// Every service of this address that changed alike.
+    pub services: &'a [Services],
+    /// When it ends.
+    pub until: Wall,
+    /// The query that caused it.
+    pub query: Option<RecordId>,
+    /// Why, where that is not plain: `"policy"`, `"drift"`, an error.
+    pub why: Option<&'a str>,
+    /// Who acknowledged.
+    pub backends: &'a [BackendAck<'a>],
+}
+
+/// A policy was loaded, or refused.
+#[derive(Clone, Debug)]
+pub struct PolicyEvent<'a> {
+    /// When.
+    pub at: Wall,
+    /// `load`, `reload` or `refused`.
+    pub op: &'a str,
+    /// The revision in force after it.
+    pub revision: u64,
+    /// The revision before it.
+    pub previous: Option<u64>,
+    /// How many segments.
+    pub segments: usize,
+    /// How many rules.
+    pub rules: usize,
+    /// Grants that the new policy would not make, and that were revoked.
+    pub revoked: u64,
+    /// Of a refused load: the first mistake.
+    pub why: Option<&'a str>,
+}

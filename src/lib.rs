@@ -1,0 +1,14 @@
+//! Outgate: the DNS server of a network that is closed by default.
+
+pub mod audit;
+pub mod document;
+pub mod firewall;
+pub mod grant;
+pub mod name;
+pub mod net;
+pub mod policy;
+pub mod record;
+pub mod time;
+pub mod upstream;
+pub mod wire;
+pub mod zones;

@@ -1,0 +1,228 @@
+//! Addresses, prefixes and services: what a flow goes from, to and by.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// An address prefix of either family.
+pub type Prefix = IpNet;
+
+/// A table of prefixes of both families with longest-prefix look-up.
+#[derive(Clone, Debug)]
+pub struct PrefixMap<T> {
+    four: prefix_trie::PrefixMap<Ipv4Net, T>,
+    six: prefix_trie::PrefixMap<Ipv6Net, T>,
+}
+
+impl<T> Default for PrefixMap<T> {
+    fn default() -> Self {
+        Self { four: prefix_trie::PrefixMap::new(), six: prefix_trie::PrefixMap::new() }
+    }
+}
+
+impl<T> PrefixMap<T> {
+    /// Adds a prefix (host bits are dropped); the value that was there before, if any.
+    pub fn insert(&mut self, prefix: Prefix, value: T) -> Option<T> {
+        match prefix.trunc() {
+            IpNet::V4(prefix) => self.four.insert(prefix, value),
+            IpNet::V6(prefix) => self.six.insert(prefix, value),
+        }
+    }
+
+    /// The value of the longest prefix that holds `address`.
+    #[must_use]
+    pub fn longest(&self, address: IpAddr) -> Option<&T> {
+        match address {
+            IpAddr::V4(address) => self.four.get_lpm(&Ipv4Net::from(address)).map(|(_, value)| value),
+            IpAddr::V6(address) => self.six.get_lpm(&Ipv6Net::from(address)).map(|(_, value)| value),
+        }
+    }
+}
+
+/// The canonical address of a peer: an IPv4 address mapped into IPv6 (`::ffff:0:0/96`, as dual-stack sockets
+/// show it) is the IPv4 address.
+#[must_use]
+pub const fn canonical(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+/// What one grant opens: one port of one protocol, ICMP, or every protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    /// One TCP port.
+    Tcp(u16),
+    /// One UDP port.
+    Udp(u16),
+    /// ICMP, or ICMPv6 where the address is of that family.
+    Icmp,
+    /// Every protocol and port.
+    Any,
+}
+
+/// A range of services as a rule writes it: `tcp/443`, `udp/5000-5010`, `icmp`, `any`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Services {
+    /// TCP ports, first and last included.
+    Tcp(u16, u16),
+    /// UDP ports, first and last included.
+    Udp(u16, u16),
+    /// ICMP of the address's family.
+    Icmp,
+    /// Every protocol and port.
+    Any,
+}
+
+impl Services {
+    /// How many [`Service`]s this stands for.
+    #[must_use]
+    pub fn count(self) -> usize {
+        match self {
+            Self::Tcp(first, last) | Self::Udp(first, last) => usize::from(last.saturating_sub(first)) + 1,
+            Self::Icmp | Self::Any => 1,
+        }
+    }
+
+    /// Each single service in the range.
+    pub fn expand(self) -> impl Iterator<Item = Service> {
+        let (first, last) = match self {
+            Self::Tcp(first, last) | Self::Udp(first, last) => (first, last),
+            Self::Icmp | Self::Any => (0, 0),
+        };
+        (first..=last).map(move |port| match self {
+            Self::Tcp(..) => Service::Tcp(port),
+            Self::Udp(..) => Service::Udp(port),
+            Self::Icmp => Service::Icmp,
+            Self::Any => Service::Any,
+        })
+    }
+
+    /// True where `service` is one of this range.
+    #[must_use]
+    pub fn contains(self, service: Service) -> bool {
+        match (self, service) {
+            (Self::Tcp(first, last), Service::Tcp(port)) | (Self::Udp(first, last), Service::Udp(port)) => {
+                (first..=last).contains(&port)
+            }
+            (Self::Icmp, Service::Icmp) | (Self::Any, _) => true,
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for Services {
+    /// What is wrong, as the end of a sentence.
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const SHAPE: &str = "write \"tcp/443\", \"udp/5000-5010\", \"icmp\" or \"any\"";
+        let ports = |text: &str| -> Result<(u16, u16), Self::Err> {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            match (first.parse::<u16>(), last.parse::<u16>()) {
+                (Ok(first), Ok(last)) if first > 0 && first <= last => Ok((first, last)),
+                _ => Err(SHAPE),
+            }
+        };
+        match text.split_once('/') {
+            Some(("tcp", range)) => ports(range).map(|(first, last)| Self::Tcp(first, last)),
+            Some(("udp", range)) => ports(range).map(|(first, last)| Self::Udp(first, last)),
+            None if text == "icmp" => Ok(Self::Icmp),
+            None if text == "any" => Ok(Self::Any),
+            _ => Err(SHAPE),
+        }
+    }
+}
+
+impl fmt::Display for Services {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (protocol, first, last) = match self {
+            Self::Tcp(first, last) => ("tcp", first, last),
+            Self::Udp(first, last) => ("udp", first, last),
+            Self::Icmp => return f.write_str("icmp"),
+            Self::Any => return f.write_str("any"),
+        };
+        if first == last { write!(f, "{protocol}/{first}") } else { write!(f, "{protocol}/{first}-{last}") }
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(port) => write!(f, "tcp/{port}"),
+            Self::Udp(port) => write!(f, "udp/{port}"),
+            Self::Icmp => f.write_str("icmp"),
+            Self::Any => f.write_str("any"),
+        }
+    }
+}
+
+/// A segment's number, the same on every node and across restarts: a hash of its name. Two names of one
+/// policy that share a number are refused when the policy is built.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub u32);
+
+impl SegmentId {
+    /// FNV-1a, 32 bits, of the segment's name; 0 is kept for "no segment".
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        Self(hash.max(1))
+    }
+}
+
+impl fmt::Debug for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}", self.0)
+    }
+}
+
+/// Where a granted flow comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// One client address, of the same family as the destination.
+    Client(IpAddr),
+    /// Every source of a segment.
+    Segment(SegmentId),
+}
+
+/// What the firewall holds one expiry for: from whom, to where, by what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Element {
+    /// Who may connect.
+    pub from: Scope,
+    /// To which address.
+    pub to: IpAddr,
+    /// By which service.
+    pub service: Service,
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longest_prefix_wins() {
+        let mut map = PrefixMap::default();
+        map.insert("192.0.2.0/24".parse().unwrap(), 24);
+        map.insert("192.0.2.128/25".parse().unwrap(), 25);
+        map.insert("2001:db8::/32".parse().unwrap(), 32);
+        for (address, value) in
+            [("192.0.2.1", Some(24)), ("192.0.2.129", Some(25)), ("198.51.100.1", None), ("2001:db8::1", Some(32))]
+        {
+            assert_eq!(map.longest(address.parse().unwrap()).copied(), value, "{address}");
+        }
+    }
+
+    #[test]
+    fn services_round_trip() {
+        for text in ["tcp/443", "udp/5000-5010", "icmp", "any"] {
+            assert_eq!(text.parse::<Services>().unwrap().to_string(), text);
+        }
+        for text in ["tcp/0", "tcp/9-8", "sctp/1", "443", "tcp/", "tcp/65536"] {
+            text.parse::<Services>().unwrap_err();
+        }
+        assert_eq!(Services::Tcp(8000, 8100).expand().count(), 101);
+    }
+}

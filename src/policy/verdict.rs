@@ -1,0 +1,288 @@
+//! What policy says: [`Verdict`], [`Permit`] and [`Cleared`], with the facts that records and replies need.
+//!
+//! A `Permit` is made by `decide`, a `Cleared` by `inspect`, both in this room and nowhere else: their fields
+//! are private, and the next stage of the walk takes them by value.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::name::Name;
+use crate::net::Element;
+use crate::policy::{Policy, Segment};
+use crate::record::{Answer, Origin, Question};
+
+/// Why a query got the verdict it got; the `reason` of its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// A rule named the name.
+    Rule,
+    /// No rule named the name: unmatched is denied.
+    Default,
+    /// The client is in no segment.
+    NoSegment,
+    /// The name is allowed, this type of it is not.
+    Type,
+    /// A name of the CNAME chain is denied, or the rule does not trust it, or the chain was left open.
+    Cname,
+    /// The addresses may not be granted.
+    Address,
+    /// The segment has no source prefix of the addresses' family.
+    Family,
+    /// A table of grants is at its cap.
+    Budget,
+    /// The client asked too much at once.
+    Rate,
+    /// The packet is not a query that can be read.
+    Malformed,
+    /// No upstream gave an answer.
+    Upstream,
+    /// A signature did not hold.
+    Dnssec,
+    /// A required firewall did not acknowledge.
+    Firewall,
+    /// The record could not be written.
+    Audit,
+    /// The node is stopping.
+    Shutdown,
+    /// Answered by the node itself.
+    Local,
+    /// A special-use name.
+    Special,
+}
+
+impl Reason {
+    /// Every reason, in the order of the interface.
+    pub const ALL: [Self; 17] = [
+        Self::Rule,
+        Self::Default,
+        Self::NoSegment,
+        Self::Type,
+        Self::Cname,
+        Self::Address,
+        Self::Family,
+        Self::Budget,
+        Self::Rate,
+        Self::Malformed,
+        Self::Upstream,
+        Self::Dnssec,
+        Self::Firewall,
+        Self::Audit,
+        Self::Shutdown,
+        Self::Local,
+        Self::Special,
+    ];
+
+    /// The word in records and metric labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rule => "rule",
+            Self::Default => "default",
+            Self::NoSegment => "no_segment",
+            Self::Type => "type",
+            Self::Cname => "cname",
+            Self::Address => "address",
+            Self::Family => "family",
+            Self::Budget => "budget",
+            Self::Rate => "rate",
+            Self::Malformed => "malformed",
+            Self::Upstream => "upstream",
+            Self::Dnssec => "dnssec",
+            Self::Firewall => "firewall",
+            Self::Audit => "audit",
+            Self::Shutdown => "shutdown",
+            Self::Local => "local",
+            Self::Special => "special",
+        }
+    }
+}
+
+/// Who asks: the client's address, the segment it belongs to, and the forwarder that asked for it, if any.
+/// Made by [`Policy::asker`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Asker {
+    /// The client; behind a forwarder without identity, the forwarder.
+    pub client: IpAddr,
+    pub(in crate::policy) segment: SegmentIndex,
+    pub(in crate::policy) forwarder: Option<u32>,
+}
+
+/// A segment's place in its policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SegmentIndex(pub(in crate::policy) u32);
+
+/// A rule's place in its policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleIndex(pub(in crate::policy) u32);
+
+/// What `decide` says of a question.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// It may be resolved.
+    Permit(Permit),
+    /// It is refused here.
+    Refuse(Refusal),
+}
+
+/// What a refused client is shown (INTERFACE, "What a refused client sees").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// NXDOMAIN with SOA.
+    NxDomain,
+    /// NOERROR without records, with SOA.
+    NoData,
+    /// REFUSED.
+    Refused,
+}
+
+/// A refusal: nothing travels upstream, nothing is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Who asked.
+    pub asker: Asker,
+    /// The deny rule, where one said no; of a refused type the allow rule that is the nearest.
+    pub rule: Option<RuleIndex>,
+    /// Why.
+    pub reason: Reason,
+    /// What the client sees.
+    pub shown: Shown,
+}
+
+/// Proof that this question of this client may be resolved. Demanded by the upstreams and by [`inspect`].
+///
+/// [`inspect`]: crate::policy::inspect
+#[derive(Clone, Debug)]
+pub struct Permit {
+    pub(in crate::policy) policy: Arc<Policy>,
+    pub(in crate::policy) asker: Asker,
+    pub(in crate::policy) question: Question,
+    /// The allow rules that admit this name and type, the one that the record names first; empty only in an
+    /// observe segment.
+    pub(in crate::policy) rules: SmallVec<[RuleIndex; 4]>,
+    /// In an observe segment: the refusal that enforcing would have given.
+    pub(in crate::policy) observed: Option<(Option<RuleIndex>, Reason)>,
+}
+
+impl Permit {
+    /// The policy that decided.
+    #[must_use]
+    pub const fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// Who asks.
+    #[must_use]
+    pub const fn asker(&self) -> Asker {
+        self.asker
+    }
+
+    /// What is asked.
+    #[must_use]
+    pub const fn question(&self) -> &Question {
+        &self.question
+    }
+
+    /// The asker's segment.
+    #[must_use]
+    pub fn segment(&self) -> &Segment {
+        self.policy.segment(self.asker)
+    }
+
+    /// The refusal that enforcing would have given, where an observe segment let the question pass.
+    #[must_use]
+    pub const fn observed(&self) -> Option<(Option<RuleIndex>, Reason)> {
+        self.observed
+    }
+
+    /// The rule that the record names.
+    #[must_use]
+    pub fn rule(&self) -> Option<RuleIndex> {
+        self.rules.first().copied()
+    }
+}
+
+/// One opening that an inspected answer needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// From whom, to where, by what.
+    pub element: Element,
+    /// The minimum life that the rules ask for (`hold`), before `[grant].hold` is considered.
+    pub hold: Option<Duration>,
+}
+
+/// Why an address was granted: everything needed to decide it again under another policy (I6).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Basis {
+    /// The client that asked.
+    pub client: IpAddr,
+    /// The forwarder that asked for it.
+    pub forwarder: Option<Arc<str>>,
+    /// What was asked.
+    pub question: Question,
+    /// The names of the CNAME chain, the question's own not among them.
+    pub chain: Arc<[Name]>,
+    /// Who gave the answer.
+    pub origin: Origin,
+    /// The segment's name at the time.
+    pub segment: Arc<str>,
+    /// The rule that the record names.
+    pub rule: Arc<str>,
+}
+
+/// An inspected answer: what may be told, and what must be open before. Demanded by the ledger.
+#[derive(Clone, Debug)]
+pub struct Cleared {
+    pub(in crate::policy) permit: Permit,
+    pub(in crate::policy) answer: Answer,
+    pub(in crate::policy) openings: Vec<Opening>,
+    pub(in crate::policy) basis: Arc<Basis>,
+    pub(in crate::policy) withheld: Option<Withheld>,
+}
+
+/// Why an answer, or the verdict on it, is not what upstream gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Withheld {
+    /// [`Reason::Address`], [`Reason::Cname`] or [`Reason::Family`].
+    pub reason: Reason,
+    /// The rule that said so, where one did.
+    pub rule: Option<RuleIndex>,
+    /// One clause for the record's `why` and the client's EDE text: `"10.0.0.1 is private (10.0.0.0/8)"`.
+    pub why: Box<str>,
+    /// False in an observe segment: the answer was given all the same.
+    pub enforced: bool,
+}
+
+impl Cleared {
+    /// The permit it was inspected under.
+    #[must_use]
+    pub const fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    /// What may be told: records trimmed or, where all were withheld, none.
+    #[must_use]
+    pub const fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// What must be open before it is told; empty where there is nothing to open.
+    #[must_use]
+    pub fn openings(&self) -> &[Opening] {
+        &self.openings
+    }
+
+    /// Why these openings are made.
+    #[must_use]
+    pub const fn basis(&self) -> &Arc<Basis> {
+        &self.basis
+    }
+
+    /// Set where the whole answer was withheld (or would have been, in an observe segment).
+    #[must_use]
+    pub const fn withheld(&self) -> Option<&Withheld> {
+        self.withheld.as_ref()
+    }
+}
