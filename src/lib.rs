@@ -1,6 +1,7 @@
 //! Outgate: the DNS server of a network that is closed by default.
 
 pub mod audit;
+pub mod cache;
 pub mod document;
 pub mod firewall;
 pub mod grant;

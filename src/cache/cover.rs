@@ -1,0 +1,115 @@
+//! For whom an answer is open: (who, name, type) → prepared reply, told until, under which epoch.
+
+use std::net::IpAddr;
+
+use crate::cache::shards::Shards;
+use crate::name::MAX_WIRE;
+use crate::net::SegmentId;
+use crate::record::RecordType;
+use crate::time::Tick;
+
+/// For whom a reply was prepared: a client of a segment, or the whole segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Who {
+    /// The segment.
+    pub segment: SegmentId,
+    /// The client, where grants are per client.
+    pub client: Option<IpAddr>,
+}
+
+/// A prepared reply and what it stands on.
+#[derive(Clone, Debug)]
+pub struct Covered<V> {
+    /// The rulebook's epoch under which it was granted; another epoch makes it a miss.
+    pub epoch: u64,
+    /// It may be told until here; everything it names is open until here at least.
+    pub told_until: Tick,
+    /// The reply.
+    pub reply: V,
+}
+
+/// Prepared replies, bounded in bytes.
+#[derive(Debug)]
+pub struct Cover<V>(Shards<Covered<V>>);
+
+impl<V: Clone> Cover<V> {
+    /// An empty table of at most `bytes`.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self(Shards::new(bytes))
+    }
+
+    /// The reply prepared for `who`, if it stands under `epoch` and a whole second of it is left to tell.
+    #[must_use]
+    pub fn get(&self, who: Who, name: &[u8], kind: RecordType, epoch: u64, now: Tick) -> Option<Covered<V>> {
+        let mut buffer = [0; KEY];
+        let covered = self.0.get(key(&mut buffer, who, name, kind)?)?;
+        (covered.epoch == epoch && covered.told_until.since(now).as_secs() > 0).then_some(covered)
+    }
+
+    /// Keeps a reply that weighs about `weight` bytes.
+    pub fn put(&self, who: Who, name: &[u8], kind: RecordType, covered: Covered<V>, weight: usize) {
+        let mut buffer = [0; KEY];
+        if let Some(key) = key(&mut buffer, who, name, kind) {
+            self.0.put(key, covered, weight);
+        }
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many bytes, as charged.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+}
+
+/// segment 4, family 1, address 16, type 2, name.
+const KEY: usize = 4 + 1 + 16 + 2 + MAX_WIRE;
+
+fn key<'a>(buffer: &'a mut [u8; KEY], who: Who, name: &[u8], kind: RecordType) -> Option<&'a [u8]> {
+    let (family, address) = match who.client {
+        None => (0, [0; 16]),
+        Some(IpAddr::V4(address)) => (4, address.to_ipv6_mapped().octets()),
+        Some(IpAddr::V6(address)) => (6, address.octets()),
+    };
+    let mut length = 0;
+    for part in [&who.segment.0.to_be_bytes()[..], &[family], &address, &kind.0.to_be_bytes(), name] {
+        buffer.get_mut(length..length + part.len())?.copy_from_slice(part);
+        length += part.len();
+    }
+    buffer.get(..length)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::name::Name;
+
+    #[test]
+    fn a_cover_is_for_one_client_one_epoch_and_a_while() {
+        let cover = Cover::new(1 << 20);
+        let name = Name::parse("api.example.com").unwrap();
+        let who = |client: &str| Who { segment: SegmentId(7), client: Some(client.parse().unwrap()) };
+        let told_until = Tick(100_000_000);
+        cover.put(who("192.0.2.1"), name.as_wire(), RecordType::A, Covered { epoch: 3, told_until, reply: 1 }, 8);
+        let get = |client, kind, epoch, now| cover.get(who(client), name.as_wire(), kind, epoch, Tick(now)).is_some();
+        assert!(get("192.0.2.1", RecordType::A, 3, 99_000_000));
+        assert!(!get("192.0.2.2", RecordType::A, 3, 0), "another client");
+        assert!(!get("192.0.2.1", RecordType::AAAA, 3, 0), "another type");
+        assert!(!get("192.0.2.1", RecordType::A, 4, 0), "another epoch");
+        assert!(!get("192.0.2.1", RecordType::A, 3, 99_000_001), "less than a second is left");
+        assert_eq!(cover.len(), 1);
+    }
+}

@@ -1,0 +1,12 @@
+//! What is known, and for whom it is open: two tables, not one.
+//!
+//! [`Answers`] maps (upstream view, name, type) to what upstream said; [`Cover`] maps (who, name, type) to the
+//! prepared reply and the moment until which its addresses are open for that client. A new client of a known
+//! name misses `Cover` and goes to *offer*; it never asks upstream again.
+
+mod answers;
+mod cover;
+mod shards;
+
+pub use answers::{Answers, Known};
+pub use cover::{Cover, Covered, Who};
