@@ -111,6 +111,39 @@ impl Services {
     }
 }
 
+impl Services {
+    /// Single services as the fewest ranges, in order.
+    #[must_use]
+    pub fn merge(services: &[Service]) -> Vec<Self> {
+        let mut sorted = services.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let mut merged: Vec<Self> = Vec::new();
+        for service in sorted {
+            match (merged.last_mut(), service) {
+                (Some(Self::Tcp(_, last)), Service::Tcp(port)) | (Some(Self::Udp(_, last)), Service::Udp(port))
+                    if last.checked_add(1) == Some(port) =>
+                {
+                    *last = port;
+                }
+                (_, service) => merged.push(service.into()),
+            }
+        }
+        merged
+    }
+}
+
+impl From<Service> for Services {
+    fn from(service: Service) -> Self {
+        match service {
+            Service::Tcp(port) => Self::Tcp(port, port),
+            Service::Udp(port) => Self::Udp(port, port),
+            Service::Icmp => Self::Icmp,
+            Service::Any => Self::Any,
+        }
+    }
+}
+
 impl FromStr for Services {
     /// What is wrong, as the end of a sentence.
     type Err = &'static str;
@@ -197,6 +230,33 @@ pub struct Element {
     pub service: Service,
 }
 
+impl fmt::Display for Element {
+    /// `192.0.2.1>198.51.100.7:tcp/443`; a segment is `#` and its number in hex.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.from {
+            Scope::Client(client) => write!(f, "{client}")?,
+            Scope::Segment(segment) => write!(f, "#{:08x}", segment.0)?,
+        }
+        write!(f, ">{}:{}", self.to, self.service)
+    }
+}
+
+impl FromStr for Element {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (from, rest) = text.split_once('>').ok_or(())?;
+        let (to, service) = rest.rsplit_once(':').ok_or(())?;
+        let from = match from.strip_prefix('#') {
+            Some(number) => Scope::Segment(SegmentId(u32::from_str_radix(number, 16).map_err(drop)?)),
+            None => Scope::Client(from.parse().map_err(drop)?),
+        };
+        let services: Services = service.parse().map_err(drop)?;
+        let service = services.expand().next().filter(|_| services.count() == 1).ok_or(())?;
+        Ok(Self { from, to: to.parse().map_err(drop)?, service })
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -224,5 +284,19 @@ mod tests {
             text.parse::<Services>().unwrap_err();
         }
         assert_eq!(Services::Tcp(8000, 8100).expand().count(), 101);
+    }
+    #[test]
+    fn elements_round_trip() {
+        for text in ["192.0.2.1>198.51.100.7:tcp/443", "#0000002a>2001:db8::7:icmp", "2001:db8::1>2001:db8::7:any"] {
+            assert_eq!(text.parse::<Element>().unwrap().to_string(), text);
+        }
+        "192.0.2.1>198.51.100.7:tcp/1-2".parse::<Element>().unwrap_err();
+    }
+
+    #[test]
+    fn services_merge_into_ranges() {
+        let services = [Service::Tcp(443), Service::Udp(443), Service::Tcp(81), Service::Tcp(80), Service::Icmp];
+        let merged: Vec<String> = Services::merge(&services).iter().map(ToString::to_string).collect();
+        assert_eq!(merged, ["tcp/80-81", "tcp/443", "udp/443", "icmp"]);
     }
 }

@@ -206,6 +206,12 @@ impl Ledger {
         self.entries.is_empty()
     }
 
+    /// Whether an element is live or pending.
+    #[must_use]
+    pub fn holds(&self, element: &Element) -> bool {
+        self.entries.contains_key(element)
+    }
+
     /// Everything that is live or pending.
     pub fn iter(&self) -> impl Iterator<Item = Held<'_>> {
         self.entries.iter().map(|(element, entry)| Held { element, in_force: entry.in_force, reasons: &entry.reasons })

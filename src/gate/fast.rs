@@ -1,0 +1,124 @@
+//! The fast path: top to bottom on one screen, no await, no lock across a system call.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::audit::{CacheUse, RecordId, Transport};
+use crate::gate::inflight::Slot;
+use crate::gate::reply::{Conclusion, Failure, Outbox};
+use crate::gate::{Gate, Rulebook, who};
+use crate::net::canonical;
+use crate::policy::{Reason, Verdict, decide};
+use crate::record::{ExtendedError, Question};
+use crate::time::Now;
+use crate::wire;
+
+/// One datagram or stream message, besides its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Who sent it.
+    pub peer: SocketAddr,
+    /// How.
+    pub transport: Transport,
+    /// When it was received.
+    pub at: Now,
+}
+
+impl Arrival {
+    /// The peer's address in canonical form.
+    #[must_use]
+    pub const fn client(&self) -> IpAddr {
+        canonical(self.peer.ip())
+    }
+}
+
+/// A query for the slow path.
+#[derive(Debug)]
+pub struct Job {
+    /// The query as it came.
+    pub packet: Box<[u8]>,
+    /// From whom, how, when.
+    pub arrival: Arrival,
+    /// What is asked.
+    pub question: Question,
+    /// Its record's id.
+    pub id: RecordId,
+    /// Its place on the slow path.
+    pub slot: Slot,
+}
+
+/// A job with its conclusion, on the way back to the door that received it.
+#[derive(Debug)]
+pub struct Finished {
+    /// The job.
+    pub job: Job,
+    /// What became of it.
+    pub conclusion: Conclusion,
+}
+
+/// What the fast path made of a packet.
+#[derive(Debug)]
+pub enum Fast {
+    /// Sealed in the outbox, or recorded as silence.
+    Done,
+    /// For [`Gate::slow`]; the door seals it with [`Gate::finish`].
+    Slow(Job),
+}
+
+impl Gate {
+    /// One packet, as far as it goes without waiting. `route` is where its reply goes.
+    pub fn fast<R>(
+        &self,
+        rulebook: &Rulebook,
+        packet: &[u8],
+        arrival: Arrival,
+        outbox: &mut Outbox<R>,
+        route: impl FnOnce() -> R,
+    ) -> Fast {
+        let id = outbox.reserve();
+        let query = match wire::parse(packet) {
+            Ok(query) => query,
+            Err(malformed) => {
+                outbox.seal_malformed(id, arrival, &malformed, rulebook, self.clock.now(), route);
+                return Fast::Done;
+            }
+        };
+        let mut settle = |conclusion: &Conclusion| {
+            outbox.seal(id, arrival, &query, rulebook, conclusion, self.clock.now(), route);
+            Fast::Done
+        };
+        let Some(asker) = rulebook.policy.asker(arrival.client()) else { return settle(&Conclusion::NoSegment) };
+        let who = who(&rulebook.policy, asker);
+        if let Some(covered) = self.cover.get(who, &query.name, query.kind, rulebook.epoch, arrival.at.tick) {
+            return settle(&Conclusion::Told { prepared: covered.reply, cache: CacheUse::Hit });
+        }
+        if let Verdict::Refuse(refusal) = decide(&rulebook.policy, asker, &query.name, query.kind, arrival.at.wall) {
+            return settle(&Conclusion::Refused(refusal));
+        }
+        let Some(slot) = self.slots.take(arrival.client(), rulebook.policy.forwarder(asker).is_some()) else {
+            let text = "too many queries of this client wait for an answer";
+            return settle(&Conclusion::Failed(Failure::new(Reason::Rate, ExtendedError::OTHER, text)));
+        };
+        let question = Question { name: query.name.to_name(), kind: query.kind };
+        Fast::Slow(Job { packet: packet.into(), arrival, question, id, slot })
+    }
+
+    /// Seals what the slow path concluded, on the door's own thread.
+    pub fn finish<R>(&self, finished: &Finished, outbox: &mut Outbox<R>, route: impl FnOnce() -> R) {
+        let Finished { job, conclusion } = finished;
+        let rulebook = self.rulebook.load();
+        // It was parsed before it became a job; that it parses again is not taken on faith.
+        match wire::parse(&job.packet) {
+            Ok(query) => outbox.seal(job.id, job.arrival, &query, &rulebook, conclusion, self.clock.now(), route),
+            Err(malformed) => {
+                outbox.seal_malformed(job.id, job.arrival, &malformed, &rulebook, self.clock.now(), route);
+            }
+        }
+    }
+
+    /// The rulebook in force.
+    #[must_use]
+    pub fn rulebook(&self) -> Arc<Rulebook> {
+        self.rulebook.load_full()
+    }
+}

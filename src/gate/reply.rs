@@ -1,0 +1,394 @@
+//! Reply: bytes and record sealed together. The bytes leave an [`Outbox`] only after its records were handed
+//! to the kernel (I7); an answer with addresses is told only from a [`Prepared`], and that is made only from a
+//! [`Granted`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::audit::{AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Shard, Transport};
+use crate::gate::{Arrival, Rulebook};
+use crate::grant::{Granted, answer_ttl};
+use crate::metric::{Path, Sample, SegmentSlot, Tally};
+use crate::net::{Service, Services};
+use crate::policy::{Reason, Refusal, Shown, no_segment};
+use crate::record::{ExtendedError, Rcode, Record};
+use crate::time::{Now, Tick, Ttl};
+use crate::wire::{self, Malformed, Query, Template, Written};
+
+/// A granted answer, ready to be told to any client it was granted to.
+#[derive(Debug)]
+pub struct Prepared {
+    template: Template,
+    records: Box<[Record]>,
+    services: Box<[Services]>,
+    outcome: Outcome,
+    enforced: bool,
+    reason: Reason,
+    rule: Option<Arc<str>>,
+    ede: Option<ExtendedError>,
+    why: Option<Box<str>>,
+    upstream: Arc<str>,
+    origin: RecordId,
+    told_until: Tick,
+    open_until: Option<Tick>,
+}
+
+impl Prepared {
+    /// Prepares what was granted; `origin` is the query that fetched it.
+    #[must_use]
+    pub fn new(granted: Granted, origin: RecordId) -> Self {
+        let cleared = granted.cleared();
+        let (permit, answer) = (cleared.permit(), cleared.answer());
+        let policy = permit.policy();
+        let withheld = cleared.withheld();
+        let ede = match withheld {
+            Some(withheld) if withheld.enforced => Some(ExtendedError::new(ExtendedError::FILTERED, withheld.why.clone())),
+            _ => answer.ede.clone(),
+        };
+        // A negative answer of our own making has an SOA like any refusal, so that stubs may keep it (RFC 2308 §5).
+        let own_soa = (answer.records.is_empty() && answer.soa.is_none()).then(|| wire::refusal_soa(&permit.question().name));
+        let soa = answer.soa.as_ref().or(own_soa.as_ref());
+        let template = Template::new(permit.question(), answer.rcode, answer.authoritative, &answer.records, soa, ede.as_ref());
+        let (outcome, enforced, reason, rule) = match (withheld, permit.observed()) {
+            (Some(withheld), _) => (Outcome::Deny, withheld.enforced, withheld.reason, withheld.rule.or(permit.rule())),
+            (None, Some((rule, reason))) => (Outcome::Deny, false, reason, rule),
+            (None, None) => (Outcome::Allow, true, Reason::Rule, permit.rule()),
+        };
+        let services: Vec<Service> = cleared.openings().iter().map(|opening| opening.element.service).collect();
+        Self {
+            template,
+            records: answer.records.clone().into(),
+            services: Services::merge(&services).into(),
+            outcome,
+            enforced,
+            reason,
+            rule: rule.map(|rule| Arc::clone(policy.rule_id(rule))),
+            ede,
+            why: withheld.map(|withheld| withheld.why.clone()),
+            upstream: Arc::clone(&answer.origin.name),
+            origin,
+            told_until: granted.told_until(),
+            open_until: granted.open_until(),
+        }
+    }
+
+    /// About how many bytes it takes.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let records: usize = self.records.iter().map(|record| 96 + record.data.len()).sum();
+        size_of::<Self>() + 2 * records
+    }
+}
+
+/// What became of a query.
+#[derive(Clone, Debug)]
+pub enum Conclusion {
+    /// It is told.
+    Told {
+        /// What.
+        prepared: Arc<Prepared>,
+        /// What the cache did for it.
+        cache: CacheUse,
+    },
+    /// The policy refuses it.
+    Refused(Refusal),
+    /// The client is in no segment.
+    NoSegment,
+    /// Something failed: SERVFAIL.
+    Failed(Failure),
+}
+
+/// Why a query failed closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The record's reason.
+    pub reason: Reason,
+    /// What the client is told; its text is the record's `why`.
+    pub ede: ExtendedError,
+    /// The upstream that failed.
+    pub upstream: Option<Arc<str>>,
+}
+
+impl Failure {
+    /// A failure that is no upstream's.
+    #[must_use]
+    pub fn new(reason: Reason, code: u16, text: impl Into<Box<str>>) -> Self {
+        Self { reason, ede: ExtendedError::new(code, text), upstream: None }
+    }
+}
+
+/// The replies of one batch and their records. Owned by one thread, with its shard of the log and its tally.
+#[derive(Debug)]
+pub struct Outbox<R> {
+    shard: Shard,
+    tally: Tally,
+    bytes: Vec<u8>,
+    replies: Vec<(Range<usize>, R)>,
+    samples: Vec<Sample>,
+}
+
+/// A batch whose records are in the kernel: its bytes may leave.
+#[derive(Debug)]
+pub struct Released<'a, R> {
+    outbox: &'a mut Outbox<R>,
+}
+
+impl<R> Released<'_, R> {
+    /// Each reply with its route.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> {
+        let Outbox { bytes, replies, .. } = &*self.outbox;
+        replies.iter().filter_map(|(range, route)| Some((bytes.get(range.clone())?, route)))
+    }
+}
+
+impl<R> Drop for Released<'_, R> {
+    fn drop(&mut self) {
+        self.outbox.clear();
+    }
+}
+
+/// What a query record says besides the verdict.
+struct Told<'a> {
+    outcome: Outcome,
+    enforced: bool,
+    reason: Reason,
+    rule: Option<&'a str>,
+    rcode: Option<Rcode>,
+    written: Written,
+    cache: Option<CacheUse>,
+    answers: &'a [Record],
+    ttl: Ttl,
+    grant: Option<(&'a [Services], Tick)>,
+    ede: Option<&'a ExtendedError>,
+    why: Option<&'a str>,
+    upstream: Option<&'a str>,
+    origin: Option<RecordId>,
+}
+
+const SILENCE: Written = Written { len: 0, truncated: false, flags: 0 };
+
+impl<R> Outbox<R> {
+    /// An empty outbox over a shard.
+    #[must_use]
+    pub const fn new(shard: Shard, tally: Tally) -> Self {
+        Self { shard, tally, bytes: Vec::new(), replies: Vec::new(), samples: Vec::new() }
+    }
+
+    /// The id of the record of a packet that was just received.
+    pub fn reserve(&mut self) -> RecordId {
+        self.shard.reserve()
+    }
+
+    /// Whether nothing waits to be recorded.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// Writes the batch's records, in one write; then its bytes may leave.
+    ///
+    /// # Errors
+    /// The records could not be written: the batch is dropped, its clients hear nothing.
+    pub fn release(&mut self) -> Result<Released<'_, R>, AuditError> {
+        let committed = self.shard.commit();
+        for mut sample in self.samples.drain(..) {
+            if committed.is_err() {
+                sample = Sample { verdict: Outcome::Error as usize, reason: Reason::Audit as usize, refused: true, response: None, ..sample };
+            }
+            self.tally.count(&sample);
+        }
+        match committed {
+            Ok(()) => Ok(Released { outbox: self }),
+            Err(error) => {
+                self.clear();
+                Err(error)
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.replies.clear();
+    }
+
+    /// Seals the reply to a query that could be read.
+    #[expect(clippy::too_many_arguments, reason = "one value each of the query's life; a struct of them would be built here alone")]
+    pub(super) fn seal(
+        &mut self,
+        id: RecordId,
+        arrival: Arrival,
+        query: &Query<'_>,
+        rulebook: &Rulebook,
+        conclusion: &Conclusion,
+        now: Now,
+        route: impl FnOnce() -> R,
+    ) {
+        let limit = match arrival.transport {
+            Transport::Udp => query.echo.udp_limit(),
+            Transport::Tcp => wire::TCP_LIMIT,
+        };
+        let start = self.bytes.len();
+        let ede;
+        let told = match conclusion {
+            Conclusion::Told { prepared, cache } => {
+                let ttl = answer_ttl(prepared.told_until, now.tick);
+                let written = prepared.template.write(&mut self.bytes, &query.echo, ttl, limit);
+                Told {
+                    outcome: prepared.outcome,
+                    enforced: prepared.enforced,
+                    reason: prepared.reason,
+                    rule: prepared.rule.as_deref(),
+                    rcode: Some(prepared.template.rcode()),
+                    written,
+                    cache: Some(*cache),
+                    answers: &prepared.records,
+                    ttl,
+                    grant: prepared.open_until.map(|until| (&*prepared.services, until)),
+                    ede: prepared.ede.as_ref(),
+                    why: prepared.why.as_deref(),
+                    upstream: Some(&prepared.upstream),
+                    origin: (prepared.origin != id).then_some(prepared.origin),
+                }
+            }
+            Conclusion::Refused(refusal) => {
+                let rcode = match refusal.shown {
+                    Shown::NxDomain => Rcode::NXDOMAIN,
+                    Shown::NoData => Rcode::NOERROR,
+                    Shown::Refused => Rcode::REFUSED,
+                };
+                let (code, described) = rulebook.policy.describe(refusal);
+                ede = ExtendedError::new(code, described);
+                let rule = refusal.rule.map(|rule| &**rulebook.policy.rule_id(rule));
+                self.refuse(query, Outcome::Deny, refusal.reason, rule, rcode, &ede, limit)
+            }
+            Conclusion::NoSegment => {
+                let (code, described) = no_segment();
+                ede = ExtendedError::new(code, described);
+                self.refuse(query, Outcome::Deny, Reason::NoSegment, None, Rcode::REFUSED, &ede, limit)
+            }
+            Conclusion::Failed(failure) => {
+                let told = self.refuse(query, Outcome::Error, failure.reason, None, Rcode::SERVFAIL, &failure.ede, limit);
+                Told { why: Some(&failure.ede.text), upstream: failure.upstream.as_deref(), ..told }
+            }
+        };
+        let asked = Some((&*query.name, query.kind));
+        self.record(id, arrival, Some(query.echo.id), asked, rulebook, &told, now);
+        self.replies.push((start..self.bytes.len(), route()));
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "as for seal")]
+    fn refuse<'a>(
+        &mut self,
+        query: &Query<'_>,
+        outcome: Outcome,
+        reason: Reason,
+        rule: Option<&'a str>,
+        rcode: Rcode,
+        ede: &'a ExtendedError,
+        limit: usize,
+    ) -> Told<'a> {
+        let written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, Some(ede), limit);
+        Told { rule, rcode: Some(rcode), written, ede: Some(ede), ..Told::nothing(outcome, reason) }
+    }
+
+    /// Seals the reply to what is not a query, or records the silence that it gets.
+    #[expect(clippy::too_many_arguments, reason = "as for seal")]
+    pub(super) fn seal_malformed(
+        &mut self,
+        id: RecordId,
+        arrival: Arrival,
+        malformed: &Malformed<'_>,
+        rulebook: &Rulebook,
+        now: Now,
+        route: impl FnOnce() -> R,
+    ) {
+        let start = self.bytes.len();
+        let mut told = Told { why: Some(malformed.why.as_str()), ..Told::nothing(Outcome::Deny, Reason::Malformed) };
+        let answer = malformed.answer.as_ref();
+        // A stranger's junk gets no reply: nothing here is worth reflecting off.
+        if let Some((rcode, echo)) = answer.filter(|_| rulebook.policy.asker(arrival.client()).is_some()) {
+            told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, wire::UDP_SIZE_PLAIN);
+            told.rcode = Some(*rcode);
+            self.replies.push((start..self.bytes.len(), route()));
+        }
+        let asked = malformed.name.as_deref().zip(malformed.kind);
+        self.record(id, arrival, malformed.id, asked, rulebook, &told, now);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "as for seal")]
+    fn record(
+        &mut self,
+        id: RecordId,
+        arrival: Arrival,
+        qid: Option<u16>,
+        asked: Option<(&[u8], crate::record::RecordType)>,
+        rulebook: &Rulebook,
+        told: &Told<'_>,
+        now: Now,
+    ) {
+        let policy = &rulebook.policy;
+        let asker = policy.asker(arrival.client());
+        let segment = asker.map(|asker| policy.segment(asker));
+        let latency = now.tick.since(arrival.at.tick);
+        let event = QueryEvent {
+            at: arrival.at.wall,
+            client: arrival.client(),
+            port: arrival.peer.port(),
+            transport: arrival.transport,
+            asked_by: asker.and_then(|asker| policy.forwarder(asker)).map(|name| &**name),
+            segment: segment.map(|segment| (&*segment.name, &*segment.tags_json)),
+            qid,
+            qname: asked.map(|(name, _)| name),
+            qtype: asked.map(|(_, kind)| kind),
+            outcome: told.outcome,
+            enforced: told.enforced,
+            reason: told.reason,
+            rule: told.rule,
+            policy: policy.revision(),
+            rcode: told.rcode,
+            flags: told.written.flags,
+            bytes: told.written.len,
+            cache: told.cache,
+            answers: if told.written.truncated { &[] } else { told.answers },
+            ttl: told.ttl.seconds(),
+            grant: told.grant.map(|(services, until)| (services, now.wall_at(until))),
+            ede: told.ede,
+            why: told.why,
+            upstream: told.upstream,
+            origin: told.origin,
+            latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
+        };
+        self.samples.push(Sample {
+            segment: segment.map_or(SegmentSlot::NONE, |segment| rulebook.slot(segment.id)),
+            verdict: told.outcome as usize,
+            reason: told.reason as usize,
+            refused: told.outcome != Outcome::Allow,
+            response: told.rcode,
+            transport: arrival.transport as usize,
+            path: if told.cache.is_some_and(|cache| cache != CacheUse::Hit) { Path::Slow } else { Path::Fast },
+            elapsed: latency,
+        });
+        self.shard.append(id, &Event::Query(event));
+    }
+}
+
+impl<'a> Told<'a> {
+    const fn nothing(outcome: Outcome, reason: Reason) -> Self {
+        Self {
+            outcome,
+            enforced: true,
+            reason,
+            rule: None,
+            rcode: None,
+            written: SILENCE,
+            cache: None,
+            answers: &[],
+            ttl: Ttl::ZERO,
+            grant: None,
+            ede: None,
+            why: None,
+            upstream: None,
+            origin: None,
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The slow path: five steps in a row, two of them waits, one deadline for all of it.
+
+use std::sync::Arc;
+
+use crate::audit::{CacheUse, RecordId};
+use crate::cache::{Covered, Known};
+use crate::gate::reply::{Conclusion, Failure, Prepared};
+use crate::gate::{Gate, Job, NotGranted, Rulebook, who};
+use crate::grant::Granted;
+use crate::policy::{Permit, Reason, Verdict, decide, inspect};
+use crate::record::{Answer, ExtendedError, Question, Rcode};
+use crate::time::Tick;
+use crate::wire::REFUSAL_TTL;
+
+/// A chain left open is followed over at most so many answers (as the chain of one answer is).
+const MAX_FOLLOWED: usize = 8;
+
+/// How often a query is decided anew because the policy changed under it.
+const MAX_STALE: usize = 3;
+
+/// An answer with what is known of it.
+struct Resolved {
+    answer: Answer,
+    told_until: Tick,
+    origin: RecordId,
+    cache: CacheUse,
+}
+
+impl Gate {
+    /// Settles what the fast path could not. Always concludes, closed where anything fails.
+    pub async fn slow(&self, job: &Job) -> Conclusion {
+        let walk = self.walk(job);
+        match tokio::time::timeout(self.deadlines.query, walk).await {
+            Ok(Ok(conclusion)) => conclusion,
+            Ok(Err(failure)) => Conclusion::Failed(failure),
+            Err(_) => Conclusion::Failed(Failure::new(
+                Reason::Upstream,
+                ExtendedError::NO_REACHABLE_AUTHORITY,
+                "no upstream answered in time",
+            )),
+        }
+    }
+
+    async fn walk(&self, job: &Job) -> Result<Conclusion, Failure> {
+        for _ in 0..MAX_STALE {
+            // A policy that was loaded since the fast path decides: the client has been told nothing yet.
+            let rulebook = self.rulebook.load_full();
+            let now = self.clock.now();
+            let Some(asker) = rulebook.policy.asker(job.arrival.client()) else { return Ok(Conclusion::NoSegment) };
+            let permit = match decide(&rulebook.policy, asker, job.question.name.as_wire(), job.question.kind, now.wall) {
+                Verdict::Permit(permit) => permit,
+                Verdict::Refuse(refusal) => return Ok(Conclusion::Refused(refusal)),
+            };
+            let resolved = self.resolve_chain(&rulebook, &permit, job.id).await?;
+            let now = self.clock.now();
+            let told_until = self.until_observed_ends(&permit, resolved.told_until);
+            let cleared = inspect(permit, resolved.answer, now.wall);
+            let told_until = match cleared.withheld() {
+                // Like any refusal it may be kept for a moment only: a corrected rule shows soon.
+                Some(withheld) if withheld.enforced => told_until.min(now.tick + REFUSAL_TTL.duration()),
+                _ => told_until,
+            };
+            let granted = match Granted::nothing_to_open(cleared, told_until) {
+                Ok(granted) => granted,
+                Err(cleared) => {
+                    let offer = self.granter.offer(cleared, told_until, job.id);
+                    match tokio::time::timeout(self.deadlines.firewall, offer).await {
+                        Ok(Ok(granted)) => granted,
+                        Ok(Err(NotGranted::Stale)) => continue,
+                        Ok(Err(refused)) => return Err(refused.into()),
+                        Err(_) => return Err(Failure::new(
+                            Reason::Firewall,
+                            ExtendedError::NOT_READY,
+                            "the firewall did not acknowledge in time",
+                        )),
+                    }
+                }
+            };
+            return Ok(Conclusion::Told {
+                prepared: self.keep(&rulebook, granted, resolved.origin),
+                cache: resolved.cache,
+            });
+        }
+        Err(Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy is changing too fast; ask again"))
+    }
+
+    /// What an observe segment lets pass is told no longer than the segment observes.
+    fn until_observed_ends(&self, permit: &Permit, told_until: Tick) -> Tick {
+        match permit.segment().observe_until {
+            Some(end) => {
+                let now = self.clock.now();
+                let left = std::time::Duration::from_micros(end.0.saturating_sub(now.wall.0));
+                if left.is_zero() { told_until } else { told_until.min(now.tick + left) }
+            }
+            None => told_until,
+        }
+    }
+
+    /// Prepares the reply and keeps it for those whom it was granted to.
+    fn keep(&self, rulebook: &Rulebook, granted: Granted, origin: RecordId) -> Arc<Prepared> {
+        let question = granted.cleared().permit().question().clone();
+        let who = who(&rulebook.policy, granted.cleared().permit().asker());
+        let told_until = granted.told_until();
+        let prepared = Arc::new(Prepared::new(granted, origin));
+        let covered = Covered { epoch: rulebook.epoch, told_until, reply: Arc::clone(&prepared) };
+        self.cover.put(who, question.name.as_wire(), question.kind, covered, prepared.weight());
+        prepared
+    }
+
+    /// The answer to a permitted question. An upstream is expected to recurse; a chain that is left open (a local
+    /// zone's CNAME to the outside is one) is followed only where the same client may ask the target itself.
+    async fn resolve_chain(&self, rulebook: &Rulebook, permit: &Permit, id: RecordId) -> Result<Resolved, Failure> {
+        let mut whole = self.resolve(rulebook, permit, id).await?;
+        let kind = permit.question().kind;
+        for _ in 0..MAX_FOLLOWED {
+            let Some(target) = open_end(&whole.answer, permit.question()) else { return Ok(whole) };
+            let wall = self.clock.now().wall;
+            let Verdict::Permit(next) = decide(&rulebook.policy, permit.asker(), target.as_wire(), kind, wall) else {
+                let text = format!("the answer ends in a CNAME to {target}, which this client may not ask for");
+                return Err(Failure::new(Reason::Cname, ExtendedError::OTHER, text));
+            };
+            let part = self.resolve(rulebook, &next, id).await?;
+            whole.told_until = whole.told_until.min(part.told_until);
+            whole.answer.rcode = part.answer.rcode;
+            whole.answer.authoritative &= part.answer.authoritative;
+            whole.answer.records.extend(part.answer.records);
+            whole.answer.soa = part.answer.soa;
+            whole.answer.ede = part.answer.ede;
+            // The addresses are the last answer's, and so is the trust in them.
+            whole.answer.origin = part.answer.origin;
+            if part.cache == CacheUse::Miss {
+                whole.cache = CacheUse::Miss;
+            }
+        }
+        Err(Failure::new(Reason::Cname, ExtendedError::OTHER, "the CNAME chain is too long"))
+    }
+
+    async fn resolve(&self, rulebook: &Rulebook, permit: &Permit, id: RecordId) -> Result<Resolved, Failure> {
+        let question = permit.question();
+        let now = self.clock.tick();
+        if let Some(answer) = rulebook.zones.answer(question) {
+            let told_until = self.terms.told_until(answer.ttl(), now);
+            return Ok(Resolved { answer, told_until, origin: id, cache: CacheUse::Zone });
+        }
+        let segment = permit.segment();
+        let Some(upstream) = self.upstreams.route(&segment.name, question.name.as_wire()) else {
+            let text = format!("no upstream serves {} for segment {}", question.name, segment.name);
+            return Err(Failure::new(Reason::Upstream, ExtendedError::NO_REACHABLE_AUTHORITY, text));
+        };
+        let view = upstream.view().0;
+        if let Some(known) = self.answers.get(view, question, now) {
+            return Ok(Resolved {
+                answer: known.answer.clone(),
+                told_until: known.told_until,
+                origin: known.origin,
+                cache: CacheUse::Open,
+            });
+        }
+        let deadline = tokio::time::Instant::now() + self.deadlines.query;
+        let answer = self.upstreams.resolve(upstream, permit, deadline).await.map_err(|error| Failure {
+            reason: Reason::Upstream,
+            ede: ExtendedError::new(ExtendedError::NO_REACHABLE_AUTHORITY, error.to_string()),
+            upstream: Some(Arc::from(upstream.name())),
+        })?;
+        let told_until = self.terms.told_until(answer.ttl(), self.clock.tick());
+        let known = Arc::new(Known { answer, told_until, origin: id });
+        self.answers.put(view, question, Arc::clone(&known));
+        Ok(Resolved { answer: known.answer.clone(), told_until, origin: id, cache: CacheUse::Miss })
+    }
+}
+
+/// The name at which the chain from the question breaks off, where it does: a CNAME whose target has neither the
+/// asked type nor a negative answer's SOA.
+fn open_end(answer: &Answer, question: &Question) -> Option<crate::name::Name> {
+    if answer.rcode != Rcode::NOERROR || answer.soa.is_some() || question.kind == crate::record::RecordType::CNAME {
+        return None;
+    }
+    let (end, passed) = answer.chain(&question.name);
+    let complete = answer.records.iter().any(|record| record.name == end && record.kind == question.kind);
+    (!passed.is_empty() && !complete).then_some(end)
+}
+
+impl From<NotGranted> for Failure {
+    fn from(refused: NotGranted) -> Self {
+        match refused {
+            NotGranted::Full(full) => Self::new(Reason::Budget, ExtendedError::OTHER, full.as_str()),
+            NotGranted::Firewall(name, why) => {
+                Self::new(Reason::Firewall, ExtendedError::NOT_READY, format!("firewall {name}: {why}"))
+            }
+            NotGranted::Journal(why) => {
+                Self::new(Reason::Firewall, ExtendedError::NOT_READY, format!("the journal cannot be written: {why}"))
+            }
+            NotGranted::Audit => Self::new(Reason::Audit, ExtendedError::NOT_READY, "the grant's record cannot be written"),
+            NotGranted::Busy | NotGranted::Stale => {
+                Self::new(Reason::Rate, ExtendedError::NOT_READY, "too many answers wait for the firewall")
+            }
+        }
+    }
+}
