@@ -234,11 +234,10 @@ impl NameBuf {
         let (Some(target), true) = (self.wire.get_mut(start..end), end < MAX_WIRE) else {
             return Err(NameError::NameTooLong);
         };
-        for (index, slot) in target.iter_mut().enumerate() {
-            *slot = match index.checked_sub(1) {
-                None => u8::try_from(label.len()).unwrap_or(u8::MAX),
-                Some(at) => label.get(at).map_or(0, u8::to_ascii_lowercase),
-            };
+        if let Some((length, text)) = target.split_first_mut() {
+            *length = u8::try_from(label.len()).unwrap_or(u8::MAX);
+            text.copy_from_slice(label);
+            text.make_ascii_lowercase();
         }
         self.length = end + 1;
         Ok(())
@@ -248,6 +247,12 @@ impl NameBuf {
     #[must_use]
     pub fn to_name(&self) -> Name {
         Name(Arc::from(&**self))
+    }
+}
+
+impl fmt::Debug for NameBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_presentation(self, f)
     }
 }
 

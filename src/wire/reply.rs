@@ -1,0 +1,242 @@
+//! Replies: [`Template`], the part of an answer that is the same for every client, and its one writer.
+
+use super::compression::Compressor;
+use super::edns::{EDE_HEAD, OPT_LENGTH, push_opt};
+use super::{Echo, HEADER, IN, TCP_LIMIT, flag, rdata};
+use crate::name::Name;
+use crate::record::{ExtendedError, Question, Rcode, Record, RecordType};
+use crate::time::Ttl;
+
+/// How long a refusal may be kept: a client learns of a new rule within this time.
+pub const REFUSAL_TTL: Ttl = Ttl::from_wire(5);
+
+/// The SOA of a refusal as it follows any question: owned by the question's name (a pointer), TTL 5 s,
+/// outgate.invalid hostmaster.outgate.invalid, serial 1, refresh 3600, retry 600, expire 86400, minimum 5.
+const REFUSAL_SOA: &[u8; 77] = b"\xc0\x0c\x00\x06\x00\x01\x00\x00\x00\x05\x00\x41\
+    \x07outgate\x07invalid\x00\x0ahostmaster\x07outgate\x07invalid\x00\
+    \x00\x00\x00\x01\x00\x00\x0e\x10\x00\x00\x02\x58\x00\x01\x51\x80\x00\x00\x00\x05";
+
+/// The answer and authority sections of the answer to one question, encoded. The id, the question's case,
+/// the flags RD and CD, the EDNS and the TTL are put in when it is written.
+#[derive(Clone, Debug)]
+pub struct Template {
+    rcode: Rcode,
+    authoritative: bool,
+    /// The length of the question section that the pointers assume.
+    question: usize,
+    answers: u16,
+    authority: u16,
+    body: Box<[u8]>,
+    /// Where the TTLs stand in `body`.
+    ttls: Box<[u16]>,
+    ede: Option<ExtendedError>,
+}
+
+/// What was appended to the buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// How many octets.
+    pub len: usize,
+    /// TC is set: the records did not fit.
+    pub truncated: bool,
+    /// Octets 2 and 3 of the header.
+    pub flags: u16,
+}
+
+impl Template {
+    /// Encodes `records` as the answer section, `soa` as the authority section of a negative answer.
+    #[must_use]
+    pub fn new(
+        question: &Question,
+        rcode: Rcode,
+        authoritative: bool,
+        records: &[Record],
+        soa: Option<&Record>,
+        ede: Option<&ExtendedError>,
+    ) -> Self {
+        let asked = question.name.as_wire();
+        let mut encoder = Encoder {
+            body: Vec::new(),
+            ttls: Vec::new(),
+            base: HEADER + asked.len() + 4,
+            names: Compressor::new(asked),
+        };
+        records.iter().chain(soa).for_each(|record| encoder.push(record));
+        Self {
+            rcode,
+            authoritative,
+            question: asked.len() + 4,
+            answers: count(records.len()),
+            authority: count(soa.iter().len()),
+            body: encoder.body.into_boxed_slice(),
+            ttls: encoder.ttls.into_boxed_slice(),
+            ede: ede.cloned(),
+        }
+    }
+
+    /// The code that [`write`](Self::write) gives.
+    #[must_use]
+    pub const fn rcode(&self) -> Rcode {
+        self.rcode
+    }
+
+    /// Appends the reply to `echo`, which asks this template's question, in whatever case. Every record is told
+    /// with `ttl`. At most `limit` octets ([`Echo::udp_limit`] or [`TCP_LIMIT`], never under 512) are written: an
+    /// extended error gives way first, then all records, with TC. Allocates only where `out` lacks capacity.
+    ///
+    /// An echo of a question of another length cannot be answered from here and gets SERVFAIL.
+    pub fn write(&self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
+        let ede = self.ede.as_ref().map(|ede| (ede.code, &*ede.text));
+        if echo.question.len() != self.question {
+            return Reply { ede, ..Reply::empty(Rcode::SERVFAIL) }.write(out, echo, ttl, limit);
+        }
+        Reply {
+            rcode: self.rcode,
+            authoritative: self.authoritative,
+            answers: self.answers,
+            authority: self.authority,
+            body: &self.body,
+            ttls: &self.ttls,
+            ede,
+        }
+        .write(out, echo, ttl, limit)
+    }
+}
+
+/// Appends a reply without answers: an error, or a refusal. NXDOMAIN and NOERROR (NODATA) carry an SOA, owned by the
+/// question's own name, so that a client keeps them for [`REFUSAL_TTL`] (RFC 2308 §5) and learns nothing of where
+/// zones begin. Other codes carry none. `limit` as in [`Template::write`].
+pub fn write_refusal(
+    out: &mut Vec<u8>,
+    echo: &Echo<'_>,
+    rcode: Rcode,
+    ede: Option<&ExtendedError>,
+    limit: usize,
+) -> Written {
+    let mut reply = Reply::empty(rcode);
+    reply.ede = ede.map(|ede| (ede.code, &*ede.text));
+    if (rcode == Rcode::NXDOMAIN || rcode == Rcode::NOERROR) && !echo.question.is_empty() {
+        (reply.authority, reply.body) = (1, REFUSAL_SOA);
+    }
+    reply.write(out, echo, REFUSAL_TTL, limit)
+}
+
+/// The SOA that [`write_refusal`] tells for `name`, for a [`Template`] of a negative answer of our own making.
+#[must_use]
+pub fn refusal_soa(name: &Name) -> Record {
+    let data = REFUSAL_SOA.split_at(12).1;
+    Record { name: name.clone(), kind: RecordType::SOA, ttl: REFUSAL_TTL, data: data.into() }
+}
+
+/// A count in the header. A section of more has a body beyond every limit, and is never written.
+fn count(records: usize) -> u16 {
+    u16::try_from(records).unwrap_or(u16::MAX)
+}
+
+/// The records of a reply being encoded.
+struct Encoder<'a> {
+    body: Vec<u8>,
+    ttls: Vec<u16>,
+    /// The offset of the body in the message.
+    base: usize,
+    names: Compressor<'a>,
+}
+
+impl<'a> Encoder<'a> {
+    fn push(&mut self, record: &'a Record) {
+        self.names.push_name(&mut self.body, self.base, record.name.as_wire());
+        self.body.extend_from_slice(&record.kind.0.to_be_bytes());
+        self.body.extend_from_slice(&IN.to_be_bytes());
+        // Beyond 65,535 octets the body is never written, and its TTLs need no place.
+        self.ttls.extend(u16::try_from(self.body.len()).ok());
+        self.body.extend_from_slice(&[0; 6]);
+        let start = self.body.len();
+        match rdata::compressible(record.kind, &record.data) {
+            None => self.body.extend_from_slice(&record.data),
+            Some(rdata::Parts { prefix, names, tail }) => {
+                self.body.extend_from_slice(prefix);
+                for name in names {
+                    self.names.push_name(&mut self.body, self.base, name);
+                }
+                self.body.extend_from_slice(tail);
+            }
+        }
+        let length = u16::try_from(self.body.len() - start).unwrap_or(u16::MAX);
+        if let Some(field) = self.body.get_mut(start - 2..start) {
+            field.copy_from_slice(&length.to_be_bytes());
+        }
+    }
+}
+
+/// A reply about to be written: what does not come from the echo.
+struct Reply<'a> {
+    rcode: Rcode,
+    authoritative: bool,
+    answers: u16,
+    authority: u16,
+    body: &'a [u8],
+    ttls: &'a [u16],
+    ede: Option<(u16, &'a str)>,
+}
+
+impl Reply<'_> {
+    const fn empty(rcode: Rcode) -> Self {
+        Self { rcode, authoritative: false, answers: 0, authority: 0, body: &[], ttls: &[], ede: None }
+    }
+
+    /// The only place that writes a reply.
+    fn write(&self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
+        let opt = if echo.edns.is_some() { OPT_LENGTH } else { 0 };
+        let fixed = HEADER + echo.question.len() + opt;
+        // RFC 8914 §3: an extended error is worth less than the records. First its text goes, then the whole of it.
+        let ede = self.ede.filter(|_| echo.edns.is_some());
+        let fitting = |body: usize| {
+            let candidates = [ede, ede.map(|(code, _)| (code, "")), None];
+            candidates
+                .into_iter()
+                .find(|ede| fixed + body + ede.map_or(0, |(_, text)| EDE_HEAD + text.len()) <= limit.min(TCP_LIMIT))
+        };
+        let whole = fitting(self.body.len());
+        let truncated = whole.is_none();
+        let ede = whole.or_else(|| fitting(0)).flatten();
+        let (answers, authority, body) =
+            if truncated { (0, 0, [].as_slice()) } else { (self.answers, self.authority, self.body) };
+
+        // The upper bits of an extended rcode stand in the OPT (RFC 6891 §6.1.3): without one, 16 would read as
+        // NOERROR.
+        let rcode = if self.rcode.0 > 0xf && echo.edns.is_none() { Rcode::SERVFAIL.0 } else { self.rcode.0 };
+        let mut flags = flag::QR | flag::RA | u16::from(echo.opcode & 0xf) << 11 | rcode & 0xf;
+        for (set, bit) in [
+            (self.authoritative, flag::AA),
+            (truncated, flag::TC),
+            (echo.recursion_desired, flag::RD),
+            (echo.checking_disabled, flag::CD),
+        ] {
+            flags |= if set { bit } else { 0 };
+        }
+        let questions = u16::from(!echo.question.is_empty());
+        let mut header = [0; HEADER];
+        let fields = [echo.id, flags, questions, answers, authority, u16::from(echo.edns.is_some())];
+        for (place, field) in header.chunks_exact_mut(2).zip(fields) {
+            place.copy_from_slice(&field.to_be_bytes());
+        }
+
+        let start = out.len();
+        out.extend_from_slice(&header);
+        out.extend_from_slice(&echo.question);
+        let base = out.len();
+        out.extend_from_slice(body);
+        if !truncated {
+            for &place in self.ttls {
+                let place = base + usize::from(place);
+                if let Some(field) = out.get_mut(place..place + 4) {
+                    field.copy_from_slice(&ttl.seconds().to_be_bytes());
+                }
+            }
+        }
+        if let Some(edns) = echo.edns {
+            push_opt(out, u8::try_from(rcode >> 4).unwrap_or(0), edns.dnssec_ok, ede);
+        }
+        Written { len: out.len() - start, truncated, flags }
+    }
+}
