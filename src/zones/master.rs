@@ -1,0 +1,235 @@
+//! A master file's text to records: origins, owners, TTLs, classes (RFC 1035 §5.1, RFC 2308 §4).
+
+use std::sync::Arc;
+
+use hickory_proto::serialize::txt::parse_ttl;
+
+use super::entry::{Entries, Entry, Fault, Token};
+use super::rdata;
+use crate::name::Name;
+use crate::record::{Record, RecordType};
+use crate::time::Ttl;
+
+/// The longest TTL (RFC 2181 §8).
+const MAX_TTL: u32 = 0x7fff_ffff;
+
+/// A record and where it stands in its file.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) at: usize,
+    pub(super) record: Record,
+}
+
+/// What a file says.
+#[derive(Debug)]
+pub(super) struct Master {
+    /// The zone's origin: the first `$ORIGIN` before any record, else the one given.
+    pub(super) apex: Name,
+    /// Every record that could be read, in file order.
+    pub(super) lines: Vec<Line>,
+    /// An SOA was tried, so that its absence is no second mistake.
+    pub(super) tried_soa: bool,
+}
+
+/// Who owns a record that begins with a blank.
+enum Owner {
+    Unset,
+    /// Its line was a mistake, which has been noted.
+    Broken,
+    Name(Name),
+}
+
+struct Reader<'f> {
+    origin: Name,
+    owner: Owner,
+    /// From `$TTL`.
+    default_ttl: Option<Ttl>,
+    /// The last one stated in a record.
+    last_ttl: Option<Ttl>,
+    /// A TTL was tried and is a mistake already, so that its absence is no second one.
+    broken_ttl: bool,
+    apex: Option<Name>,
+    lines: Vec<Line>,
+    tried_soa: bool,
+    faults: &'f mut Vec<Fault>,
+}
+
+/// Reads a text whose names are relative to `origin` until it says otherwise; notes every fault and goes on. `None`
+/// where an `$ORIGIN` is broken: what the names mean is then unknown.
+pub(super) fn read(text: &str, origin: Name, faults: &mut Vec<Fault>) -> Option<Master> {
+    let mut reader = Reader {
+        origin: origin.clone(),
+        owner: Owner::Unset,
+        default_ttl: None,
+        last_ttl: None,
+        broken_ttl: false,
+        apex: None,
+        lines: Vec::new(),
+        tried_soa: false,
+        faults,
+    };
+    for entry in Entries::new(text) {
+        let read = entry.and_then(|entry| match entry.tokens.split_first() {
+            Some((first, rest)) if first.raw.starts_with('$') && !first.quoted && !entry.inherits => {
+                reader.directive(*first, rest, entry.end)
+            }
+            _ => reader.record(&entry).map(|()| true),
+        });
+        match read {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(fault) => reader.faults.push(fault),
+        }
+    }
+    Some(Master { apex: reader.apex.unwrap_or(origin), lines: reader.lines, tried_soa: reader.tried_soa })
+}
+
+impl Reader<'_> {
+    /// A `$` line; `Ok(false)` where nothing after it can be understood.
+    fn directive(&mut self, first: Token<'_>, rest: &[Token<'_>], end: usize) -> Result<bool, Fault> {
+        let value = |example: &str| match rest {
+            [value] => Ok(*value),
+            [] => Err(Fault::new(end, format!("{} has no value", first.raw), format!("write {} {example}", first.raw))),
+            [_, extra, ..] => {
+                Err(Fault::new(extra.at, format!("\"{}\" is more than {} holds", extra.raw, first.raw), "remove it"))
+            }
+        };
+        match first.raw.to_ascii_uppercase().as_str() {
+            "$ORIGIN" => match value("example.org.").and_then(|token| rdata::name(token, &self.origin)) {
+                Ok(origin) => {
+                    self.apex.get_or_insert_with(|| origin.clone());
+                    self.origin = origin;
+                }
+                Err(fault) => {
+                    self.faults.push(fault);
+                    return Ok(false);
+                }
+            },
+            "$TTL" => match value("1h").and_then(ttl) {
+                Ok(ttl) => self.default_ttl = Some(ttl),
+                Err(fault) => {
+                    self.broken_ttl = true;
+                    return Err(fault);
+                }
+            },
+            "$INCLUDE" => {
+                let remedy = "copy its lines here: a zone is one file of the zone directory";
+                return Err(Fault::new(first.at, "$INCLUDE is not supported", remedy));
+            }
+            "$GENERATE" => {
+                let remedy = "write the records out; a wildcard (*.name) covers any label";
+                return Err(Fault::new(first.at, "$GENERATE is not supported", remedy));
+            }
+            _ => {
+                let fact = format!("{} is not a directive", first.raw);
+                return Err(Fault::new(first.at, fact, "$ORIGIN and $TTL are the directives of a zone file"));
+            }
+        }
+        Ok(true)
+    }
+
+    fn record(&mut self, entry: &Entry<'_>) -> Result<(), Fault> {
+        let mut tokens = entry.tokens.as_slice();
+        let at = tokens.first().map_or(entry.end, |token| token.at);
+        if self.apex.is_none() {
+            self.apex = Some(self.origin.clone());
+        }
+        let mut unreadable = None;
+        if !entry.inherits
+            && let Some((first, rest)) = tokens.split_first()
+        {
+            tokens = rest;
+            self.owner = match rdata::name(*first, &self.origin) {
+                Ok(name) => Owner::Name(name),
+                Err(fault) => {
+                    unreadable = Some(fault);
+                    Owner::Broken
+                }
+            };
+        }
+        let (stated, kind, rest) = self.head(tokens, entry.end)?;
+        self.tried_soa |= kind == RecordType::SOA;
+        if let Some(fault) = unreadable {
+            return Err(fault);
+        }
+        let data = rdata::read(kind, rest, &self.origin, entry.end)?;
+        let name = match &self.owner {
+            Owner::Name(name) => name.clone(),
+            Owner::Broken => return Ok(()),
+            Owner::Unset => {
+                let remedy = "write the owner's name, or @, at the start of the line";
+                return Err(Fault::new(at, "the first record has no owner", remedy));
+            }
+        };
+        // RFC 2308 §4: "All resource records appearing after the directive, and which do not explicitly include a TTL
+        // value, have their TTL set to the TTL given in the $TTL directive." Without one, RFC 1035 §5.1: "Omitted
+        // class and TTL values are default to the last explicitly stated values."
+        self.last_ttl = stated.or(self.last_ttl);
+        let Some(ttl) = stated.or(self.default_ttl).or(self.last_ttl) else {
+            if self.broken_ttl {
+                return Ok(());
+            }
+            let remedy = "add the line $TTL 1h at the top, or write the TTL before the type";
+            return Err(Fault::new(at, "the record has no TTL and there is no $TTL above it", remedy));
+        };
+        self.lines.push(Line { at, record: Record { name, kind, ttl, data: Arc::from(data) } });
+        Ok(())
+    }
+
+    /// `[<TTL>] [<class>] <type>` or `[<class>] [<TTL>] <type>`, and what follows.
+    fn head<'t, 'a>(
+        &mut self,
+        mut tokens: &'t [Token<'a>],
+        end: usize,
+    ) -> Result<(Option<Ttl>, RecordType, &'t [Token<'a>]), Fault> {
+        let (mut stated, mut class) = (None, false);
+        loop {
+            let Some((first, rest)) = tokens.split_first() else {
+                return Err(Fault::new(end, "the record has no type", "write e.g. www A 192.0.2.1"));
+            };
+            tokens = rest;
+            if stated.is_none() && first.raw.starts_with(|c: char| c.is_ascii_digit()) {
+                stated = Some(ttl(*first).inspect_err(|_| self.broken_ttl = true)?);
+            } else if !class && is_class(first.raw) {
+                if !first.raw.eq_ignore_ascii_case("IN") {
+                    return Err(Fault::new(
+                        first.at,
+                        format!("class {} is not served", first.raw),
+                        "write IN, or nothing",
+                    ));
+                }
+                class = true;
+            } else {
+                return Ok((stated, self.kind(*first)?, rest));
+            }
+        }
+    }
+
+    fn kind(&self, token: Token<'_>) -> Result<RecordType, Fault> {
+        let kind: RecordType = token.raw.parse().map_err(|()| {
+            let remedy = r"write a type, e.g. A; one without a name as TYPE65280 \# 2 c0a8";
+            Fault::new(token.at, format!("\"{}\" is not a record type", token.raw), remedy)
+        })?;
+        // RFC 6895 §3.1: 128 to 255 are question and meta types; OPT (41) is one too, and 0 is reserved.
+        if matches!(kind.0, 0 | 41 | 128..=255) {
+            return Err(Fault::new(token.at, format!("{kind} is not a type of data"), "remove the record"));
+        }
+        Ok(kind)
+    }
+}
+
+fn is_class(text: &str) -> bool {
+    let upper = text.to_ascii_uppercase();
+    matches!(upper.as_str(), "IN" | "CH" | "HS" | "CS" | "NONE")
+        || upper.strip_prefix("CLASS").is_some_and(|number| number.parse::<u16>().is_ok())
+}
+
+fn ttl(token: Token<'_>) -> Result<Ttl, Fault> {
+    match parse_ttl(token.raw) {
+        Ok(seconds) if seconds <= MAX_TTL => Ok(Ttl::from_wire(seconds)),
+        _ => {
+            let fact = format!("\"{}\" is not a TTL", token.raw);
+            Err(Fault::new(token.at, fact, "write seconds up to 2147483647, or e.g. 90s, 15m, 1h30m, 7d"))
+        }
+    }
+}
