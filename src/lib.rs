@@ -4,6 +4,7 @@ pub mod audit;
 pub mod document;
 pub mod firewall;
 pub mod grant;
+pub mod metric;
 pub mod name;
 pub mod net;
 pub mod policy;
