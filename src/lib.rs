@@ -9,6 +9,7 @@ pub mod name;
 pub mod net;
 pub mod policy;
 pub mod record;
+pub mod serve;
 pub mod time;
 pub mod upstream;
 pub mod wire;
