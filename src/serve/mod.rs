@@ -1,2 +1,15 @@
-//! Doors.
+//! Doors: where queries, operators and monitoring come in.
+//!
+//! Each door takes a listener that the app has bound and runs until the `stop` channel says true (or its sender is
+//! gone): then it takes nothing new, finishes what it has begun and returns.
+
+pub mod tcp;
 pub mod udp;
+
+use tokio::sync::watch;
+
+/// Waits until the node stops.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error: the sender is gone, and with it whoever could have told us.
+    let _ = stop.wait_for(|stop| *stop).await;
+}

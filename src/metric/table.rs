@@ -1,0 +1,127 @@
+//! The table. docs/metrics.md has a row for each row here, and a test that says so.
+
+use super::{Counter, Gauge, Histogram, Info, Kind, Metric, Row, Unit};
+
+macro_rules! metrics {
+    ($($constant:ident = $kind:ident $name:literal [$($label:literal),*] $unit:ident $help:literal;)*) => {
+        $(
+            #[doc = concat!("`outgate_", $name, "`: ", $help)]
+            pub const $constant: $kind<{ <[&str]>::len(&[$($label),*]) }> =
+                $kind(Row { name: concat!("outgate_", $name), labels: [$($label),*] });
+        )*
+
+        /// Every metric.
+        pub const TABLE: &[Metric] = &[$(Metric {
+            name: concat!("outgate_", $name),
+            short: $name,
+            kind: Kind::$kind,
+            unit: Unit::$unit,
+            labels: &[$($label),*],
+            help: $help,
+        }),*];
+    };
+}
+
+metrics! {
+    QUERIES = Counter "queries_total" ["segment", "verdict"] Count
+        "Queries by the segment of the client and the verdict.";
+    REFUSALS = Counter "refusals_total" ["reason"] Count
+        "Queries that were denied or failed, by reason.";
+    SILENCES = Counter "silences_total" ["why"] Count
+        "Queries that got no response, by reason.";
+    RESPONSES = Counter "responses_total" ["rcode", "transport"] Count
+        "Responses by response code and transport.";
+    QUERY_DURATION = Histogram "query_duration_seconds" ["path"] Seconds
+        "Time from the receipt of a query to its record, by path.";
+    SLOW_QUEUE_DEPTH = Gauge "slow_queue_depth" [] Count
+        "Queries that wait for a place on the slow path.";
+
+    ANSWERS_HELD = Histogram "answers_held_seconds" [] Seconds
+        "Time that answers waited for the firewalls to open their addresses.";
+    ANSWERS_FAILED_CLOSED = Counter "answers_failed_closed_total" ["backend"] Count
+        "Answers that became SERVFAIL because a required firewall did not acknowledge.";
+
+    UPSTREAM_ANSWERS = Counter "upstream_answers_total" ["upstream"] Count
+        "Answers taken from an upstream.";
+    UPSTREAM_TIMEOUTS = Counter "upstream_timeouts_total" ["upstream"] Count
+        "Upstream queries without an answer in time.";
+    UPSTREAM_FAILURES = Counter "upstream_failures_total" ["upstream"] Count
+        "Upstream queries that failed otherwise: no connection, SERVFAIL, REFUSED.";
+    UPSTREAM_MISMATCHES = Counter "upstream_mismatches_total" ["upstream"] Count
+        "Upstream packets that did not match their query and were dropped; many of them are a forgery attempt.";
+    UPSTREAM_SRTT = Gauge "upstream_srtt_seconds" ["upstream"] Seconds
+        "Smoothed round-trip time of the fastest server of an upstream.";
+
+    FIREWALL_ACK = Histogram "firewall_ack_seconds" ["backend"] Seconds
+        "Time from sending a batch of changes to a firewall to its acknowledgement.";
+    FIREWALL_PENDING = Gauge "firewall_pending" ["backend"] Count
+        "Changes that a firewall has not acknowledged yet.";
+    FIREWALL_ERRORS = Counter "firewall_errors_total" ["backend"] Count
+        "Changes that a firewall did not take.";
+    FIREWALL_DRIFT_REPAIRS = Counter "firewall_drift_repairs_total" ["backend"] Count
+        "Times that somebody else's change to a firewall was repaired.";
+    FIREWALL_ELEMENTS = Gauge "firewall_elements" ["backend"] Count
+        "Live elements in a firewall.";
+    FIREWALL_CAPACITY = Gauge "firewall_capacity_ratio" ["backend"] Ratio
+        "Share of a firewall's room that is taken.";
+    GRANTS = Gauge "grants" [] Count
+        "Live grants.";
+
+    AUDIT_RECORDS = Counter "audit_records_total" [] Count
+        "Records written to the log.";
+    AUDIT_BYTES = Counter "audit_bytes_total" [] Bytes
+        "Bytes written to the log.";
+    AUDIT_REFUSED = Counter "audit_refused_total" [] Count
+        "Queries that got no answer because their record could not be written.";
+    AUDIT_GAPS = Counter "audit_gaps_total" [] Count
+        "Ranges of record ids that are missing from the log.";
+
+    POLICY_REVISION = Info "policy_revision_info" ["revision"] Count
+        "The policy in force.";
+    POLICY_RULES = Gauge "policy_rules" [] Count
+        "Rules of the policy in force.";
+    POLICY_SEGMENTS = Gauge "policy_segments" [] Count
+        "Segments of the policy in force.";
+    POLICY_RELOAD_FAILURES = Counter "policy_reload_failures_total" [] Count
+        "Reloads that were refused; the policy before stayed in force.";
+
+    CACHE_ENTRIES = Gauge "cache_entries" [] Count
+        "Answers in the cache.";
+    CACHE_BYTES = Gauge "cache_bytes" [] Bytes
+        "Memory that cached answers take.";
+    CACHE_HITS = Counter "cache_hits_total" [] Count
+        "Allowed queries whose answer was in the cache.";
+    CACHE_MISSES = Counter "cache_misses_total" [] Count
+        "Allowed queries whose answer was not in the cache.";
+    ZONES_RECORDS = Gauge "zones_records" [] Count
+        "Records in local zones.";
+
+    STREAMS = Gauge "streams" [] Count
+        "Open connections of the stream doors.";
+    STREAMS_CLOSED = Counter "streams_closed_total" ["why"] Count
+        "Connections of the stream doors that ended, by reason.";
+
+    BUILD = Info "build_info" ["version"] Count
+        "The version that runs.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_tell_kind_and_unit() {
+        let mut seen = std::collections::HashSet::new();
+        for metric in TABLE {
+            assert!(seen.insert(metric.name), "{} twice", metric.name);
+            assert_eq!(metric.name, format!("outgate_{}", metric.short));
+            assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+            assert_eq!(metric.kind == Kind::Info, metric.name.ends_with("_info"), "{}", metric.name);
+            assert!(metric.kind != Kind::Histogram || metric.unit == Unit::Seconds, "{}", metric.name);
+            if metric.unit != Unit::Count {
+                assert!(metric.name.contains(metric.unit.as_str()), "{}", metric.name);
+            }
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+        }
+    }
+}

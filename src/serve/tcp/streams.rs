@@ -1,0 +1,255 @@
+//! Who is connected: the limits, the seats taken, and how connections ended.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::net::canonical;
+
+/// What connections may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections in all.
+    pub total: usize,
+    /// Connections of one client address.
+    pub per_client: usize,
+    /// Connections of one forwarder, which asks for many.
+    pub per_forwarder: usize,
+    /// Queries of one connection that wait for their answers; while so many do, nothing more is read.
+    pub in_flight: usize,
+    /// The longest message that is read, in bytes, at most 65,535. Queries are short.
+    pub message: usize,
+    /// How long a connection may stay without a query, its first one included. RFC 7766 §6.2.3: "it is RECOMMENDED
+    /// that the default server application-level idle period be on the order of seconds".
+    pub idle: Duration,
+    /// How long a message may take from its first byte to its last.
+    pub receive: Duration,
+    /// How long the client may take to make room for one answer.
+    pub send: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            total: 1_024,
+            per_client: 16,
+            per_forwarder: 256,
+            in_flight: 16,
+            message: 4_096,
+            idle: Duration::from_secs(10),
+            receive: Duration::from_secs(3),
+            send: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// The client closed it.
+    Peer,
+    /// No query for [`Limits::idle`].
+    Idle,
+    /// A message was not complete within [`Limits::receive`].
+    Partial,
+    /// A message of length 0.
+    Empty,
+    /// A message above [`Limits::message`].
+    Oversize,
+    /// An answer was not taken within [`Limits::send`].
+    Stalled,
+    /// Reading or writing failed.
+    Broken,
+    /// The node stops.
+    Stopped,
+    /// Closed at once: [`Limits::total`].
+    Full,
+    /// Closed at once: [`Limits::per_client`] or [`Limits::per_forwarder`].
+    Client,
+}
+
+impl Ending {
+    /// Every ending.
+    pub const ALL: [Self; 10] = [
+        Self::Peer,
+        Self::Idle,
+        Self::Partial,
+        Self::Empty,
+        Self::Oversize,
+        Self::Stalled,
+        Self::Broken,
+        Self::Stopped,
+        Self::Full,
+        Self::Client,
+    ];
+
+    /// The word in metric labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Idle => "idle",
+            Self::Partial => "partial",
+            Self::Empty => "empty",
+            Self::Oversize => "oversize",
+            Self::Stalled => "stalled",
+            Self::Broken => "broken",
+            Self::Stopped => "stopped",
+            Self::Full => "full",
+            Self::Client => "client",
+        }
+    }
+}
+
+/// The connections of all stream doors together.
+#[derive(Debug)]
+pub struct Streams {
+    limits: Limits,
+    forwarders: HashSet<IpAddr>,
+    seats: Mutex<Seats>,
+    /// In the order of [`Ending::ALL`].
+    endings: [AtomicU64; Ending::ALL.len()],
+}
+
+/// Connections, in all and by peer; a peer without any has no entry, so the table is bounded by the total.
+#[derive(Debug, Default)]
+struct Seats {
+    taken: usize,
+    by_peer: HashMap<IpAddr, usize>,
+}
+
+impl Streams {
+    /// Nobody is connected. `forwarders` are the addresses that [`Limits::per_forwarder`] is for.
+    #[must_use]
+    pub fn new(limits: Limits, forwarders: impl IntoIterator<Item = IpAddr>) -> Arc<Self> {
+        Arc::new(Self {
+            limits: Limits { message: limits.message.min(usize::from(u16::MAX)), ..limits },
+            forwarders: forwarders.into_iter().map(canonical).collect(),
+            seats: Mutex::default(),
+            endings: Default::default(),
+        })
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.seats.lock().taken
+    }
+
+    /// How many connections ended, by reason.
+    pub fn endings(&self) -> impl Iterator<Item = (Ending, u64)> {
+        Ending::ALL.into_iter().zip(self.endings.iter().map(|count| count.load(Relaxed)))
+    }
+
+    pub(super) fn count(&self, ending: Ending) {
+        let counts = Ending::ALL.iter().zip(&self.endings).filter(|(each, _)| **each == ending);
+        counts.for_each(|(_, count)| _ = count.fetch_add(1, Relaxed));
+    }
+
+    /// A seat for one connection.
+    ///
+    /// # Errors
+    /// [`Ending::Full`] or [`Ending::Client`].
+    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr) -> Result<Seat, Ending> {
+        let peer = canonical(peer);
+        let forwarder = self.forwarders.contains(&peer);
+        let most = if forwarder { self.limits.per_forwarder } else { self.limits.per_client };
+        let mut seats = self.seats.lock();
+        if seats.taken >= self.limits.total {
+            return Err(Ending::Full);
+        }
+        let of_peer = seats.by_peer.get(&peer).copied().unwrap_or(0);
+        if of_peer >= most {
+            return Err(Ending::Client);
+        }
+        seats.by_peer.insert(peer, of_peer + 1);
+        seats.taken += 1;
+        drop(seats);
+        Ok(Seat { streams: Arc::clone(self), peer })
+    }
+}
+
+/// One connection's place, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    streams: Arc<Streams>,
+    peer: IpAddr,
+}
+
+impl Seat {
+    pub(super) fn limits(&self) -> &Limits {
+        &self.streams.limits
+    }
+
+    /// Gives the place back and counts why.
+    pub(super) fn leave(self, ending: Ending) {
+        self.streams.count(ending);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.streams.seats.lock();
+        seats.taken -= 1;
+        if let Some(count) = seats.by_peer.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                seats.by_peer.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SMALL: Limits = Limits {
+        total: 10,
+        per_client: 2,
+        per_forwarder: 4,
+        in_flight: 1,
+        message: 512,
+        idle: Duration::ZERO,
+        receive: Duration::ZERO,
+        send: Duration::ZERO,
+    };
+
+    #[test]
+    fn a_mapped_address_is_the_same_client() {
+        let streams = Streams::new(SMALL, []);
+        let seats = ["192.0.2.1", "::ffff:192.0.2.1"].map(|peer| streams.admit(peer.parse().unwrap()).unwrap());
+        assert_eq!(streams.admit("192.0.2.1".parse().unwrap()).unwrap_err(), Ending::Client);
+        drop(seats);
+        assert!(streams.seats.lock().by_peer.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_of_comings_and_goings_passes_a_limit(steps in prop::collection::vec((any::<bool>(), 0..6_u8), 0..200)) {
+            let address = |n: u8| IpAddr::from([192, 0, 2, n]);
+            let streams = Streams::new(SMALL, [address(0), address(1)]);
+            let mut seated: Vec<(u8, Seat)> = Vec::new();
+            for (comes, n) in steps {
+                if comes {
+                    let mine = seated.iter().filter(|(peer, _)| *peer == n).count();
+                    let most = if n < 2 { 4 } else { 2 };
+                    match streams.admit(address(n)) {
+                        Ok(seat) => { prop_assert!(seated.len() < 10 && mine < most); seated.push((n, seat)); }
+                        Err(Ending::Full) => prop_assert_eq!(seated.len(), 10),
+                        Err(ending) => { prop_assert_eq!(ending, Ending::Client); prop_assert_eq!(mine, most); }
+                    }
+                } else if let Some(at) = seated.iter().position(|(peer, _)| *peer == n) {
+                    seated.remove(at);
+                }
+                prop_assert_eq!(streams.open(), seated.len());
+            }
+        }
+    }
+}
