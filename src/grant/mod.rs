@@ -7,6 +7,7 @@
 
 mod change;
 mod lease;
+mod settings;
 mod ledger;
 
 pub use change::Change;

@@ -1,0 +1,173 @@
+//! The command line.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::verb;
+
+/// The DNS server of a network that is closed by default: answers allowlisted names, opens their addresses in the
+/// firewall first, records every query.
+#[derive(Parser)]
+#[command(name = "outgate", version, propagate_version = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Where the configuration is.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigFile {
+    /// The configuration; without it ./outgate.toml, and without that the built-in defaults
+    #[arg(short, long = "config", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Serve until SIGTERM; SIGHUP reloads policy and zones
+    #[command(after_help = "Example:\n  outgate run -c /etc/outgate/outgate.toml")]
+    Run(ConfigFile),
+    /// Validate configuration, policy and zones; print every mistake; exit 0 or 2
+    #[command(after_help = "Example:\n  outgate check -c /etc/outgate/outgate.toml")]
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Print a JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say which rules decide a question, why, what would be opened and what the client would see
+    #[command(after_help = "Example:\n  outgate explain --client 10.20.7.31 api.stripe.com AAAA")]
+    Explain {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The client that asks
+        #[arg(long, value_name = "IP")]
+        client: IpAddr,
+        /// The name
+        name: String,
+        /// The type
+        #[arg(default_value = "A", value_name = "TYPE")]
+        kind: String,
+        /// Print a JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a running node
+    #[command(after_help = "Example:\n  outgate status --json")]
+    Status {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Print the node's JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List what a running node holds open
+    #[command(after_help = "Example:\n  outgate grants --client 10.20.7.31")]
+    Grants {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Only grants that this client caused
+        #[arg(long, value_name = "IP")]
+        client: Option<IpAddr>,
+        /// Only grants to this address
+        #[arg(long, value_name = "IP")]
+        address: Option<IpAddr>,
+        /// Only grants for this name
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Only grants of this segment
+        #[arg(long, value_name = "SEGMENT")]
+        segment: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 1000, value_name = "N")]
+        limit: usize,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a running node load policy and zones again; a load with mistakes changes nothing
+    #[command(after_help = "Example:\n  outgate check && outgate reload")]
+    Reload {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Print a JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read the query log
+    #[command(subcommand)]
+    Log(verb::log::Verb),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let done = match Arguments::parse().verb {
+        Verb::Run(config) => verb::run::run(&config),
+        Verb::Check { config, json } => verb::check::run(&config, json),
+        Verb::Explain { config, client, name, kind, json } => verb::explain::run(&config, client, &name, &kind, json),
+        Verb::Status { config, json } => verb::node::status(&config, json),
+        Verb::Grants { config, client, address, name, segment, limit, json } => {
+            let filter = verb::node::Filter { client, address, name, segment, limit };
+            verb::node::grants(&config, &filter, json)
+        }
+        Verb::Reload { config, json } => verb::node::reload(&config, json),
+        Verb::Log(verb) => verb::log::run(verb),
+    };
+    match done {
+        Ok(code) => code,
+        Err(failure) => {
+            // A closed pipe is the reader's choice, not a failure.
+            let _ = writeln!(std::io::stderr(), "outgate: {failure}");
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// Why a verb failed. Exit codes: 2 for mistakes in files or arguments, 1 for everything else.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Mistakes in configuration, policy or zones.
+    #[error("{}", list(.0))]
+    Mistakes(Vec<crate::document::Mistake>),
+    /// An argument cannot be used.
+    #[error("{0}")]
+    Argument(String),
+    /// It could not be done; one sentence with the remedy.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Failure {
+    const fn code(&self) -> u8 {
+        match self {
+            Self::Mistakes(_) | Self::Argument(_) => 2,
+            Self::Failed(_) => 1,
+        }
+    }
+}
+
+fn list(mistakes: &[crate::document::Mistake]) -> String {
+    let count = mistakes.len();
+    let mut text = format!("{count} mistake{}; nothing was started or changed", if count == 1 { "" } else { "s" });
+    for mistake in mistakes {
+        text.push('\n');
+        text.push_str(&mistake.to_string());
+    }
+    text
+}
+
+/// Prints to standard output; a reader that has gone ends the program quietly.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Failed(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,185 @@
+//! `outgate.toml`: the sum of the rooms' settings.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::app::cli::ConfigFile;
+use crate::document::{Document, Mistake, Table};
+use crate::grant::Terms;
+use crate::{audit, firewall, policy, upstream, zones};
+
+/// The file that is read where none is named.
+const DEFAULT_FILE: &str = "outgate.toml";
+
+/// The whole configuration. Paths are relative to the file's directory.
+pub(super) struct Config {
+    /// The file it came from; `None`: the built-in defaults.
+    pub(super) file: Option<PathBuf>,
+    /// The node's name in every record.
+    pub(super) node: String,
+    /// Journal and locks.
+    pub(super) state: PathBuf,
+    pub(super) listen: Listen,
+    pub(super) forwarders: Vec<policy::Forwarder>,
+    pub(super) policy_directory: PathBuf,
+    pub(super) zones: zones::Settings,
+    /// Empty: the system's resolvers.
+    pub(super) upstreams: Vec<upstream::Settings>,
+    pub(super) terms: Terms,
+    pub(super) firewalls: Vec<firewall::Settings>,
+    pub(super) audit: audit::Settings,
+    /// Where metrics and health are served; `None`: nowhere.
+    pub(super) health: Option<SocketAddr>,
+    pub(super) admin_socket: PathBuf,
+}
+
+/// `[listen]`.
+pub(super) struct Listen {
+    /// UDP and TCP.
+    pub(super) dns: Vec<SocketAddr>,
+    /// UDP worker threads; at least 1.
+    pub(super) workers: usize,
+}
+
+impl Config {
+    /// Reads the file that was named, else `outgate.toml` of the working directory, else nothing.
+    pub(super) fn read(named: &ConfigFile) -> Result<Self, Vec<Mistake>> {
+        let default = Path::new(DEFAULT_FILE);
+        let file = named.config.clone().or_else(|| default.exists().then(|| default.to_owned()));
+        let text = match &file {
+            None => String::new(),
+            Some(file) => std::fs::read_to_string(file).map_err(|error| {
+                let fact = format!("{} cannot be read: {error}", file.display());
+                vec![Mistake::general(fact, "name the configuration with -c, or make it readable for this user")]
+            })?,
+        };
+        Self::parse(file, &text)
+    }
+
+    /// Reads the text of a configuration file.
+    pub(super) fn parse(file: Option<PathBuf>, text: &str) -> Result<Self, Vec<Mistake>> {
+        let shown = file.as_ref().map_or_else(|| DEFAULT_FILE.into(), |file| file.display().to_string());
+        let (document, root) = Document::parse(&shown, text);
+        let base = file.as_deref().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
+        let path = |path: PathBuf| if path.is_relative() { base.join(path) } else { path };
+        let node = root.string("node").map_or_else(host_name, |node| node.value);
+        let state = root.string("state").map_or_else(|| PathBuf::from(".outgate"), |state| state.value.into());
+        let listen = read_listen(&root);
+        let forwarders = read_forwarders(&root);
+        let policy_directory = read_policy(&root);
+        let mut zones = zones::Settings::read(&root);
+        zones.directory = path(zones.directory);
+        let upstreams = upstream::Settings::read_all(&root);
+        let terms = Terms::read(&root);
+        let firewalls = firewall::Settings::read_all(&root);
+        let mut audit = root.table("audit").map_or_else(audit::Settings::default, audit::Settings::parse);
+        audit.file = path(audit.file);
+        let health = read_health(&root);
+        let admin_socket = read_admin(&root).unwrap_or_else(|| state.join("admin.sock"));
+        root.finish(&["sink", "cluster", "peer", "tracing", "dnssec", "cache", "flow"]);
+        let mistakes = document.take_mistakes();
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        Ok(Self {
+            node,
+            state: path(state),
+            listen,
+            forwarders,
+            policy_directory: path(policy_directory),
+            zones,
+            upstreams,
+            terms,
+            firewalls,
+            audit,
+            health,
+            admin_socket: path(admin_socket),
+            file,
+        })
+    }
+}
+
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| "outgate".into())
+}
+
+fn read_listen(root: &Table) -> Listen {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut listen = Listen { dns: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], workers: 0 };
+    if let Some(table) = root.table("listen") {
+        let remedy = "write an address with its port: \"0.0.0.0:53\" or \"[::]:53\"";
+        if let Some(addresses) = table.parsed_list::<SocketAddr>("dns", remedy) {
+            if addresses.is_empty() {
+                table.document().note(&table.span_of("dns"), "`dns` is empty: nobody could ask", remedy);
+            }
+            listen.dns = addresses.into_iter().map(|found| found.value).collect();
+        }
+        let workers = table.integer("workers", 0..=256).unwrap_or(0);
+        listen.workers = usize::try_from(workers).unwrap_or(0);
+        table.finish(&["tls", "https", "quic"]);
+    }
+    if listen.workers == 0 {
+        listen.workers = cores();
+    }
+    listen
+}
+
+fn read_forwarders(root: &Table) -> Vec<policy::Forwarder> {
+    let mut forwarders = Vec::new();
+    for table in root.tables("forwarder") {
+        let document = table.document().clone();
+        let name = table.required_string("name");
+        let segment = table.required_string("segment");
+        let remedy = "write the addresses it asks from: \"10.96.0.10\" or \"10.96.0.0/28\"";
+        if !table.has("addresses") {
+            document.note(table.span(), "`addresses` is missing", remedy);
+        }
+        let addresses = table.strings("addresses").unwrap_or_default();
+        let addresses = addresses.iter().filter_map(|found| {
+            let address = found.value.parse().map(crate::net::Prefix::from);
+            let prefix = address.or_else(|_: std::net::AddrParseError| found.value.parse());
+            if prefix.is_err() {
+                document.note(&found.span, format!("`addresses` cannot hold \"{}\"", found.value), remedy);
+            }
+            prefix.ok()
+        });
+        let addresses = addresses.collect();
+        if let Some(identity) = table.string("identity").filter(|identity| identity.value != "none") {
+            let known = matches!(identity.value.as_str(), "ecs" | "proxy");
+            let fact = if known { "is not supported by this version" } else { "is not an identity" };
+            document.note(&identity.span, format!("`identity` = \"{}\" {fact}", identity.value), "write identity = \"none\"");
+        }
+        if let (Some(name), Some(segment)) = (name, segment) {
+            forwarders.push(policy::Forwarder {
+                name: name.value,
+                addresses,
+                segment: segment.value,
+                place: document.place(table.span()),
+            });
+        }
+        table.finish(&[]);
+    }
+    forwarders
+}
+
+fn read_policy(root: &Table) -> PathBuf {
+    let Some(table) = root.table("policy") else { return PathBuf::from("policy") };
+    let directory = table.required_string("directory");
+    table.finish(&["candidate", "watch"]);
+    directory.map_or_else(|| PathBuf::from("policy"), |directory| directory.value.into())
+}
+
+fn read_health(root: &Table) -> Option<SocketAddr> {
+    let table = root.table("health")?;
+    let listen = table.parsed("listen", "write an address with its port: \"127.0.0.1:9953\"");
+    table.finish(&[]);
+    listen.map(|listen| listen.value)
+}
+
+fn read_admin(root: &Table) -> Option<PathBuf> {
+    let table = root.table("admin")?;
+    let socket = table.string("socket");
+    table.finish(&["tls", "roles"]);
+    socket.map(|socket| socket.value.into())
+}

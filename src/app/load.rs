@@ -1,0 +1,182 @@
+//! Files → rulebook: the policy directory, the zones, and what both must know of the configuration.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::app::config::Config;
+use crate::document::Mistake;
+use crate::net::{Prefix, canonical};
+use crate::policy::{self, Policy};
+use crate::upstream::{self, Upstreams};
+use crate::zones::Zones;
+
+/// The largest policy file read: a million names are about 40 MB.
+const LARGEST_FILE: u64 = 256 << 20;
+
+/// Policy and zones of one load.
+pub(super) struct Loaded {
+    pub(super) policy: Arc<Policy>,
+    pub(super) zones: Zones,
+}
+
+/// Reads and checks everything that a reload reads; every mistake of every file.
+pub(super) fn load(config: &Config, upstreams: &Upstreams) -> Result<Loaded, Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    let files = policy_files(&config.policy_directory, &mut mistakes);
+    let settings = policy::Settings {
+        forwarders: config.forwarders.clone(),
+        own_addresses: own_addresses(config, upstreams),
+        never_grant: Vec::new(),
+    };
+    let policy = match policy::compile(&files, &settings) {
+        Ok(policy) => Some(policy),
+        Err(more) => {
+            mistakes.extend(more);
+            None
+        }
+    };
+    let zones = match Zones::load(&config.zones.directory, config.zones.optional) {
+        Ok(zones) => Some(zones),
+        Err(more) => {
+            mistakes.extend(more);
+            None
+        }
+    };
+    if let Some(policy) = &policy {
+        check_views(config, policy, &mut mistakes);
+    }
+    match (policy, zones) {
+        (Some(policy), Some(mut zones)) if mistakes.is_empty() => {
+            for zone in config.upstreams.iter().flat_map(|upstream| &upstream.zones) {
+                zones.carve(zone);
+            }
+            Ok(Loaded { policy: Arc::new(policy), zones })
+        }
+        _ => Err(mistakes),
+    }
+}
+
+/// The upstreams of the configuration; without any, the system's resolvers less ourselves.
+pub(super) fn upstreams(config: &Config) -> Result<(Vec<upstream::Settings>, bool), Vec<Mistake>> {
+    if !config.upstreams.is_empty() {
+        return Ok((config.upstreams.clone(), false));
+    }
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    match upstream::system_servers(&text, &ourselves(&config.listen.dns)) {
+        Ok(servers) => Ok((vec![upstream::Settings::for_everything("system", servers)], true)),
+        // Local zones answer without any upstream: a node that has none says so and serves what it can.
+        Err(_) if config.file.is_none() => Ok((Vec::new(), true)),
+        Err(mistake) => Err(vec![mistake]),
+    }
+}
+
+/// Every address at which this node itself would be reached, for each port that it listens on.
+fn ourselves(listen: &[SocketAddr]) -> Vec<SocketAddr> {
+    let local = local_addresses();
+    let expand = |address: &SocketAddr| -> Vec<SocketAddr> {
+        if address.ip().is_unspecified() {
+            local.iter().map(|ip| SocketAddr::new(*ip, address.port())).collect()
+        } else {
+            vec![*address]
+        }
+    };
+    listen.iter().flat_map(expand).collect()
+}
+
+/// The addresses of this host's interfaces.
+pub(super) fn local_addresses() -> Vec<IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let four = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    });
+    addresses.map(canonical).collect::<HashSet<_>>().into_iter().collect()
+}
+
+/// What no answer may open whatever a rule says: this host and the upstream servers.
+fn own_addresses(config: &Config, upstreams: &Upstreams) -> Vec<Prefix> {
+    let listening = config.listen.dns.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
+    let servers = upstreams.servers().map(|server| server.ip());
+    let all: HashSet<IpAddr> = local_addresses().into_iter().chain(listening).chain(servers).collect();
+    all.into_iter().map(Prefix::from).collect()
+}
+
+/// `segments` of `[[upstream]]` must exist.
+fn check_views(config: &Config, policy: &Policy, mistakes: &mut Vec<Mistake>) {
+    let known: HashSet<&str> = policy.segments().iter().map(|segment| &*segment.name).collect();
+    for (segment, place) in config.upstreams.iter().flat_map(|upstream| &upstream.segments) {
+        if !known.contains(&**segment) {
+            let fact = format!("no policy file has a segment \"{segment}\"");
+            let remedy = "correct `segments`, or add the segment to the policy";
+            mistakes.push(Mistake { place: place.clone(), fact, remedy: remedy.into() });
+        }
+    }
+}
+
+/// Every `*.toml` below the directory, in order of their paths; `tests/` is left out, links may not leave it.
+fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::Source> {
+    let root = match directory.canonicalize() {
+        Ok(root) => root,
+        Err(error) => {
+            let fact = format!("the policy directory {} cannot be read: {error}", directory.display());
+            mistakes.push(Mistake::general(fact, "create it, or correct [policy].directory"));
+            return Vec::new();
+        }
+    };
+    let mut files = Vec::new();
+    let mut pending = vec![directory.to_owned()];
+    while let Some(at) = pending.pop() {
+        let entries = match std::fs::read_dir(&at) {
+            Ok(entries) => entries,
+            Err(error) => {
+                unreadable(&at, &error, mistakes);
+                continue;
+            }
+        };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            // A Kubernetes volume keeps its files behind ..data; the links beside it lead there.
+            if name.to_string_lossy().starts_with('.') || name == "tests" {
+                continue;
+            }
+            match path.canonicalize() {
+                Ok(real) if !real.starts_with(&root) => {
+                    let fact = format!("{} is a link out of the policy directory", path.display());
+                    mistakes.push(Mistake::general(fact, "copy the file into the directory"));
+                }
+                Ok(real) if real.is_dir() && !path.is_symlink() => pending.push(path),
+                Ok(real) if real.is_file() && path.extension().is_some_and(|extension| extension == "toml") => {
+                    files.push(path);
+                }
+                Ok(_) => {}
+                Err(error) => unreadable(&path, &error, mistakes),
+            }
+        }
+    }
+    files.sort();
+    files.into_iter().filter_map(|path| read_file(path, mistakes)).collect()
+}
+
+fn read_file(path: PathBuf, mistakes: &mut Vec<Mistake>) -> Option<policy::Source> {
+    if path.metadata().is_ok_and(|metadata| metadata.len() > LARGEST_FILE) {
+        let fact = format!("{} is larger than {} MiB", path.display(), LARGEST_FILE >> 20);
+        mistakes.push(Mistake::general(fact, "split it"));
+        return None;
+    }
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Some(policy::Source { file: path.display().to_string(), text }),
+        Err(error) => {
+            unreadable(&path, &error, mistakes);
+            None
+        }
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error, mistakes: &mut Vec<Mistake>) {
+    let fact = format!("{} cannot be read: {error}", path.display());
+    mistakes.push(Mistake::general(fact, "make it readable for this user, and UTF-8"));
+}

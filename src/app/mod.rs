@@ -1,0 +1,10 @@
+//! Wiring: the configuration, the node, one file per command-line verb.
+
+pub mod cli;
+mod config;
+mod load;
+mod node;
+mod start;
+mod verb;
+
+pub use cli::main;
