@@ -1,1 +1,187 @@
-//! (to come)
+//! Upstream: the resolvers that answer what the policy permits.
+//!
+//! Promised here:
+//! - Nothing is asked without a [`Permit`], and nothing is asked by itself: no probe, no prefetch (I1).
+//! - What is sent is a function of the permitted name and type and of our own randomness alone (I2).
+//! - A reply counts only from the server asked, with its id, its question and its letter case; whoever guesses is
+//!   answered by TCP.
+//! - Of an answer only the chain from the name to its RRset is kept, or the SOA that says there is none.
+//! - Everything ends at the caller's deadline, and every failure says what each server did.
+//!
+//! ```text
+//! Upstreams.route ─► Upstream ─► inflight: asked once ─► failover: which servers, when
+//!                                    server: one of them ─► query ─► udp ─ truncated, suspect ─► tcp
+//!                                    Answer ◄─ answer ◄─ wire::parse_message ◄─ reply
+//! ```
+
+mod answer;
+mod failover;
+mod failure;
+mod health;
+mod inflight;
+mod query;
+mod server;
+mod settings;
+mod system;
+mod tcp;
+mod udp;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::name::{Name, ancestors};
+use crate::policy::Permit;
+use crate::record::{AddressTrust, Answer, Origin, Question};
+use crate::time::Clock;
+
+pub use failure::{Attempts, Failure, Nonsense, UpstreamError};
+pub use server::ServerHealth;
+pub use settings::{ServerSettings, Settings, Transport};
+pub use system::system_servers;
+
+/// An exchange ends this much before the caller's deadline, so that what each server did is still told.
+const MARGIN: Duration = Duration::from_millis(20);
+
+/// Which upstream's view of the names an answer belongs to: answers of different views are never mixed. Numbers from
+/// 0 in the order of the settings, for one [`Upstreams`] only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ViewId(pub u32);
+
+/// One upstream: servers that give the same answers.
+#[derive(Debug)]
+pub struct Upstream {
+    view: ViewId,
+    origin: Origin,
+    private: Arc<[crate::net::Prefix]>,
+    servers: Vec<Arc<server::Server>>,
+}
+
+impl Upstream {
+    /// What its answers are kept apart by.
+    #[must_use]
+    pub const fn view(&self) -> ViewId {
+        self.view
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(&self) -> &Arc<str> {
+        &self.origin.name
+    }
+
+    /// The private addresses that its answers may hold.
+    #[must_use]
+    pub const fn private(&self) -> &Arc<[crate::net::Prefix]> {
+        &self.private
+    }
+
+    /// Its servers' addresses, which are never granted to a client.
+    pub fn servers(&self) -> impl Iterator<Item = SocketAddr> {
+        self.servers.iter().map(|server| server.address)
+    }
+
+    /// Asks the servers. Private: [`Upstreams::resolve`] demands a permit.
+    async fn exchange(self: Arc<Self>, question: Question, deadline: Instant) -> Result<Answer, UpstreamError> {
+        failover::exchange(&self.servers, &question, &self.origin, deadline).await
+    }
+}
+
+/// All upstreams, and who answers for which name.
+#[derive(Debug)]
+pub struct Upstreams {
+    upstreams: Vec<Arc<Upstream>>,
+    zones: HashMap<Name, Zone>,
+    inflight: inflight::Inflight<(ViewId, Question)>,
+}
+
+/// The upstreams of one zone.
+#[derive(Debug, Default)]
+struct Zone {
+    views: HashMap<Arc<str>, usize>,
+    rest: Option<usize>,
+}
+
+impl Upstreams {
+    /// Upstreams as configured, without mistakes: of two that claim the same, the first has it. Opens nothing yet.
+    #[must_use]
+    pub fn new(settings: Vec<Settings>, clock: &Clock) -> Self {
+        let mut zones: HashMap<Name, Zone> = HashMap::new();
+        let mut upstreams = Vec::with_capacity(settings.len());
+        for (index, settings) in settings.into_iter().enumerate() {
+            let names = if settings.zones.is_empty() { vec![Name::root()] } else { settings.zones };
+            for name in names {
+                let zone = zones.entry(name).or_default();
+                for (segment, _) in &settings.segments {
+                    zone.views.entry(Arc::clone(segment)).or_insert(index);
+                }
+                if settings.segments.is_empty() {
+                    zone.rest.get_or_insert(index);
+                }
+            }
+            let private: Arc<[_]> = Arc::from(settings.private);
+            upstreams.push(Arc::new(Upstream {
+                view: ViewId(u32::try_from(index).unwrap_or(u32::MAX)),
+                origin: Origin { name: settings.name, trust: AddressTrust::Upstream(Arc::clone(&private)) },
+                private,
+                servers: settings.servers.into_iter().map(|one| Arc::new(server::Server::new(one, clock))).collect(),
+            }));
+        }
+        Self { upstreams, zones, inflight: inflight::Inflight::new() }
+    }
+
+    /// Who answers for `name` (wire format, lower case) in `segment`: the longest zone for this segment or for all;
+    /// of two equally long, the one for this segment. `None`: nobody.
+    #[must_use]
+    pub fn route(&self, segment: &str, name: &[u8]) -> Option<&Arc<Upstream>> {
+        let index = ancestors(name).find_map(|ancestor| {
+            let zone = self.zones.get(ancestor)?;
+            zone.views.get(segment).copied().or(zone.rest)
+        })?;
+        self.upstreams.get(index)
+    }
+
+    /// The answer of `upstream` to the question that `permit` permits. The same question of the same view is asked
+    /// once, however many wait for it; who stops waiting disturbs nobody.
+    ///
+    /// # Errors
+    /// [`UpstreamError`], at the latest at `deadline`.
+    pub async fn resolve(
+        &self,
+        upstream: &Arc<Upstream>,
+        permit: &Permit,
+        deadline: Instant,
+    ) -> Result<Answer, UpstreamError> {
+        self.ask_once(upstream, permit.question(), deadline).await
+    }
+
+    async fn ask_once(
+        &self,
+        upstream: &Arc<Upstream>,
+        question: &Question,
+        deadline: Instant,
+    ) -> Result<Answer, UpstreamError> {
+        let key = (upstream.view, question.clone());
+        let ends = deadline.checked_sub(MARGIN).unwrap_or(deadline);
+        let begin = || Arc::clone(upstream).exchange(question.clone(), ends);
+        self.inflight.join(&key, deadline, begin).await
+    }
+
+    /// Every upstream, in the order of the settings.
+    #[must_use]
+    pub fn all(&self) -> &[Arc<Upstream>] {
+        &self.upstreams
+    }
+
+    /// The state of every server.
+    #[must_use]
+    pub fn health(&self) -> Vec<ServerHealth> {
+        let of_upstream = |upstream: &Arc<Upstream>| {
+            upstream.servers.iter().map(|server| server.report(upstream.name())).collect::<Vec<_>>()
+        };
+        self.upstreams.iter().flat_map(of_upstream).collect()
+    }
+}

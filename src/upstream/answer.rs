@@ -1,0 +1,252 @@
+//! A server's message made an [`Answer`]: the CNAME chain and the RRset at its end, and nothing else. Pure.
+//!
+//! Only the answer section is read, and of the authority section the SOA of a negative answer; additional records
+//! and everything off the chain are dropped, so that nothing can be learned that was not asked. The parser bounds
+//! a section to 256 records.
+
+use std::collections::HashSet;
+
+use super::failure::{Failure, Nonsense};
+use crate::name::Name;
+use crate::record::{Answer, Origin, Question, Rcode, Record, RecordType};
+use crate::time::Ttl;
+use crate::wire::Message;
+
+/// The longest CNAME chain; BIND stops at 16, Unbound at 11, real ones seldom have more than 4.
+const MAX_CHAIN: usize = 8;
+
+/// The answer that `message` gives to `question`.
+///
+/// # Errors
+/// A code other than NOERROR and NXDOMAIN, or a message that contradicts itself.
+pub(super) fn answer(question: &Question, message: Message, origin: &Origin) -> Result<Answer, Failure> {
+    if message.rcode != Rcode::NOERROR && message.rcode != Rcode::NXDOMAIN {
+        return Err(Failure::Rcode(message.rcode, message.ede));
+    }
+    let mut records = Vec::new();
+    let mut at = question.name.clone();
+    let found = loop {
+        let found = rrset(&message.answers, &at, question.kind);
+        if !found.is_empty() {
+            break found;
+        }
+        let Some((cname, target)) = cname(&message.answers, &at)? else { break found };
+        records.push(cname);
+        if target == question.name || records.iter().any(|record: &Record| record.name == target) {
+            return Err(Failure::Nonsense(Nonsense::Loop));
+        }
+        if records.len() > MAX_CHAIN {
+            return Err(Failure::Nonsense(Nonsense::Chain));
+        }
+        at = target;
+    };
+    // RFC 6604 §3: the code is about the last name of the chain.
+    if message.rcode == Rcode::NXDOMAIN && !found.is_empty() {
+        return Err(Failure::Nonsense(Nonsense::Contradiction));
+    }
+    let soa = if found.is_empty() { negative_soa(&message.authority, &at) } else { None };
+    // RFC 2308 §2.2: a reply without answer and SOA, but with NS records, is a referral.
+    let refers = message.authority.iter().any(|record| record.kind == RecordType::NS);
+    if message.rcode == Rcode::NOERROR && found.is_empty() && soa.is_none() && refers {
+        return Err(Failure::Nonsense(Nonsense::Referral));
+    }
+    records.extend(found);
+    Ok(Answer { rcode: message.rcode, authoritative: false, records, soa, ede: message.ede, origin: origin.clone() })
+}
+
+/// The records of a name and type, each once, all with their smallest TTL.
+///
+/// RFC 2181 §5.2: "the client should treat the RRs for all purposes as if all TTLs in the RRSet had been set to the
+/// value of the lowest TTL in the RRSet."
+fn rrset(answers: &[Record], name: &Name, kind: RecordType) -> Vec<Record> {
+    let of_set = |record: &&Record| record.name == *name && (record.kind == kind || kind == RecordType::ANY);
+    let ttl = answers.iter().filter(of_set).map(|record| record.ttl).min().unwrap_or(Ttl::ZERO);
+    let mut seen = HashSet::new();
+    answers
+        .iter()
+        .filter(of_set)
+        .filter(|record| seen.insert((record.kind, &record.data)))
+        .map(|record| Record { ttl, ..record.clone() })
+        .collect()
+}
+
+/// The one CNAME of a name, and its target.
+fn cname(answers: &[Record], name: &Name) -> Result<Option<(Record, Name)>, Failure> {
+    // RFC 2181 §10.1: "a CNAME RR [...] there may be only one such record".
+    match rrset(answers, name, RecordType::CNAME).as_slice() {
+        [] => Ok(None),
+        [one] => match one.target() {
+            Some(target) => Ok(Some((one.clone(), target))),
+            None => Err(Failure::Nonsense(Nonsense::Cname)),
+        },
+        _ => Err(Failure::Nonsense(Nonsense::Cname)),
+    }
+}
+
+/// The SOA of the zone that lacks `name`: the nearest whose owner is `name` or above it.
+fn negative_soa(authority: &[Record], name: &Name) -> Option<Record> {
+    authority
+        .iter()
+        .filter(|record| record.kind == RecordType::SOA && name.is_within(&record.name))
+        .max_by_key(|record| record.name.as_wire().len())
+        .cloned()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::record::{AddressTrust, ExtendedError};
+    use std::sync::Arc;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    fn origin() -> Origin {
+        Origin { name: Arc::from("default"), trust: AddressTrust::Upstream(Arc::from([])) }
+    }
+
+    fn address(owner: &str, ttl: u32, address: &str) -> Record {
+        Record::of_address(name(owner), Ttl::from_wire(ttl), address.parse().unwrap())
+    }
+
+    fn named(owner: &str, kind: RecordType, target: &str) -> Record {
+        Record { name: name(owner), kind, ttl: Ttl::from_wire(300), data: Arc::from(name(target).as_wire()) }
+    }
+
+    fn soa(owner: &str) -> Record {
+        let mut data = [name("ns.example").as_wire(), name("admin.example").as_wire()].concat();
+        data.extend([0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 60]);
+        Record { name: name(owner), kind: RecordType::SOA, ttl: Ttl::from_wire(900), data: Arc::from(data) }
+    }
+
+    fn message(rcode: Rcode, answers: Vec<Record>, authority: Vec<Record>) -> Message {
+        Message {
+            id: 0,
+            response: true,
+            opcode: 0,
+            rcode,
+            authoritative: true,
+            truncated: false,
+            authentic: false,
+            question: None,
+            answers,
+            authority,
+            additional: vec![address("a.example", 60, "198.51.100.99")],
+            edns: None,
+            ede: None,
+        }
+    }
+
+    fn ask(rcode: Rcode, answers: Vec<Record>, authority: Vec<Record>) -> Result<Answer, Failure> {
+        let question = Question { name: name("a.example"), kind: RecordType::A };
+        answer(&question, message(rcode, answers, authority), &origin())
+    }
+
+    #[test]
+    fn takes_the_chain_in_order_and_nothing_else() {
+        let got = ask(
+            Rcode::NOERROR,
+            vec![
+                address("c.example", 60, "192.0.2.2"),
+                named("b.example", RecordType::CNAME, "c.example"),
+                address("evil.example", 60, "198.51.100.1"),
+                named("a.example", RecordType::CNAME, "b.example"),
+                named("example", RecordType::DNAME, "example.net"),
+                address("c.example", 30, "192.0.2.1"),
+                address("c.example", 90, "192.0.2.2"),
+                address("a.example.net", 90, "192.0.2.3"),
+            ],
+            vec![named("example", RecordType::NS, "ns.evil.example"), soa("example")],
+        )
+        .unwrap();
+        assert_eq!(
+            got.records,
+            [
+                named("a.example", RecordType::CNAME, "b.example"),
+                named("b.example", RecordType::CNAME, "c.example"),
+                address("c.example", 30, "192.0.2.2"),
+                address("c.example", 30, "192.0.2.1"),
+            ]
+        );
+        assert_eq!((got.soa, got.authoritative, got.origin), (None, false, origin()));
+    }
+
+    #[test]
+    fn a_question_for_cname_ends_at_the_first() {
+        let question = Question { name: name("a.example"), kind: RecordType::CNAME };
+        let records = vec![
+            named("a.example", RecordType::CNAME, "b.example"),
+            named("b.example", RecordType::CNAME, "c.example"),
+        ];
+        let got = answer(&question, message(Rcode::NOERROR, records.clone(), Vec::new()), &origin()).unwrap();
+        assert_eq!(got.records, records[..1]);
+    }
+
+    #[test]
+    fn a_negative_answer_has_the_soa_of_its_own_zone_only() {
+        let chain = vec![named("a.example", RecordType::CNAME, "b.test.example.net")];
+        let all = vec![soa("example"), soa("net"), soa("example.net"), soa("c.b.test.example.net"), soa("example.org")];
+        for rcode in [Rcode::NOERROR, Rcode::NXDOMAIN] {
+            let got = ask(rcode, chain.clone(), all.clone()).unwrap();
+            assert_eq!((got.rcode, &got.records, &got.soa), (rcode, &chain, &Some(soa("example.net"))));
+            let got = ask(rcode, Vec::new(), vec![soa("a.example")]).unwrap();
+            assert_eq!(got.soa, Some(soa("a.example")), "equal to the name");
+            let got = ask(rcode, Vec::new(), vec![soa("example.org")]).unwrap();
+            assert_eq!(got.soa, None);
+        }
+    }
+
+    #[test]
+    fn refuses_what_makes_no_sense() {
+        let chain = |length: usize| -> Vec<Record> {
+            let label = |n: usize| if n == 0 { "a.example".to_owned() } else { format!("n{n}.example") };
+            (0..length).map(|n| named(&label(n), RecordType::CNAME, &label(n + 1))).collect()
+        };
+        assert_eq!(ask(Rcode::NOERROR, chain(8), Vec::new()).unwrap().records.len(), 8);
+        let rows = [
+            (Nonsense::Chain, ask(Rcode::NOERROR, chain(9), Vec::new())),
+            (Nonsense::Loop, ask(Rcode::NOERROR, vec![named("a.example", RecordType::CNAME, "a.example")], Vec::new())),
+            (
+                Nonsense::Loop,
+                ask(
+                    Rcode::NOERROR,
+                    vec![
+                        named("a.example", RecordType::CNAME, "b.example"),
+                        named("b.example", RecordType::CNAME, "c.example"),
+                        named("c.example", RecordType::CNAME, "b.example"),
+                    ],
+                    Vec::new(),
+                ),
+            ),
+            (
+                Nonsense::Cname,
+                ask(
+                    Rcode::NOERROR,
+                    vec![
+                        named("a.example", RecordType::CNAME, "b.example"),
+                        named("a.example", RecordType::CNAME, "c.example"),
+                    ],
+                    Vec::new(),
+                ),
+            ),
+            (Nonsense::Contradiction, ask(Rcode::NXDOMAIN, vec![address("a.example", 60, "192.0.2.1")], Vec::new())),
+            (Nonsense::Referral, ask(Rcode::NOERROR, Vec::new(), vec![named("example", RecordType::NS, "ns.example")])),
+        ];
+        for (expected, got) in rows {
+            assert_eq!(got, Err(Failure::Nonsense(expected)));
+        }
+    }
+
+    #[test]
+    fn a_failure_keeps_its_reason() {
+        let mut failed = message(Rcode::SERVFAIL, Vec::new(), Vec::new());
+        failed.ede = Some(ExtendedError::new(6, "bogus"));
+        let question = Question { name: name("a.example"), kind: RecordType::A };
+        assert_eq!(
+            answer(&question, failed, &origin()),
+            Err(Failure::Rcode(Rcode::SERVFAIL, Some(ExtendedError::new(6, "bogus"))))
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! One server: a question put to it over UDP or TCP, its health, and its counters.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::answer::answer;
+use super::failure::Failure;
+use super::health::{Health, Standing};
+use super::query::Query;
+use super::settings::{ServerSettings, Transport};
+use super::tcp::Connection;
+use super::udp::{Outcome, Pace, Sockets};
+use crate::record::{Answer, Origin, Question};
+use crate::time::Clock;
+use crate::wire;
+
+/// A server with everything that is kept for it.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    transport: Transport,
+    clock: Clock,
+    sockets: Sockets,
+    connection: Connection,
+    health: Mutex<Health>,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    answered: AtomicU64,
+    timeouts: AtomicU64,
+    failures: AtomicU64,
+    mismatches: AtomicU64,
+}
+
+/// One server's state, for metrics and status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerHealth {
+    /// The upstream's name.
+    pub upstream: std::sync::Arc<str>,
+    /// The server's address.
+    pub address: SocketAddr,
+    /// Questions that it answered.
+    pub answered: u64,
+    /// Questions that it did not answer in time.
+    pub timeouts: u64,
+    /// Questions to which it gave an error code or a reply of no use, or for which it could not be reached.
+    pub failures: u64,
+    /// Messages from its address that were not the reply awaited: forged, late or altered.
+    pub mismatches: u64,
+    /// The smoothed round trip; `None` before its first reply.
+    pub round_trip: Option<Duration>,
+    /// Three failures in a row or more: it is asked only where the others failed, and for a trial now and then.
+    pub out: bool,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Server {
+    pub(super) fn new(settings: ServerSettings, clock: &Clock) -> Self {
+        Self {
+            address: settings.address,
+            transport: settings.transport,
+            clock: clock.clone(),
+            sockets: Sockets::new(settings.address, clock.clone()),
+            connection: Connection::new(settings.address),
+            health: Mutex::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Puts the question to this server and takes its answer. `refused` is called where another server had better
+    /// be asked already.
+    ///
+    /// # Errors
+    /// What the server did instead of answering.
+    pub(super) async fn ask(
+        &self,
+        question: &Question,
+        origin: &Origin,
+        pace: Pace,
+        refused: impl FnMut(),
+    ) -> Result<Answer, Failure> {
+        let result = self.exchange(question, origin, pace, refused).await;
+        count(match result {
+            Ok(_) => &self.counts.answered,
+            Err(Failure::Timeout) => &self.counts.timeouts,
+            Err(_) => &self.counts.failures,
+        });
+        match result {
+            Ok(_) => self.health.lock().answered(),
+            // Whether a code speaks against the server or the question is seen by what the others say.
+            Err(Failure::Rcode(..)) => {}
+            Err(_) => self.blame(),
+        }
+        result
+    }
+
+    async fn exchange(
+        &self,
+        question: &Question,
+        origin: &Origin,
+        pace: Pace,
+        refused: impl FnMut(),
+    ) -> Result<Answer, Failure> {
+        let started = self.clock.tick();
+        let heard = || self.health.lock().heard(self.clock.tick().since(started));
+        let query = Query::new(question)?;
+        let over_udp = match self.transport {
+            Transport::Tcp => None,
+            Transport::Udp => {
+                match self.sockets.ask(&query, &pace, refused, || count(&self.counts.mismatches)).await? {
+                    Outcome::Reply(message) => {
+                        heard();
+                        Some(message)
+                    }
+                    Outcome::Incomplete => {
+                        heard();
+                        None
+                    }
+                    Outcome::Suspect => None,
+                }
+            }
+        };
+        let message = match over_udp {
+            Some(message) => message,
+            None => {
+                let message = self.connection.ask(Query::new(question)?, pace.deadline).await?;
+                if self.transport == Transport::Tcp {
+                    heard();
+                }
+                message
+            }
+        };
+        answer(question, wire::parse_message(&message).map_err(Failure::Unreadable)?, origin)
+    }
+
+    /// It failed where it should not have.
+    pub(super) fn blame(&self) {
+        let now = self.clock.tick();
+        self.health.lock().failed(now);
+    }
+
+    /// Another server answered before this one did, although this one was given its time.
+    pub(super) fn outrun(&self) {
+        count(&self.counts.timeouts);
+        self.blame();
+    }
+
+    /// What servers are ordered by: the standing, then the round trip in steps. A server that failed is ready for the
+    /// one question that is its trial, and the caller must ask it.
+    pub(super) fn rank(&self) -> (Standing, u128) {
+        let now = self.clock.tick();
+        let mut health = self.health.lock();
+        (health.standing(now), health.pace())
+    }
+
+    /// How long to wait before another server is asked as well.
+    pub(super) fn patience(&self) -> Duration {
+        self.health.lock().patience()
+    }
+
+    /// Its state.
+    pub(super) fn report(&self, upstream: &std::sync::Arc<str>) -> ServerHealth {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let health = self.health.lock();
+        ServerHealth {
+            upstream: std::sync::Arc::clone(upstream),
+            address: self.address,
+            answered: read(&self.counts.answered),
+            timeouts: read(&self.counts.timeouts),
+            failures: read(&self.counts.failures),
+            mismatches: read(&self.counts.mismatches),
+            round_trip: health.smoothed(),
+            out: health.is_out(),
+        }
+    }
+}

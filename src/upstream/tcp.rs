@@ -1,0 +1,199 @@
+//! TCP to one server: one connection, many queries on it (RFC 7766 §6.2.1.1).
+//!
+//! Why not `hickory_net`'s client: it parses and re-encodes every message by its own rules, refuses more than a set
+//! number of queries in flight with a back-off, and would hide letter case and id from the one place that makes
+//! queries. What is left of TCP without TLS is the two octets of length and a table of ids, below.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use super::failure::{Failure, Nonsense};
+use super::query::{Match, Query, is_truncated};
+
+/// Connecting, writing, or a reply to anything awaited take at most this long: any caller's deadline is over by
+/// then, and a connection that the network forgot must not swallow the queries after it.
+const STALLED: Duration = Duration::from_secs(2);
+/// A connection on which nothing is awaited is closed after this. RFC 7766 §6.2.3 asks clients to keep none needlessly.
+const IDLE: Duration = Duration::from_secs(10);
+/// The most queries awaiting a reply on one connection.
+const PENDING: usize = 2048;
+/// Queries waiting to be written.
+const QUEUED: usize = 256;
+/// How much is read at once.
+const READ: usize = 4096;
+
+type Reply = oneshot::Sender<Result<Vec<u8>, io::ErrorKind>>;
+
+/// One query for the connection's task.
+struct Job {
+    /// The message; its id is set by the task.
+    message: Vec<u8>,
+    reply: Reply,
+}
+
+/// The connection to one server, opened when it is needed.
+#[derive(Debug)]
+pub(super) struct Connection {
+    server: SocketAddr,
+    task: Mutex<Option<mpsc::Sender<Job>>>,
+}
+
+impl Connection {
+    pub(super) const fn new(server: SocketAddr) -> Self {
+        Self { server, task: Mutex::new(None) }
+    }
+
+    /// The reply to `query`. RFC 7766 §6.2.4: "If a client receives a FIN [...] it should retry": a connection that
+    /// was there before and ends under the query is replaced once.
+    ///
+    /// # Errors
+    /// [`Failure::Timeout`] at the deadline, [`Failure::Network`], or [`Failure::Nonsense`] for a reply to something else.
+    pub(super) async fn ask(&self, query: Query, deadline: Instant) -> Result<Vec<u8>, Failure> {
+        let exchange = async {
+            let (task, fresh) = self.task();
+            match hand_over(&task, query.clone().into_bytes()).await {
+                Err(_) if !fresh => hand_over(&self.replace(&task), query.clone().into_bytes()).await,
+                other => other,
+            }
+        };
+        let reply = timeout_at(deadline, exchange).await.map_err(|_| Failure::Timeout)??;
+        // Letter case is a defence against guessing, and not every server keeps it; here the id's place on our own
+        // connection is enough.
+        if query.matches_but_id(&reply) == Match::Mismatch {
+            return Err(Failure::Nonsense(Nonsense::Question));
+        }
+        if is_truncated(&reply) {
+            return Err(Failure::Nonsense(Nonsense::Truncated));
+        }
+        Ok(reply)
+    }
+
+    /// The connection's task, and whether it was started just now.
+    fn task(&self) -> (mpsc::Sender<Job>, bool) {
+        let mut task = self.task.lock();
+        match &*task {
+            Some(running) if !running.is_closed() => (running.clone(), false),
+            _ => (task.insert(start(self.server)).clone(), true),
+        }
+    }
+
+    /// A connection other than `failed`.
+    fn replace(&self, failed: &mpsc::Sender<Job>) -> mpsc::Sender<Job> {
+        let mut task = self.task.lock();
+        match &*task {
+            Some(running) if !running.is_closed() && !running.same_channel(failed) => running.clone(),
+            _ => task.insert(start(self.server)).clone(),
+        }
+    }
+}
+
+async fn hand_over(task: &mpsc::Sender<Job>, message: Vec<u8>) -> Result<Vec<u8>, Failure> {
+    let (reply, replied) = oneshot::channel();
+    let gone = |_| Failure::Network(io::ErrorKind::ConnectionAborted);
+    task.send(Job { message, reply }).await.map_err(|_| gone(()))?;
+    replied.await.map_err(|_| gone(()))?.map_err(Failure::Network)
+}
+
+/// Starts a task that connects, and ends when the connection does, when it is idle or when nobody holds its sender.
+fn start(server: SocketAddr) -> mpsc::Sender<Job> {
+    let (sender, mut jobs) = mpsc::channel(QUEUED);
+    tokio::spawn(async move {
+        let mut pending = HashMap::new();
+        let Err(error) = serve(server, &mut jobs, &mut pending).await else { return };
+        jobs.close();
+        for (_, reply) in pending.drain() {
+            let _gone = reply.send(Err(error.kind()));
+        }
+        while let Ok(job) = jobs.try_recv() {
+            let _gone = job.reply.send(Err(error.kind()));
+        }
+    });
+    sender
+}
+
+/// Writes jobs and hands out replies until the connection ends.
+async fn serve(
+    server: SocketAddr,
+    jobs: &mut mpsc::Receiver<Job>,
+    pending: &mut HashMap<u16, Reply>,
+) -> io::Result<()> {
+    let stream = timeout(STALLED, TcpStream::connect(server)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    stream.set_nodelay(true)?;
+    let (mut reader, mut writer) = stream.into_split();
+    let mut received = Vec::new();
+    let mut over_at = Instant::now() + IDLE;
+    loop {
+        received.reserve(READ);
+        tokio::select! {
+            read = reader.read_buf(&mut received) => {
+                if read? == 0 {
+                    return Err(io::ErrorKind::ConnectionAborted.into());
+                }
+                while let Some(message) = take_message(&mut received) {
+                    // A reply nobody waits for any more, or nobody ever did, is dropped.
+                    let id = message.first_chunk().map(|id| u16::from_be_bytes(*id));
+                    if let Some(reply) = id.and_then(|id| pending.remove(&id)) {
+                        let _gone = reply.send(Ok(message));
+                    }
+                }
+                over_at = Instant::now() + if pending.is_empty() { IDLE } else { STALLED };
+            }
+            job = jobs.recv() => {
+                let Some(Job { mut message, reply }) = job else { return Ok(()) };
+                let id = free_id(pending)?;
+                if let Some(field) = message.first_chunk_mut() {
+                    *field = id.to_be_bytes();
+                }
+                if pending.is_empty() {
+                    over_at = Instant::now() + STALLED;
+                }
+                pending.insert(id, reply);
+                let frame = frame(&message)?;
+                timeout(STALLED, writer.write_all(&frame)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+            }
+            () = sleep_until(over_at) => {
+                return if pending.is_empty() { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) };
+            }
+        }
+    }
+}
+
+/// Length and message, for one write (RFC 7766 §8).
+fn frame(message: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u16::try_from(message.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok([&length.to_be_bytes(), message].concat())
+}
+
+/// The first whole message behind its length, taken out of `received`.
+fn take_message(received: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let end = 2 + usize::from(u16::from_be_bytes(*received.first_chunk()?));
+    let message = received.get(2..end)?.to_vec();
+    received.drain(..end);
+    Some(message)
+}
+
+/// A random id that nothing awaits.
+fn free_id(pending: &mut HashMap<u16, Reply>) -> io::Result<u16> {
+    if pending.len() >= PENDING {
+        pending.retain(|_, reply| !reply.is_closed());
+    }
+    if pending.len() >= PENDING {
+        return Err(io::ErrorKind::QuotaExceeded.into());
+    }
+    loop {
+        let mut random = [0; 2];
+        getrandom::fill(&mut random).map_err(|_| io::ErrorKind::Other)?;
+        let id = u16::from_ne_bytes(random);
+        if !pending.contains_key(&id) {
+            return Ok(id);
+        }
+    }
+}
