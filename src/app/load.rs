@@ -99,7 +99,7 @@ pub(super) fn local_addresses() -> Vec<IpAddr> {
 /// What no answer may open whatever a rule says: this host and the upstream servers.
 fn own_addresses(config: &Config, upstreams: &Upstreams) -> Vec<Prefix> {
     let listening = config.listen.dns.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
-    let servers = upstreams.servers().map(|server| server.ip());
+    let servers = upstreams.all().iter().flat_map(|upstream| upstream.servers()).map(|server| server.ip());
     let all: HashSet<IpAddr> = local_addresses().into_iter().chain(listening).chain(servers).collect();
     all.into_iter().map(Prefix::from).collect()
 }

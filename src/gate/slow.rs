@@ -159,8 +159,8 @@ impl Gate {
         let deadline = tokio::time::Instant::now() + self.deadlines.query;
         let answer = self.upstreams.resolve(upstream, permit, deadline).await.map_err(|error| Failure {
             reason: Reason::Upstream,
-            ede: ExtendedError::new(ExtendedError::NO_REACHABLE_AUTHORITY, error.to_string()),
-            upstream: Some(Arc::from(upstream.name())),
+            ede: error.ede(),
+            upstream: Some(Arc::clone(upstream.name())),
         })?;
         let told_until = self.terms.told_until(answer.ttl(), self.clock.tick());
         let known = Arc::new(Known { answer, told_until, origin: id });

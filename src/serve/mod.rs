@@ -3,8 +3,11 @@
 //! Each door takes a listener that the app has bound and runs until the `stop` channel says true (or its sender is
 //! gone): then it takes nothing new, finishes what it has begun and returns.
 
+mod stream;
 pub mod tcp;
 pub mod udp;
+
+pub use stream::StreamDoor;
 
 use tokio::sync::watch;
 

@@ -1,0 +1,220 @@
+//! From a configuration to a node that serves: everything that can fail is tried before a door opens.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::watch;
+
+use crate::app::cli::Failure;
+use crate::app::config::Config;
+use crate::app::load::{self, Loaded};
+use crate::app::node::{NodeParts, RunningNode, WORDS};
+use crate::audit::{Log, Shard};
+use crate::cache::{Answers, Cover};
+use crate::document::Mistake;
+use crate::firewall;
+use crate::gate::{Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots};
+use crate::grant::{Caps, Ledger};
+use crate::metric::Registry;
+use crate::serve::tcp::{Limits, Streams};
+use crate::serve::udp::{BindError, Worker, bind};
+use crate::serve::{StreamDoor, admin};
+use crate::time::Clock;
+use crate::upstream::Upstreams;
+
+/// Memory for answers, and for prepared replies.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// All of a query on the slow path: below the 2 s at which the quickest stubs ask again.
+const QUERY_DEADLINE: Duration = Duration::from_millis(1900);
+
+/// Shards of the log besides its own: the granter, the stream doors, the node; then one per worker.
+const FIXED_SHARDS: u16 = 3;
+
+/// A node that is ready to serve; nothing answers yet.
+pub(super) struct Started {
+    pub(super) node: Arc<RunningNode>,
+    pub(super) workers: Vec<Worker>,
+    pub(super) stop_workers: Arc<AtomicBool>,
+    pub(super) granter: std::thread::JoinHandle<()>,
+    pub(super) log: Log,
+    pub(super) streams: Vec<tokio::net::TcpListener>,
+    pub(super) stream_door: Arc<StreamDoor>,
+    pub(super) stream_limits: Arc<Streams>,
+    pub(super) health: Option<tokio::net::TcpListener>,
+    pub(super) admin: admin::Socket,
+    pub(super) stop: (watch::Sender<bool>, watch::Receiver<bool>),
+    /// Held for the life of the process: one node per state directory.
+    _lock: Flock<std::fs::File>,
+}
+
+/// Builds the rooms from the bottom up. Called inside the runtime.
+pub(super) async fn start(config: Config) -> Result<Started, Failure> {
+    raise_file_limit();
+    let clock = Clock::system();
+    let (upstream_settings, from_system) = load::upstreams(&config).map_err(Failure::Mistakes)?;
+    let upstreams = Upstreams::new(upstream_settings, &clock);
+    let Loaded { policy, zones } = load::load(&config, &upstreams).map_err(Failure::Mistakes)?;
+    let lock = lock_state(&config.state)?;
+
+    // The stream listeners first: unlike the UDP sockets they do not share their port, so that a second process on
+    // the same port is found out here.
+    let listen = |address: &SocketAddr| listen_tcp(*address).map_err(|error| Failure::Failed(error.to_string()));
+    let streams = config.listen.dns.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
+    let udp: Vec<SocketAddr> = config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
+    let sockets = bind(&udp, config.listen.workers).map_err(|error| Failure::Failed(error.to_string()))?;
+    let health = match config.health {
+        Some(address) => Some(listen_tcp(address).map_err(|error| Failure::Failed(format!("[health].listen: {error}")))?),
+        None => None,
+    };
+    let admin = admin::Socket::bind(&config.admin_socket).await.map_err(|error| Failure::Failed(error.to_string()))?;
+
+    let boot = random()?;
+    let workers = u16::try_from(config.listen.workers).unwrap_or(u16::MAX - FIXED_SHARDS);
+    let (log, shards) = Log::open(config.audit.clone(), &config.node, clock.clone(), boot, FIXED_SHARDS + workers)
+        .map_err(|error| Failure::Failed(error.to_string()))?;
+    let mut shards = shards.into_iter();
+    let mut shard = || shards.next().ok_or_else(|| Failure::Failed("the log gave too few shards".into()));
+
+    let registry = Registry::new(WORDS);
+    let rulebook = Rulebook::new(policy, zones, 1, clock.now().wall, registry.tallies());
+    let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
+    let firewalls = firewall::open(&config.firewalls, &clock).map_err(|(name, error)| Failure::Failed(format!("firewall \"{name}\": {error}")))?;
+    let firewall_deadline = config.firewalls.iter().map(firewall::Settings::deadline).max().unwrap_or(Duration::from_millis(500));
+    let parts = GranterParts {
+        ledger: Ledger::new(config.terms, Caps::default()),
+        firewalls,
+        shard: shard()?,
+        rulebook: Arc::clone(&rulebook),
+        clock: clock.clone(),
+    };
+    let (granter, granter_thread) =
+        Granter::start(parts, &config.state).map_err(|error| Failure::Failed(error.to_string()))?;
+
+    let gate = Arc::new(Gate {
+        rulebook,
+        upstreams,
+        answers: Answers::new(CACHE_BYTES),
+        cover: Cover::new(CACHE_BYTES),
+        granter,
+        slots: Slots::default(),
+        passed: Passed::default(),
+        terms: config.terms,
+        deadlines: Deadlines { query: QUERY_DEADLINE, firewall: firewall_deadline },
+        clock,
+    });
+    let stream_door = StreamDoor::new(Arc::clone(&gate), Outbox::new(shard()?, registry.tallies().register()));
+    let node_shard: Shard = shard()?;
+    let stop_workers = Arc::new(AtomicBool::new(false));
+    let mut outboxes = Vec::new();
+    for _ in 0..config.listen.workers {
+        outboxes.push((shard()?, registry.tallies().register()));
+    }
+    let addresses = sockets.addresses();
+    let handle = tokio::runtime::Handle::current();
+    let workers = sockets
+        .workers(&gate, &handle, &stop_workers, outboxes)
+        .map_err(|error| Failure::Failed(format!("no event descriptor for a worker: {error}; raise the limit of open files")))?;
+    let forwarders = config.forwarders.iter().flat_map(|forwarder| &forwarder.addresses).map(ipnet::IpNet::addr);
+    let stream_limits = Streams::new(Limits::default(), forwarders);
+    let node = RunningNode::new(NodeParts {
+        config,
+        gate,
+        registry,
+        meter: log.meter(),
+        shard: node_shard,
+        streams: Arc::clone(&stream_limits),
+        addresses,
+        from_system,
+        boot,
+    });
+    Ok(Started {
+        node: Arc::new(node),
+        workers,
+        stop_workers,
+        granter: granter_thread,
+        log,
+        streams,
+        stream_door: Arc::new(stream_door),
+        stream_limits,
+        health,
+        admin,
+        stop: watch::channel(false),
+        _lock: lock,
+    })
+}
+
+/// Port 0 asks the kernel for a port: UDP takes the one that TCP got.
+fn same_port(wanted: SocketAddr, bound: &tokio::net::TcpListener) -> SocketAddr {
+    match bound.local_addr() {
+        Ok(local) if wanted.port() == 0 => SocketAddr::new(wanted.ip(), local.port()),
+        _ => wanted,
+    }
+}
+
+fn listen_tcp(address: SocketAddr) -> Result<tokio::net::TcpListener, BindError> {
+    let listen = || -> std::io::Result<tokio::net::TcpListener> {
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // A restart must not wait for the old process's connections to be forgotten.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(1024)?;
+        socket.set_nonblocking(true)?;
+        tokio::net::TcpListener::from_std(TcpListener::from(socket))
+    };
+    listen().map_err(|error| BindError::of(address, error))
+}
+
+/// Makes the state directory and takes its lock.
+fn lock_state(state: &Path) -> Result<Flock<std::fs::File>, Failure> {
+    let failed = |error: std::io::Error| {
+        let remedy = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => "let it belong to the user that outgate runs as, or correct `state`",
+            std::io::ErrorKind::StorageFull => "free some space there",
+            _ => "correct `state`",
+        };
+        Failure::Failed(format!("the state directory {} cannot be used: {error}; {remedy}", state.display()))
+    };
+    DirBuilder::new().recursive(true).mode(0o750).create(state).map_err(failed)?;
+    let file = OpenOptions::new().create(true).append(true).mode(0o640).open(state.join("lock")).map_err(failed)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::errno::Errno::EWOULDBLOCK => Failure::Failed(format!(
+            "another outgate uses the state directory {}; stop it first, or give this one a `state` of its own",
+            state.display()
+        )),
+        error => failed(error.into()),
+    })
+}
+
+/// Upstream sockets and connections need descriptors: takes as many as the hard limit allows. Failing leaves the soft
+/// limit as it is, and what then runs short says so.
+fn raise_file_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+fn random() -> Result<u64, Failure> {
+    getrandom::u64().map_err(|error| Failure::Failed(format!("the system gives no random numbers: {error}")))
+}
+
+/// What `check` validates beyond the configuration's own text.
+pub(super) fn check(config: &Config) -> Result<(Loaded, Upstreams), Vec<Mistake>> {
+    let (settings, _) = load::upstreams(config)?;
+    let upstreams = Upstreams::new(settings, &Clock::system());
+    let loaded = load::load(config, &upstreams)?;
+    Ok((loaded, upstreams))
+}
+
