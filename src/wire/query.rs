@@ -332,14 +332,7 @@ mod tests {
                 true,
                 false,
             ),
-            (
-                "DSO",
-                packet(0x3000, [0; 4], b"\x00\x01\x00\x00".chunks(4).collect::<Vec<_>>().as_slice()),
-                Opcode,
-                Rcode::NOTIMP,
-                false,
-                false,
-            ),
+            ("DSO", packet(0x3000, [0; 4], &[b"\x00\x01\x00\x00"]), Opcode, Rcode::NOTIMP, false, false),
             (
                 "an unknown opcode over garbage",
                 packet(0x7800, [9; 4], &[b"\xff\xff"]),
