@@ -242,7 +242,6 @@ impl Reply<'_> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::wire::{Edns, parse_message};

@@ -1,7 +1,5 @@
 //! What holds between the two directions, against an independent implementation and against random bytes.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::borrow::Cow;
 
 use hickory_proto::op::{self, OpCode};
