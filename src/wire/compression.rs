@@ -84,8 +84,8 @@ mod tests {
         let (near, far) = (Name::parse("near").unwrap(), Name::parse("far").unwrap());
         let mut names = Compressor::new(&[0]);
         let mut out = Vec::new();
-        names.push_name(&mut out, MAX_OFFSET, near.as_wire());
-        names.push_name(&mut out, MAX_OFFSET, far.as_wire());
+        names.push_name(&mut out, 0x3fff, near.as_wire());
+        names.push_name(&mut out, 0x3fff, far.as_wire());
         out.clear();
         names.push_name(&mut out, 0, near.as_wire());
         names.push_name(&mut out, 0, far.as_wire());

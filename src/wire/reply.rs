@@ -281,6 +281,26 @@ mod tests {
     }
 
     #[test]
+    fn compresses_rdata_of_the_types_of_rfc_1035_alone() {
+        let name = question().name;
+        let full = name.as_wire().len();
+        for (kind, prefix, length) in [
+            (RecordType::CNAME, 0, 2),
+            (RecordType::PTR, 0, 2),
+            (RecordType::MX, 2, 4),
+            (RecordType::SRV, 6, 6 + full),
+            (RecordType::DNAME, 0, full),
+            (RecordType::SVCB, 2, 2 + full),
+            (RecordType(731), 0, full),
+        ] {
+            let data = [&[0; 6][..prefix], name.as_wire()].concat().into();
+            let record = Record { name: name.clone(), kind, ttl: Ttl::ZERO, data };
+            let template = Template::new(&question(), Rcode::NOERROR, false, &[record], None, None);
+            assert_eq!(template.body.len(), 12 + length, "{kind}");
+        }
+    }
+
+    #[test]
     fn truncates_cleanly() {
         // 12 + 19 + 30 × 16 = 511 octets, 522 with OPT.
         let rows = [
