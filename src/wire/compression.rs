@@ -58,3 +58,37 @@ impl<'a> Compressor<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::Name;
+
+    #[test]
+    fn writes_names_in_full_once_its_lookups_are_spent() {
+        let name = Name::parse("example.org").unwrap();
+        let mut names = Compressor::new(name.as_wire());
+        let mut out = Vec::new();
+        for index in 0..=MAX_LOOKUPS {
+            out.clear();
+            names.push_name(&mut out, HEADER, name.as_wire());
+            assert_eq!(out.len(), if index < MAX_LOOKUPS { 2 } else { name.as_wire().len() });
+        }
+    }
+
+    #[test]
+    fn knows_no_more_names_than_its_cap_and_none_beyond_a_pointers_reach() {
+        let name = Name::parse(&"a.".repeat(100)).unwrap();
+        assert_eq!(Compressor::new(name.as_wire()).known.len(), MAX_KNOWN);
+
+        let (near, far) = (Name::parse("near").unwrap(), Name::parse("far").unwrap());
+        let mut names = Compressor::new(&[0]);
+        let mut out = Vec::new();
+        names.push_name(&mut out, 0x3fff, near.as_wire());
+        names.push_name(&mut out, 0x3fff, far.as_wire());
+        out.clear();
+        names.push_name(&mut out, 0, near.as_wire());
+        names.push_name(&mut out, 0, far.as_wire());
+        assert_eq!(out, b"\xff\xff\x03far\x00");
+    }
+}

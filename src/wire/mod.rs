@@ -19,6 +19,8 @@ mod query;
 mod rdata;
 mod reader;
 mod reply;
+#[cfg(test)]
+mod tests;
 
 pub use edns::Edns;
 pub use fault::Fault;

@@ -240,3 +240,174 @@ impl Reply<'_> {
         Written { len: out.len() - start, truncated, flags }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Edns, parse_message};
+
+    const ASKED: &[u8] = b"\x01A\x07eXample\x03org\x00\x00\x01\x00\x01";
+
+    fn question() -> Question {
+        Question { name: Name::parse("a.example.org").unwrap(), kind: RecordType::A }
+    }
+
+    fn echo(edns: bool) -> Echo<'static> {
+        let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true });
+        Echo { id: 0xabcd, opcode: 0, recursion_desired: true, checking_disabled: true, question: ASKED.into(), edns }
+    }
+
+    /// `count` addresses for the question's name.
+    fn addresses(count: u8) -> Vec<Record> {
+        (0..count)
+            .map(|last| Record::of_address(question().name, Ttl::from_wire(9), [192, 0, 2, last].into()))
+            .collect()
+    }
+
+    #[test]
+    fn writes_these_octets() {
+        let template = Template::new(&question(), Rcode::NOERROR, true, &addresses(1), None, None);
+        let mut out = b"before".to_vec();
+        let written = template.write(&mut out, &echo(true), Ttl::from_wire(60), 1232);
+        let expected = [
+            b"before\xab\xcd\x85\x90\x00\x01\x00\x01\x00\x00\x00\x01".as_slice(),
+            ASKED,
+            b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x00",
+            b"\x00\x00\x29\x04\xd0\x00\x00\x80\x00\x00\x00",
+        ]
+        .concat();
+        assert_eq!(out, expected);
+        assert_eq!(written, Written { len: expected.len() - 6, truncated: false, flags: 0x8590 });
+    }
+
+    #[test]
+    fn compresses_rdata_of_the_types_of_rfc_1035_alone() {
+        let name = question().name;
+        let full = name.as_wire().len();
+        for (kind, prefix, length) in [
+            (RecordType::CNAME, 0, 2),
+            (RecordType::PTR, 0, 2),
+            (RecordType::MX, 2, 4),
+            (RecordType::SRV, 6, 6 + full),
+            (RecordType::DNAME, 0, full),
+            (RecordType::SVCB, 2, 2 + full),
+            (RecordType(731), 0, full),
+        ] {
+            let data = [&[0; 6][..prefix], name.as_wire()].concat().into();
+            let record = Record { name: name.clone(), kind, ttl: Ttl::ZERO, data };
+            let template = Template::new(&question(), Rcode::NOERROR, false, &[record], None, None);
+            assert_eq!(template.body.len(), 12 + length, "{kind}");
+        }
+    }
+
+    #[test]
+    fn truncates_cleanly() {
+        // 12 + 19 + 30 × 16 = 511 octets, 522 with OPT.
+        let rows = [
+            ("fits without EDNS", 30, false, 512, Some(511)),
+            ("one too many without EDNS", 31, false, 512, None),
+            ("the OPT does not fit 512", 30, true, 512, None),
+            ("fits 522", 30, true, 522, Some(522)),
+            ("more than the largest datagram", 75, true, 1232, None),
+            ("on a stream", 75, true, TCP_LIMIT, Some(12 + 19 + 75 * 16 + 11)),
+        ];
+        for (reason, count, edns, limit, expected) in rows {
+            let template = Template::new(&question(), Rcode::NOERROR, false, &addresses(count), None, None);
+            let mut out = Vec::new();
+            let written = template.write(&mut out, &echo(edns), Ttl::ZERO, limit);
+            let message = parse_message(&out).unwrap();
+            assert_eq!((written.len, written.truncated), (out.len(), expected.is_none()), "{reason}");
+            assert_eq!(out.len(), expected.unwrap_or(if edns { 42 } else { 31 }), "{reason}");
+            assert_eq!(message.truncated, written.truncated, "{reason}");
+            assert_eq!(message.answers.len(), expected.map_or(0, |_| usize::from(count)), "{reason}");
+            assert_eq!(message.edns.is_some(), edns, "{reason}");
+        }
+    }
+
+    #[test]
+    fn an_extended_error_gives_way_before_a_record_does() {
+        let ede = ExtendedError::new(ExtendedError::BLOCKED, "no rule");
+        let template = Template::new(&question(), Rcode::NOERROR, false, &addresses(30), None, Some(&ede));
+        let code_alone = ExtendedError::new(ExtendedError::BLOCKED, "");
+        let rows = [
+            ("whole", 535, true, 30, Some(&ede)),
+            ("its text does not fit", 534, true, 30, Some(&code_alone)),
+            ("its code fits", 528, true, 30, Some(&code_alone)),
+            ("its code does not fit", 527, true, 30, None),
+            ("no record fits, so it does", 521, true, 0, Some(&ede)),
+            ("a client without EDNS", 1232, false, 30, None),
+        ];
+        for (reason, limit, edns, answers, expected) in rows {
+            let mut out = Vec::new();
+            let written = template.write(&mut out, &echo(edns), Ttl::ZERO, limit);
+            let message = parse_message(&out).unwrap();
+            assert!(written.len <= limit, "{reason}");
+            assert_eq!(message.answers.len(), answers, "{reason}");
+            assert_eq!(message.ede.as_ref(), expected, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_carries_an_soa_that_denies_no_other_name() {
+        let ede = ExtendedError::new(ExtendedError::BLOCKED, "no rule allows this name");
+        for (rcode, soa) in [
+            (Rcode::NXDOMAIN, true),
+            (Rcode::NOERROR, true),
+            (Rcode::REFUSED, false),
+            (Rcode::SERVFAIL, false),
+            (Rcode::FORMERR, false),
+        ] {
+            let mut out = Vec::new();
+            let written = write_refusal(&mut out, &echo(true), rcode, Some(&ede), 512);
+            let message = parse_message(&out).unwrap();
+            assert_eq!((message.rcode, message.ede.as_ref()), (rcode, Some(&ede)));
+            assert_eq!(message.authority, if soa { vec![refusal_soa(&question().name)] } else { vec![] });
+            assert_eq!(written.flags, 0x8190 | rcode.0);
+        }
+        let soa = refusal_soa(&question().name);
+        assert_eq!((soa.ttl, soa.soa_minimum()), (REFUSAL_TTL, Some(REFUSAL_TTL)));
+
+        let template = Template::new(&question(), Rcode::NXDOMAIN, false, &[], Some(&soa), Some(&ede));
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        template.write(&mut a, &echo(true), REFUSAL_TTL, 512);
+        write_refusal(&mut b, &echo(true), Rcode::NXDOMAIN, Some(&ede), 512);
+        assert_eq!(parse_message(&a), parse_message(&b));
+    }
+
+    #[test]
+    fn an_error_has_no_more_than_its_query() {
+        let unread = |edns| Echo { question: Vec::new().into(), opcode: 5, ..echo(edns) };
+        let mut out = Vec::new();
+        write_refusal(&mut out, &unread(false), Rcode::NOTIMP, None, 512);
+        assert_eq!(out, b"\xab\xcd\xa9\x94\x00\x00\x00\x00\x00\x00\x00\x00");
+        out.clear();
+        write_refusal(&mut out, &unread(true), Rcode::BADVERS, None, 512);
+        assert_eq!(out, b"\xab\xcd\xa9\x90\0\0\0\0\0\0\0\x01\x00\x00\x29\x04\xd0\x01\x00\x80\x00\x00\x00");
+        out.clear();
+        write_refusal(&mut out, &unread(false), Rcode::BADVERS, None, 512);
+        assert_eq!(out[3] & 0xf, 2, "without an OPT there is no rcode 16: SERVFAIL, not NOERROR");
+    }
+
+    #[test]
+    fn another_question_gets_no_answer() {
+        let template = Template::new(&question(), Rcode::NOERROR, false, &addresses(2), None, None);
+        let other = Echo { question: b"\x02bb\x07example\x03org\x00\x00\x01\x00\x01".into(), ..echo(false) };
+        let mut out = Vec::new();
+        template.write(&mut out, &other, Ttl::ZERO, 512);
+        let message = parse_message(&out).unwrap();
+        assert_eq!((message.rcode, message.answers.len()), (Rcode::SERVFAIL, 0));
+    }
+
+    #[test]
+    fn an_answer_beyond_every_limit_is_truncated_even_on_a_stream() {
+        let records =
+            vec![
+                Record { name: question().name, kind: RecordType::TXT, ttl: Ttl::ZERO, data: vec![0; 40_000].into() };
+                2
+            ];
+        let template = Template::new(&question(), Rcode::NOERROR, false, &records, None, None);
+        let mut out = Vec::new();
+        assert!(template.write(&mut out, &echo(false), Ttl::ZERO, usize::MAX).truncated);
+        assert_eq!(out.len(), 31);
+    }
+}
