@@ -13,6 +13,18 @@ use crate::time::Ttl;
 /// The longest TTL (RFC 2181 §8).
 const MAX_TTL: u32 = 0x7fff_ffff;
 
+/// The types of a signed zone.
+const DNSSEC: &[RecordType] = &[
+    RecordType::DS,
+    RecordType::DNSKEY,
+    RecordType::RRSIG,
+    RecordType::NSEC,
+    RecordType::NSEC3,
+    RecordType::NSEC3PARAM,
+    RecordType::CDS,
+    RecordType::CDNSKEY,
+];
+
 /// A record and where it stands in its file.
 #[derive(Debug)]
 pub(super) struct Line {
@@ -39,6 +51,14 @@ enum Owner {
     Name(Name),
 }
 
+/// The TTL of a record's own line.
+enum Stated {
+    Nothing,
+    /// A mistake, which has been noted.
+    Broken,
+    Ttl(Ttl),
+}
+
 struct Reader<'f> {
     origin: Name,
     owner: Owner,
@@ -51,6 +71,8 @@ struct Reader<'f> {
     apex: Option<Name>,
     lines: Vec<Line>,
     tried_soa: bool,
+    /// The first record of a signed zone.
+    signed: Option<usize>,
     faults: &'f mut Vec<Fault>,
 }
 
@@ -66,6 +88,7 @@ pub(super) fn read(text: &str, origin: Name, faults: &mut Vec<Fault>) -> Option<
         apex: None,
         lines: Vec::new(),
         tried_soa: false,
+        signed: None,
         faults,
     };
     for entry in Entries::new(text) {
@@ -80,6 +103,10 @@ pub(super) fn read(text: &str, origin: Name, faults: &mut Vec<Fault>) -> Option<
             Ok(false) => return None,
             Err(fault) => reader.faults.push(fault),
         }
+    }
+    if let Some(at) = reader.signed {
+        let remedy = "keep the unsigned form of the zone here: no DNSKEY, DS, RRSIG, NSEC or NSEC3 records";
+        reader.faults.push(Fault::new(at, "the zone is signed; local zones are answered without DNSSEC", remedy));
     }
     Some(Master { apex: reader.apex.unwrap_or(origin), lines: reader.lines, tried_soa: reader.tried_soa })
 }
@@ -134,7 +161,6 @@ impl Reader<'_> {
         if self.apex.is_none() {
             self.apex = Some(self.origin.clone());
         }
-        let mut unreadable = None;
         if !entry.inherits
             && let Some((first, rest)) = tokens.split_first()
         {
@@ -142,15 +168,16 @@ impl Reader<'_> {
             self.owner = match rdata::name(*first, &self.origin) {
                 Ok(name) => Owner::Name(name),
                 Err(fault) => {
-                    unreadable = Some(fault);
+                    self.faults.push(fault);
                     Owner::Broken
                 }
             };
         }
         let (stated, kind, rest) = self.head(tokens, entry.end)?;
         self.tried_soa |= kind == RecordType::SOA;
-        if let Some(fault) = unreadable {
-            return Err(fault);
+        if DNSSEC.contains(&kind) {
+            self.signed.get_or_insert(at);
+            return Ok(());
         }
         let data = rdata::read(kind, rest, &self.origin, entry.end)?;
         let name = match &self.owner {
@@ -164,13 +191,14 @@ impl Reader<'_> {
         // RFC 2308 §4: "All resource records appearing after the directive, and which do not explicitly include a TTL
         // value, have their TTL set to the TTL given in the $TTL directive." Without one, RFC 1035 §5.1: "Omitted
         // class and TTL values are default to the last explicitly stated values."
-        self.last_ttl = stated.or(self.last_ttl);
-        let Some(ttl) = stated.or(self.default_ttl).or(self.last_ttl) else {
-            if self.broken_ttl {
-                return Ok(());
+        let ttl = match (stated, self.default_ttl.or(self.last_ttl)) {
+            (Stated::Ttl(ttl), _) | (Stated::Nothing, Some(ttl)) => ttl,
+            (Stated::Broken, _) => return Ok(()),
+            (Stated::Nothing, None) if self.broken_ttl => return Ok(()),
+            (Stated::Nothing, None) => {
+                let remedy = "add the line $TTL 1h at the top, or write the TTL before the type";
+                return Err(Fault::new(at, "the record has no TTL and there is no $TTL above it", remedy));
             }
-            let remedy = "add the line $TTL 1h at the top, or write the TTL before the type";
-            return Err(Fault::new(at, "the record has no TTL and there is no $TTL above it", remedy));
         };
         self.lines.push(Line { at, record: Record { name, kind, ttl, data: Arc::from(data) } });
         Ok(())
@@ -181,15 +209,25 @@ impl Reader<'_> {
         &mut self,
         mut tokens: &'t [Token<'a>],
         end: usize,
-    ) -> Result<(Option<Ttl>, RecordType, &'t [Token<'a>]), Fault> {
-        let (mut stated, mut class) = (None, false);
+    ) -> Result<(Stated, RecordType, &'t [Token<'a>]), Fault> {
+        let (mut stated, mut class) = (Stated::Nothing, false);
         loop {
             let Some((first, rest)) = tokens.split_first() else {
                 return Err(Fault::new(end, "the record has no type", "write e.g. www A 192.0.2.1"));
             };
             tokens = rest;
-            if stated.is_none() && first.raw.starts_with(|c: char| c.is_ascii_digit()) {
-                stated = Some(ttl(*first).inspect_err(|_| self.broken_ttl = true)?);
+            if matches!(stated, Stated::Nothing) && first.raw.starts_with(|c: char| c.is_ascii_digit()) {
+                stated = match ttl(*first) {
+                    Ok(ttl) => {
+                        self.last_ttl = Some(ttl);
+                        Stated::Ttl(ttl)
+                    }
+                    Err(fault) => {
+                        self.faults.push(fault);
+                        self.broken_ttl = true;
+                        Stated::Broken
+                    }
+                };
             } else if !class && is_class(first.raw) {
                 if !first.raw.eq_ignore_ascii_case("IN") {
                     return Err(Fault::new(
@@ -200,22 +238,26 @@ impl Reader<'_> {
                 }
                 class = true;
             } else {
-                return Ok((stated, self.kind(*first)?, rest));
+                return Ok((stated, kind(*first)?, rest));
             }
         }
     }
+}
 
-    fn kind(&self, token: Token<'_>) -> Result<RecordType, Fault> {
-        let kind: RecordType = token.raw.parse().map_err(|()| {
-            let remedy = r"write a type, e.g. A; one without a name as TYPE65280 \# 2 c0a8";
-            Fault::new(token.at, format!("\"{}\" is not a record type", token.raw), remedy)
-        })?;
-        // RFC 6895 §3.1: 128 to 255 are question and meta types; OPT (41) is one too, and 0 is reserved.
-        if matches!(kind.0, 0 | 41 | 128..=255) {
-            return Err(Fault::new(token.at, format!("{kind} is not a type of data"), "remove the record"));
-        }
-        Ok(kind)
+fn kind(token: Token<'_>) -> Result<RecordType, Fault> {
+    let kind: RecordType = token.raw.parse().map_err(|()| {
+        let remedy = r"write a type, e.g. A; one without a name as TYPE65280 \# 2 c0a8";
+        Fault::new(token.at, format!("\"{}\" is not a record type", token.raw), remedy)
+    })?;
+    // RFC 6895 §3.1: 128 to 255 are question and meta types; OPT (41) is one too, and 0 is reserved.
+    if matches!(kind.0, 0 | 41 | 128..=255) {
+        return Err(Fault::new(token.at, format!("{kind} is not a type of data"), "remove the record"));
     }
+    if kind == RecordType::DNAME {
+        let remedy = "write the names below it out, or a wildcard CNAME";
+        return Err(Fault::new(token.at, "DNAME is not supported", remedy));
+    }
+    Ok(kind)
 }
 
 fn is_class(text: &str) -> bool {

@@ -236,3 +236,117 @@ fn hex(text: &str) -> Option<Vec<u8>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::super::entry::Entries;
+    use super::*;
+    use crate::record::{Record, write_data};
+    use proptest::prelude::*;
+
+    /// `TYPE data` → the data as the log shows it, or `column: fact`.
+    fn data(text: &str) -> String {
+        let entry = Entries::new(text).next().unwrap().unwrap();
+        let (first, rest) = entry.tokens.split_first().unwrap();
+        let kind: RecordType = first.raw.parse().unwrap();
+        let name = Name::parse("example.org").unwrap();
+        match read(kind, rest, &name, entry.end) {
+            Ok(data) => {
+                let mut text = String::new();
+                let record = Record { name, kind, ttl: crate::time::Ttl::ZERO, data: data.into() };
+                write_data(&record, &mut text).unwrap();
+                text
+            }
+            Err(fault) => format!("{}: {}", fault.at, fault.fact),
+        }
+    }
+
+    #[test]
+    fn every_format_encodes() {
+        let host = "026e31076578616d706c65036f726700"; // n1.example.org
+        let rows = [
+            ("A 192.0.2.1", "192.0.2.1".to_owned()),
+            ("AAAA 2001:db8::1", "2001:db8::1".to_owned()),
+            ("CNAME www", "www.example.org".to_owned()),
+            ("CNAME @", "example.org".to_owned()),
+            ("PTR WWW.Example.NET.", "www.example.net".to_owned()),
+            (r"NS a\.b\065.", r"a\.ba".to_owned()),
+            (r"NS a\.", r"a\..example.org".to_owned()),
+            ("MX 10 n1", format!(r"\# 18 000a{host}")),
+            ("SRV 1 2 443 n1", format!(r"\# 22 0001000201bb{host}")),
+            ("SOA n1 n1 7 1h 15m 1w 1h30m", format!(r"\# 52 {host}{host}0000000700000e100000038400093a8000001518")),
+            (r#"TXT "a b" c"#, r"\# 6 03612062 0163".to_owned()),
+            (r#"TXT ( "v=DKIM1; " "p=\"x\"" )"#, r"\# 16 09763d444b494d313b2005703d227822".to_owned()),
+            (r"TXT \195\169 é", r"\# 6 02c3a902c3a9".to_owned()),
+            (r#"TXT """#, r"\# 1 00".to_owned()),
+            (r#"HINFO "PC" x"#, r"\# 5 02504301 78".to_owned()),
+            (r#"CAA 0 issue "ca.example; x""#, r"\# 20 00056973737565 63612e6578616d706c653b2078".to_owned()),
+            (r#"NAPTR 1 2 "u" "" "!^.*$!\\1!" ."#, r"\# 18 00010002017500 09215e2e2a24215c3121 00".to_owned()),
+            ("SSHFP 4 2 ( abCD 01 )", r"\# 5 0402abcd01".to_owned()),
+            ("TLSA 3 1 1 ff", r"\# 4 030101ff".to_owned()),
+            ("URI 1 2 \"https://a\"", r"\# 13 0001000268747470733a2f2f61".to_owned()),
+            // RFC 9460 §2.2: alpn (1) before port (3) before ipv4hint (4), however they are written.
+            (
+                r#"HTTPS 1 n1 ipv4hint=192.0.2.1 port=8443 alpn="h2,h3""#,
+                format!(r"\# 42 0001{host}0001000602683202683300030002 20fb00040004c0000201"),
+            ),
+            ("HTTPS 0 .", r"\# 3 000000".to_owned()),
+            ("SVCB 1 @ alpn=h2", r"\# 22 0001076578616d706c65036f72670000010003026832".to_owned()),
+            (r"TYPE65280 \# 3 abcd 01", r"\# 3 abcd01".to_owned()),
+            (r"TYPE65280 \# 0", r"\# 0".to_owned()),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(data(text).replace(' ', ""), expected.replace(' ', ""), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_where_it_is() {
+        let long = format!("TXT \"ok\" \"{}\"", "x".repeat(256));
+        let rows = [
+            ("A 192.0.2", "2: \"192.0.2\" is not an IPv4 address"),
+            ("AAAA 192.0.2.1", "5: \"192.0.2.1\" is not an IPv6 address"),
+            ("A 192.0.2.1 192.0.2.2", "12: \"192.0.2.2\" is more than A holds"),
+            ("MX mail", "3: \"mail\" is not a number from 0 to 65535"),
+            ("MX 10 ; none", "5: the data of MX ends early"),
+            ("TXT", "3: the data of TXT ends early"),
+            (
+                r"TXT ok \300",
+                r#"7: a backslash must be followed by three digits up to 255 or by one character in "\300""#,
+            ),
+            (&long, "9: a character string of 256 octets; 255 is the most"),
+            ("CNAME a..b", "6: \"a..b\" is not a domain name: it has an empty label"),
+            ("SSHFP 4 2 abc", "10: \"abc\" is not hexadecimal digits"),
+            (r"A \# 4 c0000201", r"2: A has a format of its own; \# is for unknown types"),
+            (r"TYPE65280 \# 3 abcd", r"10: after \# stand the length and that many octets in hexadecimal digits"),
+            (
+                "HTTPS 1 . ipv4hint=192.0.2",
+                "6: the data of HTTPS cannot be read: network address parse error: invalid IPv4 address syntax",
+            ),
+            ("LOC 1 2 3", "4: the data of LOC cannot be read: unsupported RecordType: Unknown"),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(data(text), expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(kind in 0u16..300, text in "[a-c0-9 .@=,\"\\\\#\u{e9}-]{0,40}") {
+            let origin = Name::root();
+            for entry in Entries::new(&text).flatten() {
+                let _ = read(RecordType(kind), &entry.tokens, &origin, entry.end);
+            }
+        }
+
+        #[test]
+        fn service_parameters_never_panic(text in "(alpn|port|ipv4hint|key[0-9]{1,5}|mandatory|ech|no-default-alpn)(=[a-c0-9.,\"\\\\]{0,9})?") {
+            for kind in [RecordType::HTTPS, RecordType::SVCB] {
+                for entry in Entries::new(&format!("1 . {text}")).flatten() {
+                    let _ = read(kind, &entry.tokens, &Name::root(), entry.end);
+                }
+            }
+        }
+    }
+}

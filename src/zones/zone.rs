@@ -140,7 +140,6 @@ pub(super) fn build(master: &Master, faults: &mut Vec<Fault>) -> Option<Zone> {
         }
         return None;
     };
-    nodes.entry(apex.clone()).or_default();
     // RFC 2308 §3: "The TTL of this record is set from the minimum of the MINIMUM field of the SOA record and the TTL
     // of the SOA itself".
     let negative = Record { ttl: soa.ttl.min(soa.soa_minimum().unwrap_or(soa.ttl)), ..soa.clone() };
@@ -159,28 +158,11 @@ fn refusal(record: &Record, apex: &Name, has_soa: bool) -> Option<(String, &'sta
         let remedy = "end relative names without a dot, or move the record to its zone's own file";
         return said(format!("{name} is outside the zone {apex}"), remedy);
     }
-    match *kind {
-        RecordType::NS if name != apex => said(
-            format!("{name} is delegated to another server"),
-            "serve the child from its own zone file or an [[upstream]]",
-        ),
-        RecordType::DNAME => said(
-            format!("DNAME at {name} is not supported"),
-            "write the names below it out, or a wildcard CNAME, or serve the target's names in a zone of their own",
-        ),
-        RecordType::DS
-        | RecordType::DNSKEY
-        | RecordType::RRSIG
-        | RecordType::NSEC
-        | RecordType::NSEC3
-        | RecordType::NSEC3PARAM
-        | RecordType::CDS
-        | RecordType::CDNSKEY => said(
-            format!("{kind} at {name}: local zones are answered without DNSSEC"),
-            "remove the record: keep the unsigned form of the zone here",
-        ),
-        _ => None,
+    if *kind == RecordType::NS && name != apex {
+        let remedy = "serve the child from its own zone file or an [[upstream]]";
+        return said(format!("{name} is delegated to another server"), remedy);
     }
+    None
 }
 
 /// Groups one name's records into sets and checks them together.
@@ -229,4 +211,87 @@ fn wire_size(record: &Record) -> usize {
     let wildcard = record.name.labels().next() == Some(b"*");
     let owner = if wildcard { crate::name::MAX_WIRE } else { record.name.as_wire().len() };
     owner + 10 + record.data.len()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::zones::master;
+    use proptest::prelude::*;
+    use std::cell::Cell;
+
+    fn zone(lines: &str) -> Zone {
+        let text = format!("$TTL 1h\n@ SOA ns hostmaster 1 1h 15m 7d 5m\n{lines}");
+        let mut faults = Vec::new();
+        let master = master::read(&text, "example.org".parse().unwrap(), &mut faults).unwrap();
+        let zone = build(&master, &mut faults);
+        assert!(faults.is_empty(), "{faults:?}");
+        zone.unwrap()
+    }
+
+    #[test]
+    fn a_search_does_not_grow_with_the_zone() {
+        let deep = format!("{}h5.example.org", "a.".repeat(100));
+        for names in [10, 100_000] {
+            let zone = zone(&(0..names).map(|n| format!("h{n} A 192.0.2.1\n")).collect::<String>());
+            assert_eq!(zone.count(), (names + 1, names + 1));
+            for (question, probes) in [
+                ("h5.example.org", 1),
+                ("missing.example.org", 3),
+                ("a.missing.example.org", 4),
+                ("a.b.h5.example.org", 4),
+                (&deep, 102),
+            ] {
+                let count = Cell::new(0);
+                let name: Name = question.parse().unwrap();
+                closest(name.as_wire(), |name| {
+                    count.set(count.get() + 1);
+                    zone.nodes.get(name)
+                });
+                assert_eq!(count.get(), probes, "{question} among {names}");
+            }
+        }
+    }
+
+    /// What RFC 4592 defines, said with scans over the owners.
+    fn expected<'o>(owners: &'o [Name], question: &Name) -> Result<&'o Name, &'static str> {
+        let exists = |name: &Name| owners.iter().any(|owner| owner.is_within(name));
+        let owner = |name: &Name| owners.iter().find(|owner| *owner == name).ok_or("no data");
+        if exists(question) {
+            return owner(question);
+        }
+        let mut encloser = question.parent().unwrap();
+        while !exists(&encloser) {
+            encloser = encloser.parent().unwrap();
+        }
+        let wildcard = encloser.child(b"*").unwrap();
+        if exists(&wildcard) { owner(&wildcard) } else { Err("no name") }
+    }
+
+    proptest! {
+        #[test]
+        fn finds_what_the_definitions_say(
+            owners in prop::collection::vec("((a|b|\\*)\\.){1,4}", 0..8),
+            questions in prop::collection::vec("((a|b|c|\\*)\\.){0,6}", 1..30),
+        ) {
+            let name = |prefix: &String| format!("{prefix}example.org").parse::<Name>().unwrap();
+            let zone = zone(&owners.iter().map(|owner| format!("{owner}example.org. A 192.0.2.1\n")).collect::<String>());
+            let mut owners: Vec<_> = owners.iter().map(name).collect();
+            owners.push("example.org".parse().unwrap());
+            for question in questions.iter().map(name) {
+                let kind = if question.label_count() == 2 { RecordType::SOA } else { RecordType::A };
+                let found = match zone.find(question.as_wire(), kind) {
+                    Found::Records { records: [record], synthesized } => {
+                        prop_assert_eq!(synthesized, record.name != question);
+                        Ok(&record.name)
+                    }
+                    Found::NoData => Err("no data"),
+                    Found::NoName => Err("no name"),
+                    other => return Err(TestCaseError::fail(format!("{other:?}"))),
+                };
+                prop_assert_eq!(found, expected(&owners, &question), "{}", question);
+            }
+        }
+    }
 }
