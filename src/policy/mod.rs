@@ -2,37 +2,57 @@
 //! [`decide`] (may this be resolved), [`inspect`] (may these addresses be opened).
 //!
 //! Pure: takes text and values, returns values; opens no file, reads no clock.
+//!
+//! - Unmatched is denied. A deny that names a name wins; otherwise allows add up. The order of files never matters.
+//! - `openings ⊆ answer ⊆ allowed`: what is opened is told, what is told passed the guard and a rule.
+//! - [`Policy::upholds`] asks the same functions again, so a grant and its re-decision cannot disagree.
 
+mod decide;
+mod explain;
+mod guard;
+mod index;
+mod inspect;
+mod load;
+mod pattern;
+#[cfg(test)]
+mod properties;
+mod resolvers;
+mod rule;
+mod segment;
 mod verdict;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::net::{Prefix, SegmentId, Services};
-use crate::record::{Answer, RecordType};
+use crate::document::Mistake;
+use crate::net::{Prefix, PrefixMap, SegmentId, Services, canonical};
+use crate::time::Wall;
+pub use decide::decide;
+pub use explain::describe_no_segment;
+pub use inspect::inspect;
+pub use load::{Forwarder, Settings, Source, compile};
+pub use rule::{Action, Rule};
+pub use segment::{GrantScope, Segment};
 pub use verdict::{
     Asker, Basis, Cleared, Opening, Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict, Withheld,
 };
 
-/// A compiled policy: immutable, numbered, shared.
+/// A compiled policy: immutable, numbered, shared. Made by [`compile`].
 #[derive(Debug)]
 pub struct Policy {
+    revision: u64,
+    /// In order of name.
     segments: Vec<Segment>,
-}
-
-/// A set of clients with common rules.
-#[derive(Debug)]
-pub struct Segment {
-    /// Unique name.
-    pub name: Arc<str>,
-    /// Its number in the kernel.
-    pub id: SegmentId,
-    /// Tags in key order; `tags_json` is the same as one JSON object, empty where there are none.
-    pub tags: Vec<(String, String)>,
-    /// See `tags`.
-    pub tags_json: Box<str>,
-    /// Names that policy refuses resolve, flows that it would refuse pass, both recorded.
-    pub observe: bool,
+    /// In order of id.
+    rules: Vec<Rule>,
+    clients: PrefixMap<SegmentIndex>,
+    forwarder_names: Vec<Arc<str>>,
+    forwarders: PrefixMap<(u32, SegmentIndex)>,
+    allow: index::Index,
+    deny: index::Index,
+    parents: index::Parents,
+    guard: guard::Guard,
+    warnings: Vec<Mistake>,
 }
 
 /// What the firewalls must know of a policy besides grants.
@@ -60,15 +80,19 @@ pub struct SegmentLayout {
 impl Policy {
     /// 64 bits of the SHA-256 of every file's name and text: the `policy` of a record.
     #[must_use]
-    pub fn revision(&self) -> u64 {
-        todo!()
+    pub const fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Who asks from this address: the forwarder's segment where it is a forwarder, else the segment with the
     /// longest prefix; `None` where there is none.
     #[must_use]
-    pub fn asker(&self, _peer: IpAddr) -> Option<Asker> {
-        todo!()
+    pub fn asker(&self, peer: IpAddr) -> Option<Asker> {
+        let client = canonical(peer);
+        if let Some((forwarder, segment)) = self.forwarders.longest(client) {
+            return Some(Asker { client, segment: *segment, forwarder: Some(*forwarder) });
+        }
+        self.clients.longest(client).map(|segment| Asker { client, segment: *segment, forwarder: None })
     }
 
     /// The segment of an asker of this policy.
@@ -78,39 +102,59 @@ impl Policy {
         &self.segments[asker.segment.0 as usize]
     }
 
+    /// Every segment, in order of name.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// A rule.
+    #[must_use]
+    pub fn rule(&self, rule: RuleIndex) -> &Rule {
+        #[expect(clippy::indexing_slicing, reason = "a RuleIndex is made by its own policy from its own table")]
+        &self.rules[rule.0 as usize]
+    }
+
     /// A rule's id.
     #[must_use]
-    pub fn rule_id(&self, _rule: RuleIndex) -> &Arc<str> {
-        todo!()
+    pub fn rule_id(&self, rule: RuleIndex) -> &Arc<str> {
+        &self.rule(rule).id
+    }
+
+    /// How many rules.
+    #[must_use]
+    pub const fn rules_len(&self) -> usize {
+        self.rules.len()
     }
 
     /// The name of the forwarder that asked, if one did.
     #[must_use]
-    pub fn forwarder(&self, _asker: Asker) -> Option<&Arc<str>> {
-        todo!()
+    pub fn forwarder(&self, asker: Asker) -> Option<&Arc<str>> {
+        self.forwarder_names.get(asker.forwarder? as usize)
     }
 
-    /// What the firewalls must know.
+    /// What is no mistake and yet worth a look, by place.
     #[must_use]
-    pub fn layout(&self) -> Layout {
-        todo!()
+    pub fn warnings(&self) -> &[Mistake] {
+        &self.warnings
     }
 
-    /// The rule by which this policy would grant `element` on `basis` today; `None`: it would not (I6).
+    /// What the firewalls must know at this time; it changes at [`Policy::next_change`].
     #[must_use]
-    pub fn upholds(&self, _basis: &Basis, _element: &crate::net::Element) -> Option<RuleIndex> {
-        todo!()
+    pub fn layout(&self, now: Wall) -> Layout {
+        let segments = self.segments.iter().map(|segment| SegmentLayout {
+            id: segment.id,
+            name: Arc::clone(&segment.name),
+            observe: segment.observes(now),
+            sources: segment.sources.clone(),
+            networks: segment.networks.clone(),
+        });
+        Layout { segments: segments.collect() }
     }
-}
 
-/// May this question be resolved? Allocates nothing for a refusal.
-#[must_use]
-pub fn decide(_policy: &Arc<Policy>, _asker: Asker, _name: &[u8], _kind: RecordType) -> Verdict {
-    todo!()
-}
-
-/// May these addresses be opened, and what of the answer may be told?
-#[must_use]
-pub fn inspect(_permit: Permit, _answer: Answer) -> Cleared {
-    todo!()
+    /// The next moment after `now` at which a segment begins to enforce.
+    #[must_use]
+    pub fn next_change(&self, now: Wall) -> Option<Wall> {
+        self.segments.iter().filter_map(|segment| segment.observe_until).filter(|until| *until > now).min()
+    }
 }

@@ -111,7 +111,7 @@ pub struct Asker {
 }
 
 /// A segment's place in its policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentIndex(pub(in crate::policy) u32);
 
 /// A rule's place in its policy.
@@ -159,11 +159,13 @@ pub struct Permit {
     pub(in crate::policy) policy: Arc<Policy>,
     pub(in crate::policy) asker: Asker,
     pub(in crate::policy) question: Question,
-    /// The allow rules that admit this name and type, the one that the record names first; empty only in an
-    /// observe segment.
+    /// The allow rules that admit this name and type, the one that the record names first; empty only where
+    /// enforcing would have refused. They open nothing there.
     pub(in crate::policy) rules: SmallVec<[RuleIndex; 4]>,
     /// In an observe segment: the refusal that enforcing would have given.
     pub(in crate::policy) observed: Option<(Option<RuleIndex>, Reason)>,
+    /// The segment observed when this was decided: what `inspect` finds is told, not enforced.
+    pub(in crate::policy) observing: bool,
 }
 
 impl Permit {

@@ -1,0 +1,204 @@
+//! The guard: addresses that no answer may open.
+//!
+//! Two kinds of rows. What is *never* granted stays closed whatever a rule, a zone or an upstream says: loopback,
+//! link-local, metadata services, multicast, public resolvers, this node's own addresses. What is *special* (private,
+//! reserved, transition ranges) is closed until somebody vouches for it: a local zone, `private` of an upstream or of
+//! a rule. An IPv6 address that carries an IPv4 address is judged by both.
+//!
+//! Source: the IANA IPv4 and IPv6 special-purpose address registries (RFC 6890), and the clouds' documentation.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use smallvec::SmallVec;
+
+use super::load::Settings;
+use super::resolvers::RESOLVERS;
+use crate::net::{Prefix, PrefixMap};
+
+/// Prefix, what an address in it is, who says so.
+type Line = (&'static str, &'static str, &'static str);
+
+/// Never granted.
+const NEVER: &[Line] = &[
+    ("0.0.0.0/8", "unspecified", "RFC 791"),
+    ("127.0.0.0/8", "loopback", "RFC 1122"),
+    ("169.254.0.0/16", "link-local", "RFC 3927"),
+    ("169.254.169.254/32", "a metadata service", "cloud providers"),
+    ("168.63.129.16/32", "a metadata service", "Azure"),
+    ("100.100.100.200/32", "a metadata service", "Alibaba Cloud"),
+    ("192.0.0.192/32", "a metadata service", "Oracle Cloud"),
+    ("224.0.0.0/4", "multicast", "RFC 5771"),
+    ("255.255.255.255/32", "broadcast", "RFC 919"),
+    ("::/128", "unspecified", "RFC 4291"),
+    ("::1/128", "loopback", "RFC 4291"),
+    // A socket that connects to a mapped address sends IPv4: an opening for the IPv6 form would open nothing.
+    ("::ffff:0:0/96", "IPv4-mapped", "RFC 4291"),
+    ("fe80::/10", "link-local", "RFC 4291"),
+    ("ff00::/8", "multicast", "RFC 4291"),
+    ("fd00:ec2::/32", "a metadata service", "AWS"),
+    ("fd20:ce::254/128", "a metadata service", "Google Cloud"),
+    ("fd00:c1::a9fe:a9fe/128", "a metadata service", "Oracle Cloud"),
+    ("fd00:42::42/128", "a metadata service", "Scaleway"),
+];
+
+/// Granted only where somebody vouches for it.
+const SPECIAL: &[Line] = &[
+    ("10.0.0.0/8", "private", "RFC 1918"),
+    ("100.64.0.0/10", "shared address space", "RFC 6598"),
+    ("172.16.0.0/12", "private", "RFC 1918"),
+    ("192.0.0.0/24", "a protocol assignment", "RFC 6890"),
+    ("192.0.2.0/24", "documentation", "RFC 5737"),
+    ("192.31.196.0/24", "AS112", "RFC 7535"),
+    ("192.52.193.0/24", "AMT", "RFC 7450"),
+    ("192.88.99.0/24", "a 6to4 relay", "RFC 7526"),
+    ("192.168.0.0/16", "private", "RFC 1918"),
+    ("192.175.48.0/24", "AS112", "RFC 7534"),
+    ("198.18.0.0/15", "benchmarking", "RFC 2544"),
+    ("198.51.100.0/24", "documentation", "RFC 5737"),
+    ("203.0.113.0/24", "documentation", "RFC 5737"),
+    ("240.0.0.0/4", "reserved", "RFC 1112"),
+    ("::/96", "IPv4-compatible", "RFC 4291"),
+    ("::ffff:0:0:0/96", "IPv4-translated", "RFC 2765"),
+    ("64:ff9b::/96", "NAT64", "RFC 6052"),
+    ("64:ff9b:1::/48", "NAT64", "RFC 8215"),
+    ("100::/64", "discard-only", "RFC 6666"),
+    ("100:0:0:1::/64", "a dummy prefix", "RFC 9780"),
+    ("2001::/32", "Teredo", "RFC 4380"),
+    ("2001:2::/48", "benchmarking", "RFC 5180"),
+    ("2001:10::/28", "ORCHID", "RFC 4843"),
+    ("2001:20::/28", "ORCHIDv2", "RFC 7343"),
+    ("2001:db8::/32", "documentation", "RFC 3849"),
+    ("2002::/16", "6to4", "RFC 3056"),
+    ("2620:4f:8000::/48", "AS112", "RFC 7534"),
+    ("3fff::/20", "documentation", "RFC 9637"),
+    ("5f00::/16", "segment routing", "RFC 9602"),
+    ("fc00::/7", "private", "RFC 4193"),
+    ("fec0::/10", "site-local", "RFC 3879"),
+    ("::/0", "not global unicast", "RFC 4291"),
+];
+
+/// The part of `::/0` that is.
+const GLOBAL_UNICAST: &str = "2000::/3";
+
+/// The compiled tables.
+#[derive(Debug, Default)]
+pub(super) struct Guard {
+    never: PrefixMap<Row>,
+    special: PrefixMap<Option<Row>>,
+    /// Every row of `never`, for overlaps.
+    rows: Vec<Row>,
+}
+
+/// One row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) prefix: Prefix,
+    what: &'static str,
+    source: &'static str,
+    /// From outgate.toml or the node itself.
+    pub(super) local: bool,
+}
+
+impl fmt::Display for Row {
+    /// `private (10.0.0.0/8, RFC 1918)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {})", self.what, self.prefix, self.source)
+    }
+}
+
+/// An address that may not be granted, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Guarded {
+    address: IpAddr,
+    /// The address itself or the one that it carries.
+    face: IpAddr,
+    row: Row,
+}
+
+impl fmt::Display for Guarded {
+    /// `10.0.0.1 is private (10.0.0.0/8, RFC 1918)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.face == self.address {
+            write!(f, "{} is {}", self.address, self.row)
+        } else {
+            write!(f, "{} carries {}, which is {}", self.address, self.face, self.row)
+        }
+    }
+}
+
+impl Guard {
+    /// The built-in tables and what this node adds.
+    pub(super) fn new(settings: &Settings) -> Self {
+        let mut guard = Self::default();
+        let row =
+            |(prefix, what, source): &Line| Some(Row { prefix: prefix.parse().ok()?, what, source, local: false });
+        let resolvers = RESOLVERS.iter().map(|(prefix, who)| (*prefix, "a public resolver", *who));
+        let local = |list: &[Prefix], what, source| {
+            list.iter().map(|prefix| Row { prefix: prefix.trunc(), what, source, local: true }).collect::<Vec<_>>()
+        };
+        // Later rows replace earlier ones of the same prefix: the built-in reason is the better one to show.
+        guard.rows.extend(local(&settings.own_addresses, "an address of this node or its resolvers", "outgate.toml"));
+        guard.rows.extend(local(&settings.never_grant, "on the never_grant list", "outgate.toml"));
+        guard.rows.extend(resolvers.filter_map(|line| row(&line)));
+        guard.rows.extend(NEVER.iter().filter_map(row));
+        for row in &guard.rows {
+            guard.never.insert(row.prefix, *row);
+        }
+        for row in SPECIAL.iter().filter_map(row) {
+            guard.special.insert(row.prefix, Some(row));
+        }
+        if let Ok(global) = GLOBAL_UNICAST.parse() {
+            guard.special.insert(global, None);
+        }
+        guard
+    }
+
+    /// Why `address` may not be granted; `lifted` says for which special addresses somebody vouches.
+    pub(super) fn refuses(&self, address: IpAddr, lifted: impl Fn(IpAddr) -> bool) -> Option<Guarded> {
+        let faces = faces(address);
+        let never = faces.iter().find_map(|face| self.never.longest(*face).map(|row| (*face, *row)));
+        let refused = never.or_else(|| {
+            faces.iter().filter(|face| !lifted(**face)).find_map(|face| {
+                let row = self.special.longest(*face).copied().flatten()?;
+                Some((*face, row))
+            })
+        });
+        refused.map(|(face, row)| Guarded { address, face, row })
+    }
+
+    /// The rows of what is never granted that share addresses with `prefix`.
+    pub(super) fn never_within(&self, prefix: Prefix) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |row| row.prefix.contains(&prefix) || prefix.contains(&row.prefix))
+    }
+}
+
+/// The address and every IPv4 address that it carries.
+fn faces(address: IpAddr) -> SmallVec<[IpAddr; 4]> {
+    let mut faces = SmallVec::new();
+    faces.push(address);
+    if let IpAddr::V6(six) = address {
+        faces.extend(carried(six).into_iter().flatten().map(IpAddr::V4));
+    }
+    faces
+}
+
+/// The IPv4 addresses that transition mechanisms put into an IPv6 address.
+fn carried(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
+    let [a, b, c, d, e, f, g, h] = address.segments();
+    let four = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
+    let [first, second] = match (a, b, c, d, e, f) {
+        // ::/96 compatible, ::ffff:0:0/96 mapped, ::ffff:0:0:0/96 translated, 64:ff9b::/96 and 64:ff9b:1::/48 NAT64.
+        (0, 0, 0, 0, 0, 0 | 0xffff) | (0, 0, 0, 0, 0xffff, 0) | (0x64, 0xff9b, 0, 0, 0, 0) | (0x64, 0xff9b, 1, ..) => {
+            [four(g, h), None]
+        }
+        // RFC 3056 §2: the IPv4 address follows 2002::/16.
+        (0x2002, ..) => [four(b, c), None],
+        // RFC 4380 §4: the server, and the client "obfuscated" by inverting each bit.
+        (0x2001, 0, ..) => [four(c, d), four(!g, !h)],
+        _ => [None, None],
+    };
+    // RFC 5214 §6.1: the interface identifier is 00-00-5E-FE or 02-00-5E-FE and the IPv4 address.
+    let isatap = if matches!((e, f), (0 | 0x0200, 0x5efe)) { four(g, h) } else { None };
+    [first, second, isatap]
+}

@@ -1,0 +1,354 @@
+//! Rules: what is allowed and denied, and how `[[rule]]` is read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::index::{Audience, Patterns};
+use super::load::{Placed, in_alphabet, read_prefixes};
+use super::pattern::{Pattern, Reach};
+use crate::document::{Document, Found, Place, Span, Table};
+use crate::net::{Prefix, Services};
+use crate::record::RecordType;
+
+/// The most ports that one rule opens: each is one element in the firewall for each address.
+const MAX_PORTS: usize = 128;
+/// The most characters of `owner`, `reason` and `ticket`.
+const MAX_NOTE: usize = 256;
+/// The longest `hold`.
+const MAX_HOLD: Duration = Duration::from_secs(86_400);
+
+/// Keys that say what an allow rule for names opens; no others have them.
+const NAME_KEYS: [&str; 6] = ["types", "cname", "within", "private", "hold", "allow_tenant_wildcard"];
+/// Keys that the interface plans and this version does not build.
+const PLANNED: [&str; 6] = ["expires", "warm", "https", "group", "label_budget", "label_action"];
+
+/// One rule.
+#[derive(Debug)]
+pub struct Rule {
+    /// Unique and stable, 1 to 63 of `[A-Za-z0-9_.-]`: it is in every record.
+    pub id: Arc<str>,
+    /// What it does.
+    pub action: Action,
+    /// Where it stands.
+    pub place: Place,
+    /// Who answers for it.
+    pub owner: Option<Box<str>>,
+    /// What for.
+    pub reason: Option<Box<str>>,
+    /// Where that was agreed.
+    pub ticket: Option<Box<str>>,
+    /// What it opens of an address; empty for a deny.
+    pub ports: Vec<Services>,
+    /// The types it allows; empty for a deny and for a static rule.
+    pub types: Vec<RecordType>,
+    /// The minimum life of its grants.
+    pub hold: Option<Duration>,
+    /// Of a static rule: what it opens without any query.
+    pub networks: Vec<Prefix>,
+    pub(super) audience: Audience,
+    pub(super) except: Patterns<()>,
+    pub(super) cname: Cname,
+    pub(super) within: Vec<Prefix>,
+    pub(super) private: Vec<Prefix>,
+}
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Lets names be resolved and their addresses be reached.
+    Allow,
+    /// Refuses names, whatever other rules say.
+    Deny,
+}
+
+/// Which CNAME chains a rule accepts.
+#[derive(Debug)]
+pub(super) enum Cname {
+    /// Any.
+    Trust,
+    /// Those whose every name is allowed itself.
+    Inspect,
+    /// Those whose every name is one of these.
+    Pinned(Patterns<()>),
+}
+
+/// A rule as one file has it, before segments are known.
+pub(super) struct RuleDraft {
+    pub(super) rule: Rule,
+    pub(super) names: Vec<Pattern>,
+    pub(super) private: Vec<Placed<Prefix>>,
+    /// `None`: the key is absent.
+    pub(super) segments: Option<Vec<Placed<String>>>,
+    /// `where`, each key with its values; `None`: the key is absent.
+    pub(super) tags: Option<Vec<(String, Vec<String>)>>,
+    /// Where the choice of segments stands.
+    pub(super) choice: Place,
+}
+
+/// Reads one `[[rule]]`; mistakes go to its document. `None` where it has no usable id or action.
+pub(super) fn read(table: Table) -> Option<RuleDraft> {
+    let document = table.document().clone();
+    let id = table.required_string("id").filter(|id| {
+        let right = in_alphabet(&id.value);
+        if !right {
+            let remedy = "write 1 to 63 letters, digits, `_`, `.` or `-`";
+            document.note(&id.span, format!("a rule's id cannot be \"{}\"", id.value), remedy);
+        }
+        right
+    });
+    let action = read_action(&table);
+    let allows = action != Some(Action::Deny);
+    let has_networks = table.has("networks");
+    let static_rule = has_networks && !table.has("names");
+    refuse_misplaced(&table, allows, static_rule);
+
+    let tenants = table.boolean("allow_tenant_wildcard").unwrap_or(false);
+    let names = read_patterns(&table, "names", (action == Some(Action::Allow)).then_some(tenants));
+    let except = read_patterns(&table, "except", None);
+    let networks = read_prefixes(&table, "networks").unwrap_or_default();
+    if static_rule && networks.is_empty() && allows {
+        note_empty(&table, "networks");
+    }
+    if !has_networks && !table.has("names") {
+        document.note(table.span(), "the rule names nothing", "add names = [\"…\"], or networks = [\"…\"]");
+    } else if !static_rule && table.strings("names").is_some_and(|names| names.is_empty()) {
+        note_empty(&table, "names");
+    }
+    let ports = read_ports(&table, allows, static_rule);
+    let types = if allows && !static_rule { read_types(&table) } else { Vec::new() };
+    let cname = read_cname(&table);
+    let within = read_prefixes(&table, "within").unwrap_or_default();
+    if allows && table.has("within") && within.is_empty() {
+        note_empty(&table, "within");
+    }
+    let private = read_prefixes(&table, "private").unwrap_or_default();
+    let hold = table.duration("hold", Duration::from_secs(1)..=MAX_HOLD);
+    let [owner, reason, ticket] = ["owner", "reason", "ticket"].map(|key| read_note(&table, key));
+
+    let segments = table.strings("segments").map(|found| {
+        let placed = |entry: Found<String>| Placed { place: document.place(&entry.span), value: entry.value };
+        found.into_iter().map(placed).collect::<Vec<_>>()
+    });
+    let tags = table.table("where").map(|tags| {
+        let values = |found: Vec<Found<String>>| found.into_iter().map(|value| value.value).collect();
+        tags.free_strings().into_iter().map(|(key, found)| (key.value, values(found))).collect::<Vec<_>>()
+    });
+    let chosen_by = if table.has("segments") { "segments" } else { "where" };
+    if !table.has("segments") && !table.has("where") {
+        let remedy = "add segments = [\"…\"], segments = [\"*\"] for all, or where = { … }";
+        document.note(table.span(), "the rule does not say for which segments it is", remedy);
+    }
+    let choice = document.place(&table.span_of(chosen_by));
+    let place = document.place(table.span());
+    table.finish(&PLANNED);
+
+    let values = |placed: &[Placed<Prefix>]| placed.iter().map(|prefix| prefix.value).collect();
+    let rule = Rule {
+        id: Arc::from(id?.value),
+        action: action?,
+        place,
+        owner,
+        reason,
+        ticket,
+        ports,
+        types,
+        hold,
+        networks: values(&networks),
+        audience: Audience::All,
+        except: patterns(&except),
+        cname,
+        within: values(&within),
+        private: values(&private),
+    };
+    Some(RuleDraft { rule, names, private, segments, tags, choice })
+}
+
+fn read_action(table: &Table) -> Option<Action> {
+    let found = table.required_string("action")?;
+    match found.value.as_str() {
+        "allow" => Some(Action::Allow),
+        "deny" => Some(Action::Deny),
+        other => {
+            let fact = format!("`action` cannot be \"{other}\"");
+            table.document().note(&found.span, fact, "write \"allow\" or \"deny\"");
+            None
+        }
+    }
+}
+
+/// Keys that a deny rule, or a static one, does not have.
+fn refuse_misplaced(table: &Table, allows: bool, static_rule: bool) {
+    let note = |key: &'static str, fact: &str, remedy: &str| {
+        if table.has(key) {
+            table.document().note(&table.span_of(key), fact.replace("{}", key), remedy);
+        }
+    };
+    if !allows {
+        for key in NAME_KEYS.into_iter().chain(["ports"]) {
+            note(key, "`{}` in a deny: it refuses the name altogether", "remove it");
+        }
+        note("networks", "`{}` in a deny: what no rule allows is closed already", "remove it");
+    } else if static_rule {
+        for key in NAME_KEYS.into_iter().chain(["except"]) {
+            note(key, "`{}` in a rule for `networks`: no name is asked for", "remove it");
+        }
+    } else {
+        note("networks", "`{}` beside `names`", "make it a rule of its own; to narrow the answers write `within`");
+    }
+}
+
+fn note_empty(table: &Table, key: &'static str) {
+    table.document().note(&table.span_of(key), format!("`{key}` is empty"), "name at least one, or remove it");
+}
+
+/// A list of patterns. `tenants`: wildcards may not reach past one owner; `Some(true)`: may sit on a public suffix.
+fn read_patterns(table: &Table, key: &'static str, tenants: Option<bool>) -> Vec<Pattern> {
+    let document = table.document();
+    let found = table.strings(key).unwrap_or_default();
+    let mut seen: HashMap<Pattern, Span> = HashMap::with_capacity(found.len());
+    let mut patterns = Vec::with_capacity(found.len());
+    for entry in found {
+        let Some(pattern) = read_pattern(document, &entry) else { continue };
+        if let Some(tenants) = tenants {
+            check_reach(document, &entry, &pattern, tenants);
+        }
+        if let Some(first) = seen.get(&pattern) {
+            let fact = format!("\"{pattern}\" is in this list already, at {}", document.place(first));
+            document.note(&entry.span, fact, "remove one");
+            continue;
+        }
+        seen.insert(pattern.clone(), entry.span);
+        patterns.push(pattern);
+    }
+    patterns
+}
+
+fn read_pattern(document: &Document, entry: &Found<String>) -> Option<Pattern> {
+    Pattern::parse(&entry.value)
+        .map_err(|error| document.note(&entry.span, format!("\"{}\" {error}", entry.value), error.remedy()))
+        .ok()
+}
+
+fn check_reach(document: &Document, entry: &Found<String>, pattern: &Pattern, tenants: bool) {
+    let text = &entry.value;
+    match pattern.reach() {
+        Reach::TopLevel => {
+            let fact = format!("\"{text}\" would allow a whole top-level domain");
+            let remedy = format!("write the full suffix, e.g. \"*.example.{}\"", pattern.base);
+            document.note(&entry.span, fact, remedy);
+        }
+        Reach::Tenants if !tenants => {
+            let fact = format!("\"{text}\" is on a public suffix: anyone may have a name below {}", pattern.base);
+            let remedy = "name the owners that are meant, or add allow_tenant_wildcard = true";
+            document.note(&entry.span, fact, remedy);
+        }
+        Reach::Tenants | Reach::Owner => {}
+    }
+}
+
+fn patterns(list: &[Pattern]) -> Patterns<()> {
+    let mut patterns = Patterns::default();
+    for pattern in list {
+        patterns.entry(pattern);
+    }
+    patterns
+}
+
+fn read_ports(table: &Table, allows: bool, static_rule: bool) -> Vec<Services> {
+    let remedy = "write \"tcp/443\", \"udp/5000-5010\", \"icmp\" or \"any\"";
+    let found = table.parsed_list::<Services>("ports", remedy);
+    if !allows {
+        return Vec::new();
+    }
+    let Some(found) = found else {
+        if static_rule && !table.has("ports") {
+            table.document().note(table.span(), "a rule for `networks` has no `ports`", "add ports = [\"tcp/443\"]");
+        }
+        return vec![Services::Tcp(443, 443)];
+    };
+    let mut ports: Vec<Services> = found.into_iter().map(|services| services.value).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let count: usize = ports.iter().map(|services| services.count()).sum();
+    if count > MAX_PORTS {
+        let fact = format!("{count} ports are too many for one rule");
+        let remedy = format!("write at most {MAX_PORTS}, or \"any\"");
+        table.document().note(&table.span_of("ports"), fact, remedy);
+    }
+    if table.strings("ports").is_some_and(|ports| ports.is_empty()) {
+        note_empty(table, "ports");
+    }
+    ports
+}
+
+fn read_types(table: &Table) -> Vec<RecordType> {
+    let remedy = "write the type as in a zone file, e.g. \"TXT\"";
+    let Some(found) = table.parsed_list::<RecordType>("types", remedy) else {
+        return vec![RecordType::A, RecordType::AAAA];
+    };
+    if table.strings("types").is_some_and(|types| types.is_empty()) {
+        note_empty(table, "types");
+    }
+    let mut types = Vec::new();
+    for kind in found {
+        let note = |fact: &str, remedy: &str| {
+            table.document().note(&kind.span, format!("the type {} {fact}", kind.value), remedy);
+        };
+        if is_never_answered(kind.value) {
+            note("is never answered", "remove it");
+        } else if matches!(kind.value, RecordType::HTTPS | RecordType::SVCB) {
+            note("comes with a later version", "remove it; browsers fall back to A and AAAA");
+        } else if !types.contains(&kind.value) {
+            types.push(kind.value);
+        }
+    }
+    types
+}
+
+/// Types that are not data of a name, or are only proof beside other data: no rule can allow them, and no observing
+/// segment lets them pass.
+pub(super) const fn is_never_answered(kind: RecordType) -> bool {
+    // RFC 6895 §3.1: 128 to 255 are "Q and Meta-TYPEs"; 0 and 65535 are reserved.
+    matches!(kind.0, 0 | 128..=255 | 0xffff)
+        || matches!(
+            kind,
+            RecordType::OPT
+                | RecordType::NULL
+                | RecordType::SIG
+                | RecordType::RRSIG
+                | RecordType::NSEC
+                | RecordType::NSEC3
+        )
+}
+
+fn read_cname(table: &Table) -> Cname {
+    match table.string_or_strings("cname") {
+        None => Cname::Trust,
+        Some(Ok(word)) => match word.value.as_str() {
+            "trust" => Cname::Trust,
+            "inspect" => Cname::Inspect,
+            other => {
+                let fact = format!("`cname` cannot be \"{other}\"");
+                table.document().note(&word.span, fact, "write \"trust\", \"inspect\" or a list of names");
+                Cname::Inspect
+            }
+        },
+        Some(Err(found)) => {
+            if found.is_empty() {
+                note_empty(table, "cname");
+            }
+            let pins: Vec<_> = found.iter().filter_map(|entry| read_pattern(table.document(), entry)).collect();
+            Cname::Pinned(patterns(&pins))
+        }
+    }
+}
+
+fn read_note(table: &Table, key: &'static str) -> Option<Box<str>> {
+    let found = table.string(key)?;
+    if found.value.chars().count() > MAX_NOTE {
+        let fact = format!("`{key}` is longer than {MAX_NOTE} characters");
+        table.document().note(&found.span, fact, "shorten it; the rest belongs into the ticket");
+    }
+    Some(found.value.into())
+}

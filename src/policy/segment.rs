@@ -1,0 +1,275 @@
+//! Segments: sets of clients with common rules, and how `[[segment]]` is read.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::load::{Placed, in_alphabet, read_prefixes};
+use super::verdict::Shown;
+use crate::document::{Place, Table};
+use crate::net::{Prefix, SegmentId, Services};
+use crate::time::Wall;
+
+/// The most tags of a segment, and the most octets of their JSON: they stand in every record of it, and a record has
+/// 8 KiB.
+const MAX_TAGS: usize = 32;
+const MAX_TAGS_JSON: usize = 1024;
+
+/// A set of clients with common rules.
+#[derive(Debug)]
+pub struct Segment {
+    /// Unique name, 1 to 63 of `[A-Za-z0-9_.-]`.
+    pub name: Arc<str>,
+    /// Its number in the kernel.
+    pub id: SegmentId,
+    /// Where it stands.
+    pub place: Place,
+    /// Tags in key order; `tags_json` is the same as one JSON object, empty where there are none.
+    pub tags: Vec<(String, String)>,
+    /// See `tags`.
+    pub tags_json: Box<str>,
+    /// `mode = "observe"`: the moment at which it begins to enforce; `None` where it enforces from the start.
+    pub observe_until: Option<Wall>,
+    /// For whom an address is opened.
+    pub scope: GrantScope,
+    /// What a client sees of a denied name.
+    pub refusal: Shown,
+    /// Where its flows come from, sorted: its clients, unless others connect for them, and who connects for them.
+    pub sources: Vec<Prefix>,
+    /// What the static rules (`networks`) open for it, sorted.
+    pub networks: Vec<(Prefix, Services)>,
+    pub(super) has_four: bool,
+    pub(super) has_six: bool,
+}
+
+/// For whom an address is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrantScope {
+    /// For the client that asked.
+    Client,
+    /// For every source of the segment.
+    Segment,
+}
+
+impl Segment {
+    /// True while names that policy refuses resolve and flows that it would refuse pass, both recorded.
+    #[must_use]
+    pub fn observes(&self, now: Wall) -> bool {
+        self.observe_until.is_some_and(|until| now < until)
+    }
+
+    /// True where a source of the segment has the family of `address`.
+    pub(super) const fn reaches(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(_) => self.has_four,
+            IpAddr::V6(_) => self.has_six,
+        }
+    }
+}
+
+/// A segment as one file has it.
+pub(super) struct SegmentDraft {
+    pub(super) segment: Segment,
+    pub(super) clients: Vec<Placed<Prefix>>,
+    pub(super) sources: Vec<Placed<Prefix>>,
+}
+
+/// Reads one `[[segment]]`; mistakes go to its document. `None` where it has no usable name.
+pub(super) fn read(table: Table) -> Option<SegmentDraft> {
+    let document = table.document().clone();
+    let name = table.required_string("name").filter(|name| {
+        let right = in_alphabet(&name.value);
+        if !right {
+            let remedy = "write 1 to 63 letters, digits, `_`, `.` or `-`";
+            document.note(&name.span, format!("a segment cannot be named \"{}\"", name.value), remedy);
+        }
+        right
+    });
+    let clients = read_prefixes(&table, "clients").unwrap_or_default();
+    let (tags, tags_json) = read_tags(&table);
+    let observe_until = read_mode(&table);
+    let asked_scope = one_of(&table, "scope", &[("client", GrantScope::Client), ("segment", GrantScope::Segment)]);
+    let refusal = one_of(
+        &table,
+        "refusal",
+        &[("nxdomain", Shown::NxDomain), ("nodata", Shown::NoData), ("refused", Shown::Refused)],
+    );
+    let (clients_connect, others) = read_connects_from(&table);
+    if clients_connect && !others.is_empty() && asked_scope != Some(GrantScope::Segment) {
+        document.note(
+            &table.span_of("connects_from"),
+            "clients and others connect, so an opening for the one client that asked is not enough",
+            "add scope = \"segment\", or leave \"client\" out",
+        );
+    }
+    let scope = if clients_connect { asked_scope.unwrap_or(GrantScope::Client) } else { GrantScope::Segment };
+    let mut sources = if clients_connect { clients.clone() } else { Vec::new() };
+    sources.extend(others);
+    let place = document.place(table.span());
+    table.finish(&["group", "label_budget"]);
+
+    let name: Arc<str> = Arc::from(name?.value);
+    let mut prefixes: Vec<Prefix> = sources.iter().map(|source| source.value).collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    let segment = Segment {
+        id: SegmentId::of(&name),
+        name,
+        place,
+        tags,
+        tags_json,
+        observe_until,
+        scope,
+        refusal: refusal.unwrap_or(Shown::NxDomain),
+        has_four: prefixes.iter().any(|prefix| prefix.addr().is_ipv4()),
+        has_six: prefixes.iter().any(|prefix| prefix.addr().is_ipv6()),
+        sources: prefixes,
+        networks: Vec::new(),
+    };
+    Some(SegmentDraft { segment, clients, sources })
+}
+
+/// A string that is one of a few words.
+fn one_of<T: Copy>(table: &Table, key: &'static str, words: &[(&str, T)]) -> Option<T> {
+    let found = table.string(key)?;
+    let value = words.iter().find(|(word, _)| *word == found.value).map(|(_, value)| *value);
+    if value.is_none() {
+        let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        let fact = format!("`{key}` cannot be \"{}\"", found.value);
+        table.document().note(&found.span, fact, format!("write {}", words.join(" or ")));
+    }
+    value
+}
+
+/// Whether clients connect themselves, and who else does.
+fn read_connects_from(table: &Table) -> (bool, Vec<Placed<Prefix>>) {
+    let Some(found) = table.strings("connects_from") else { return (true, Vec::new()) };
+    if found.is_empty() {
+        let remedy = "leave it out, or name who connects";
+        table.document().note(
+            &table.span_of("connects_from"),
+            "`connects_from` is empty: nobody could connect",
+            remedy,
+        );
+    }
+    let clients = found.iter().any(|entry| entry.value == "client");
+    let others = found.iter().filter(|entry| entry.value != "client");
+    (clients, others.filter_map(|entry| super::load::read_prefix(table.document(), entry)).collect())
+}
+
+fn read_mode(table: &Table) -> Option<Wall> {
+    let document = table.document();
+    let observe = match table.string("mode") {
+        None => false,
+        Some(mode) => match mode.value.as_str() {
+            "enforce" => false,
+            "observe" => true,
+            "learn" => {
+                document.note(
+                    &mode.span,
+                    "`mode` = \"learn\" is not supported by this version",
+                    "write \"enforce\" or \"observe\"",
+                );
+                return None;
+            }
+            other => {
+                document.note(&mode.span, format!("`mode` cannot be \"{other}\""), "write \"enforce\" or \"observe\"");
+                return None;
+            }
+        },
+    };
+    match (observe, table.has("until")) {
+        (false, false) => None,
+        (false, true) => {
+            let remedy = "remove it, or write mode = \"observe\"";
+            document.note(
+                &table.span_of("until"),
+                "`until` is the end of observing, and this segment enforces",
+                remedy,
+            );
+            None
+        }
+        (true, false) => {
+            let remedy = "add until = 2026-12-31T00:00:00Z, the moment at which it begins to enforce";
+            document.note(&table.span_of("mode"), "`mode` = \"observe\" has no end", remedy);
+            None
+        }
+        (true, true) => table.datetime("until").map(|found| wall(&found.value)),
+    }
+}
+
+fn read_tags(table: &Table) -> (Vec<(String, String)>, Box<str>) {
+    let Some(tags_table) = table.table("tags") else { return (Vec::new(), "".into()) };
+    let document = table.document();
+    let mut tags = Vec::new();
+    for (key, values) in tags_table.free_strings() {
+        match <[_; 1]>::try_from(values) {
+            Ok([value]) => tags.push((key.value, value.value)),
+            Err(_) => {
+                let fact = format!("the tag `{}` has not exactly one value", key.value);
+                document.note(&key.span, fact, format!("write {} = \"…\"", key.value));
+            }
+        }
+    }
+    tags.sort();
+    if tags.is_empty() {
+        return (tags, "".into());
+    }
+    let object: serde_json::Map<String, serde_json::Value> =
+        tags.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+    let json = serde_json::Value::Object(object).to_string();
+    if tags.len() > MAX_TAGS || json.len() > MAX_TAGS_JSON {
+        let fact = format!("{} tags of {} octets are too many: they are in every record", tags.len(), json.len());
+        document.note(
+            &table.span_of("tags"),
+            fact,
+            format!("keep to {MAX_TAGS} tags and {MAX_TAGS_JSON} octets of JSON"),
+        );
+    }
+    (tags, json.into())
+}
+
+/// A date-time with offset as microseconds since 1970; what lies before is 1970.
+fn wall(moment: &toml::value::Datetime) -> Wall {
+    let (Some(date), Some(time)) = (moment.date, moment.time) else { return Wall(0) };
+    let offset = match moment.offset {
+        Some(toml::value::Offset::Custom { minutes }) => i64::from(minutes),
+        _ => 0,
+    };
+    let minutes = (days(i64::from(date.year), i64::from(date.month), i64::from(date.day)) * 24 + i64::from(time.hour))
+        * 60
+        + i64::from(time.minute)
+        - offset;
+    let seconds = minutes * 60 + i64::from(time.second.unwrap_or(0));
+    Wall(u64::try_from(seconds * 1_000_000 + i64::from(time.nanosecond.unwrap_or(0) / 1000)).unwrap_or(0))
+}
+
+/// Days since 1970-01-01 of the Gregorian calendar; Howard Hinnant, "chrono-compatible low-level date algorithms",
+/// `days_from_civil`.
+const fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let shifted = if month > 2 { month - 3 } else { month + 9 };
+    let day_of_year = (153 * shifted + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_time_becomes_the_same_moment() {
+        let rows = [
+            ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000000Z"),
+            ("2024-02-29T23:59:59.5Z", "2024-02-29T23:59:59.500000Z"),
+            ("2026-12-31T00:00:00+02:00", "2026-12-30T22:00:00.000000Z"),
+            ("2026-12-31T20:30:00-05:30", "2027-01-01T02:00:00.000000Z"),
+            ("1969-12-31T00:00:00Z", "1970-01-01T00:00:00.000000Z"),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(wall(&text.parse().unwrap()).to_string(), expected, "{text}");
+        }
+    }
+}
