@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use crate::name::Name;
 use crate::net::{Element, Services};
@@ -23,6 +24,22 @@ pub struct RecordId {
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}-{}-{}", self.boot, self.shard, self.sequence)
+    }
+}
+
+impl FromStr for RecordId {
+    type Err = ();
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.splitn(3, '-');
+        let mut part = || parts.next().ok_or(());
+        let (boot, shard, sequence) = (part()?, part()?, part()?);
+        Ok(Self {
+            boot: u64::from_str_radix(boot, 16).map_err(|_| ())?,
+            shard: shard.parse().map_err(|_| ())?,
+            sequence: sequence.parse().map_err(|_| ())?,
+        })
     }
 }
 

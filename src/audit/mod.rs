@@ -3,9 +3,41 @@
 //! [`Log`] is the file with its rotation; each thread that answers owns one [`Shard`] of it, a gapless sequence.
 //! An id is [reserved](Shard::reserve) when a query is accepted, the record [appended](Shard::append) when it is
 //! answered, and a batch of records [committed](Shard::commit) by one write before the batch is sent.
+//!
+//! What was not written is never silent: its ids are missing, a `gap` record names them, and [`verify`] finds both.
+//! Every field is in [`FIELDS`] and docs/log.md.
 
+mod archive;
+mod error;
 mod event;
+mod fields;
+mod file;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod fixture;
+mod format;
+mod log;
+mod meter;
+mod own;
+mod ranges;
+mod read;
+mod seal;
+mod settings;
+mod shard;
+mod tail;
+mod verify;
 
+pub use error::AuditError;
 pub use event::{
     BackendAck, CacheUse, Event, GrantEvent, GrantOp, Outcome, PolicyEvent, QueryEvent, RecordId, Transport,
 };
+pub use fields::{FIELDS, Field};
+pub use format::json::{MAX_LINE, encode};
+pub use format::text::render_line;
+pub use format::{FORMATS, Render};
+pub use log::Log;
+pub use meter::{Counts, Meter};
+pub use settings::{OnFull, Settings};
+pub use shard::Shard;
+pub use tail::{Filter, Tail};
+pub use verify::{Finding, Progress, Report, verify};

@@ -1,0 +1,49 @@
+//! Why the log cannot be opened, written or read: place, fact, remedy.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A variant per thing that an operator does differently.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuditError {
+    /// ENOENT or ENOTDIR.
+    #[error("{}: the directory does not exist; create it, or set [audit] file", .0.display())]
+    NoDirectory(PathBuf),
+    /// EACCES or EPERM.
+    #[error("{}: permission denied; let the service's user write this directory", .0.display())]
+    Forbidden(PathBuf),
+    /// ENOSPC or EDQUOT.
+    #[error("{}: no space left; free some, or lower [audit] rotate_size and max_size", .0.display())]
+    NoSpace(PathBuf),
+    /// EROFS.
+    #[error("{}: the file system is read-only; mount it writable, or set [audit] file", .0.display())]
+    ReadOnly(PathBuf),
+    /// Another process holds the lock.
+    #[error("{}: another process writes this log; stop it, or set [audit] file", .0.display())]
+    Locked(PathBuf),
+    /// No name that an archive could be called after.
+    #[error("{}: not a usable file name; write up to 128 plain characters, e.g. \"query.jsonl\"", .0.display())]
+    Name(PathBuf),
+    /// Anything else that the system says.
+    #[error("{}: {why}; check the disk and the path", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's own words.
+        why: String,
+    },
+}
+
+impl AuditError {
+    /// What an error of the system means for `path`.
+    pub(in crate::audit) fn at(path: &Path, error: &io::Error) -> Self {
+        let path = path.to_path_buf();
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NoDirectory(path),
+            io::ErrorKind::PermissionDenied => Self::Forbidden(path),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace(path),
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly(path),
+            _ => Self::Io { path, why: error.to_string() },
+        }
+    }
+}

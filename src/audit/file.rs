@@ -1,0 +1,123 @@
+//! The log's files: opened for appending, locked, blocks allocated ahead, told apart by inode.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::error::AuditError;
+
+/// Readable for the group that ships it, for nobody else.
+const MODE: u32 = 0o640;
+
+/// Device and inode: the same file whatever it is called.
+pub(super) type Identity = (u64, u64);
+
+/// The file as the log's thread holds it: with the lock that keeps other processes out.
+pub(super) struct Current {
+    file: File,
+    pub(super) identity: Identity,
+    /// Whether the last write left a line without its end.
+    torn: Arc<AtomicBool>,
+}
+
+impl Current {
+    /// Opens or creates the file at `path` and locks it.
+    pub(super) fn open(path: &Path) -> Result<Self, AuditError> {
+        loop {
+            let file = append().create(true).open(path).map_err(|error| AuditError::at(path, &error))?;
+            let current = Self::lock(file, path)?;
+            // The process that held the lock may have renamed the file since it was opened here.
+            if identity_of(path).is_ok_and(|identity| identity == current.identity) {
+                return Ok(current);
+            }
+        }
+    }
+
+    /// Creates a file that must not exist, and locks it.
+    pub(super) fn create(path: &Path) -> Result<Self, AuditError> {
+        let file = append().create_new(true).open(path).map_err(|error| AuditError::at(path, &error))?;
+        Self::lock(file, path)
+    }
+
+    fn lock(file: File, path: &Path) -> Result<Self, AuditError> {
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(AuditError::Locked(path.to_path_buf())),
+            Err(TryLockError::Error(error)) => return Err(AuditError::at(path, &error)),
+        }
+        let metadata = file.metadata().map_err(|error| AuditError::at(path, &error))?;
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(Self { file, identity, torn: Arc::new(AtomicBool::new(false)) })
+    }
+
+    /// A descriptor of its own for one shard: a shared one would make the shards wait for each other at the
+    /// file's offset.
+    pub(super) fn handle(&self, path: &Path) -> Result<Handle, AuditError> {
+        let file = append().open(path).map_err(|error| AuditError::at(path, &error))?;
+        Ok(Handle { file, torn: Arc::clone(&self.torn) })
+    }
+
+    /// The length in bytes.
+    pub(super) fn len(&self) -> io::Result<u64> {
+        self.file.metadata().map(|metadata| metadata.len())
+    }
+
+    /// Says that the last line has no end, so that the next write gives it one.
+    pub(super) fn set_torn(&self) {
+        self.torn.store(true, Ordering::Release);
+    }
+
+    /// Allocates blocks up to `size` without changing the length. File systems that cannot do it are left alone.
+    pub(super) fn allocate(&self, size: u64) -> io::Result<()> {
+        let size = i64::try_from(size).unwrap_or(i64::MAX);
+        match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, size) {
+            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EFBIG) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// One shard's descriptor.
+pub(super) struct Handle {
+    file: File,
+    torn: Arc<AtomicBool>,
+}
+
+impl Handle {
+    pub(super) fn is_torn(&self) -> bool {
+        self.torn.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_torn(&self, torn: bool) {
+        if self.is_torn() != torn {
+            self.torn.store(torn, Ordering::Release);
+        }
+    }
+}
+
+impl Write for Handle {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn append() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.append(true).mode(MODE);
+    options
+}
+
+/// Which file is at `path`.
+pub(super) fn identity_of(path: &Path) -> io::Result<Identity> {
+    path.metadata().map(|metadata| (metadata.dev(), metadata.ino()))
+}

@@ -1,0 +1,385 @@
+//! The log: one file for all shards, its rotation, and what it says about itself.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::statvfs::statvfs;
+
+use super::archive::{Archive, Archived};
+use super::error::AuditError;
+use super::file::{Current, identity_of};
+use super::meter::{Counts, Meter};
+use super::own::{Opened, Own, Seal};
+use super::read::Past;
+use super::seal::{Sealed, Sealer, link};
+use super::settings::{OnFull, Settings};
+use super::shard::{Seat, Shard, Shared};
+use crate::time::{Clock, Tick};
+
+/// How often the highest sequences are written; a node that is silent for two of them is dead.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How long a rotation that failed is left alone.
+const RETRY: Duration = Duration::from_secs(30);
+/// Closed files that may wait for their seal before no more are closed; bounds the `open` record that names them.
+const UNSEALED: usize = 16;
+/// The shards that one record names: 200 × 29 bytes fit its line.
+const SEQUENCES: usize = 200;
+
+/// The log's own thread's part: call [`Log::tick`] about every second and [`Log::close`] at the end, after the
+/// shards were dropped.
+pub struct Log {
+    settings: Settings,
+    shared: Arc<Shared>,
+    /// Shard 0.
+    shard: Shard,
+    meter: Meter,
+    current: Current,
+    /// The length of the current file when it was last looked at.
+    length: u64,
+    archive: Archive,
+    sealer: Sealer,
+    chain: Option<String>,
+    /// Closed files whose `rotate` record is still to come, in order.
+    unsealed: Vec<String>,
+    /// Closed files that were read.
+    sealed: VecDeque<Sealed>,
+    /// Deleted archives whose `removed` record is still to come.
+    removed: VecDeque<(Archived, u64, &'static str)>,
+    heartbeat_at: Tick,
+    rotate_at: Tick,
+}
+
+impl Log {
+    /// Opens the log, going on where an existing file ends, and makes the shards 1 to `shards`. `boot` is this
+    /// process's random number, `node` its name in every record.
+    ///
+    /// # Errors
+    /// The file cannot be written, or another process writes it.
+    pub fn open(
+        settings: Settings,
+        node: &str,
+        clock: Clock,
+        boot: u64,
+        shards: u16,
+    ) -> Result<(Self, Vec<Shard>), AuditError> {
+        let path = settings.file.clone();
+        let archive = Archive::beside(&path)?;
+        let current = Current::open(&path)?;
+        archive.create()?;
+        let mut past = read_past(&path, &current, &archive)?;
+        let unsealed = mem::take(&mut past.unsealed);
+        let shared = Arc::new(Shared {
+            path: path.clone().into_boxed_path(),
+            node: node.into(),
+            clock,
+            boot,
+            full: AtomicBool::new(false),
+        });
+        let seats =
+            (0..=shards).map(|_| Ok(Arc::new(Seat::new(current.handle(&path)?)))).collect::<Result<Arc<[_]>, _>>()?;
+        let shard =
+            |number: u16, seat: &Arc<Seat>, on_full| Shard::new(Arc::clone(&shared), Arc::clone(seat), number, on_full);
+        let mut numbered = (0..=shards).zip(seats.iter());
+        let own = numbered
+            .next()
+            .map_or_else(|| Err(AuditError::Name(path.clone())), |(_, seat)| Ok(shard(0, seat, OnFull::Refuse)))?;
+        let others = numbered.map(|(number, seat)| shard(number, seat, settings.on_full)).collect();
+        let now = shared.clock.tick();
+        let mut log = Self {
+            meter: Meter::new(Arc::clone(&shared), seats),
+            shard: own,
+            length: current.len().unwrap_or(0),
+            sealer: Sealer::start().map_err(|error| AuditError::at(&path, &error))?,
+            chain: past.chain.take(),
+            unsealed,
+            sealed: VecDeque::new(),
+            removed: VecDeque::new(),
+            heartbeat_at: now + HEARTBEAT,
+            rotate_at: now,
+            settings,
+            shared,
+            current,
+            archive,
+        };
+        log.make_room()?;
+        log.allocate(&log.current)?;
+        log.begin(true, "start", &past)?;
+        for name in &log.unsealed {
+            log.sealer.queue(name, log.archive.path(name));
+        }
+        log.tell_removed()?;
+        Ok((log, others))
+    }
+
+    /// Looks after the file: notices what others did to it, rotates it, writes seals and heartbeats, makes room.
+    /// Every part is tried, whatever became of the others.
+    ///
+    /// # Errors
+    /// The first that came up. The log goes on with what it has, and tries again.
+    pub fn tick(&mut self) -> Result<(), AuditError> {
+        let now = self.shared.clock.tick();
+        let mut result = self.look_after_file(now);
+        result = result.and(self.tell_sealed());
+        if now >= self.heartbeat_at || self.shared.full.load(Ordering::Relaxed) {
+            self.heartbeat_at = now + HEARTBEAT;
+            result = result.and(self.make_room());
+            result = result.and(self.tell_sequences("heartbeat"));
+        }
+        result.and(self.tell_removed())
+    }
+
+    /// Waits for the seals of closed files, then writes the last record. The shards must have been dropped: what
+    /// they write later is not under the final sequences.
+    ///
+    /// # Errors
+    /// The last records could not be written.
+    pub fn close(mut self) -> Result<(), AuditError> {
+        self.tell_sealed()?;
+        while !self.unsealed.is_empty() {
+            self.sealed.extend(self.sealer.wait());
+            self.tell_sealed()?;
+        }
+        self.tell_removed()?;
+        self.tell_sequences("close")
+    }
+
+    /// Whether records can be written, as far as is known: for readiness.
+    #[must_use]
+    pub fn usable(&self) -> bool {
+        self.meter.usable()
+    }
+
+    /// What has been written and lost so far, over all shards.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.meter.counts()
+    }
+
+    /// [`Log::usable`] and [`Log::counts`] for other threads.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
+    }
+
+    /// Reopens the file where somebody else moved or cut it; closes it where it is full.
+    fn look_after_file(&mut self, now: Tick) -> Result<(), AuditError> {
+        let path = self.settings.file.clone();
+        let why = match identity_of(&path) {
+            Ok(identity) if identity == self.current.identity => None,
+            Ok(_) => Some("replaced by another program"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some("moved away by another program"),
+            Err(error) => return Err(AuditError::at(&path, &error)),
+        };
+        if let Some(why) = why {
+            return self.reopen(&path, why);
+        }
+        let length = self.current.len().map_err(|error| AuditError::at(&path, &error))?;
+        if length < self.length {
+            self.length = length;
+            if length > 0 {
+                self.current.set_torn();
+            }
+            self.allocate(&self.current)?;
+            return self.begin(false, "cut short by another program", &Past::default());
+        }
+        // Closed one second early rather than written beyond the blocks that are allocated.
+        let expected = length.saturating_add(length - self.length);
+        self.length = length;
+        if expected < self.settings.rotate_size || now < self.rotate_at || self.unsealed.len() >= UNSEALED {
+            return Ok(());
+        }
+        self.make_room()?;
+        let result = self.rotate(&path);
+        if result.is_err() {
+            self.rotate_at = now + RETRY;
+        }
+        result
+    }
+
+    /// Moves to whatever is at the path now, or to a new file.
+    fn reopen(&mut self, path: &Path, why: &str) -> Result<(), AuditError> {
+        let next = Current::open(path)?;
+        let past = read_past(path, &next, &self.archive)?;
+        self.allocate(&next)?;
+        self.move_to(next, path, false, why, &Past { torn: past.torn, ..Past::default() })
+    }
+
+    /// Puts the current file into the archive and a new one in its place.
+    fn rotate(&mut self, path: &Path) -> Result<(), AuditError> {
+        let name = self.archive.next(self.shared.clock.now().wall)?;
+        let archived = self.archive.path(&name);
+        let next_path = next_path(path);
+        match fs::remove_file(&next_path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(AuditError::at(&next_path, &error)),
+            _ => {}
+        }
+        let next = Current::create(&next_path)?;
+        let placed = self.allocate(&next).and_then(|()| {
+            let fail = |error: io::Error| AuditError::at(&archived, &error);
+            fs::rename(path, &archived).map_err(fail)?;
+            fs::rename(&next_path, path).map_err(|error| {
+                // The old file goes on under its own name.
+                let _ = fs::rename(&archived, path);
+                AuditError::at(path, &error)
+            })
+        });
+        if let Err(error) = placed {
+            let _ = fs::remove_file(&next_path);
+            return Err(error);
+        }
+        self.unsealed.push(name.clone());
+        self.meter.rotated();
+        let result = self.move_to(next, path, true, "rotate", &Past::default());
+        // No shard writes to it any more.
+        self.sealer.queue(&name, archived);
+        result
+    }
+
+    /// Gives every shard a descriptor of `next`, our own first: its record is the first line.
+    fn move_to(&mut self, next: Current, path: &Path, ours: bool, why: &str, past: &Past) -> Result<(), AuditError> {
+        let mut handles = self.meter.seats().iter().map(|_| next.handle(path)).collect::<Result<VecDeque<_>, _>>()?;
+        self.current = next;
+        let mut told = Ok(());
+        for (number, seat) in Arc::clone(self.meter.seats()).iter().enumerate() {
+            if let Some(handle) = handles.pop_front() {
+                *seat.handle.lock() = handle;
+            }
+            if number == 0 {
+                told = self.begin(ours, why, past);
+            }
+        }
+        told
+    }
+
+    /// Writes the `open` or `reopen` record.
+    fn begin(&mut self, ours: bool, why: &str, past: &Past) -> Result<(), AuditError> {
+        if past.torn > 0 {
+            self.current.set_torn();
+        }
+        self.shard.append_own(&Own::Open(Opened {
+            ours,
+            why,
+            boot: self.shared.boot,
+            previous_boot: past.boot,
+            torn: past.torn,
+            chain: self.chain.as_deref(),
+            unsealed: &self.unsealed,
+        }));
+        let result = self.shard.commit();
+        self.length = self.current.len().unwrap_or(0);
+        result
+    }
+
+    /// Allocates the file's blocks. Where records may be dropped, a disk too full for that is no obstacle.
+    fn allocate(&self, file: &Current) -> Result<(), AuditError> {
+        match (file.allocate(self.settings.rotate_size), self.settings.on_full) {
+            (Err(error), OnFull::Refuse) => Err(AuditError::at(&self.settings.file, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a `rotate` record for each closed file that was read; those that cannot be written are kept for later.
+    fn tell_sealed(&mut self) -> Result<(), AuditError> {
+        self.sealed.extend(self.sealer.done());
+        while let Some((name, contents)) = self.sealed.front() {
+            let previous = self.chain.as_deref();
+            let chain = contents.as_ref().ok().map(|contents| link(previous, &contents.sha256));
+            let sealed = contents.as_ref().map_err(String::as_str).map(|contents| Seal {
+                records: contents.records,
+                bytes: contents.bytes,
+                sha256: &contents.sha256,
+                previous,
+                chain: chain.as_deref().unwrap_or_default(),
+            });
+            self.shard.append_own(&Own::Rotate { file: name, sealed });
+            self.shard.commit()?;
+            self.unsealed.retain(|unsealed| unsealed != name);
+            self.chain = chain.or(self.chain.take());
+            self.sealed.pop_front();
+        }
+        Ok(())
+    }
+
+    fn tell_sequences(&mut self, op: &'static str) -> Result<(), AuditError> {
+        let seats = Arc::clone(self.meter.seats());
+        let numbers: Vec<u16> = (0..=u16::MAX).take(seats.len()).collect();
+        for (numbers, seats) in numbers.chunks(SEQUENCES).zip(seats.chunks(SEQUENCES)) {
+            let sequences: Vec<_> = numbers
+                .iter()
+                .zip(seats)
+                .map(|(number, seat)| (*number, seat.sequence.load(Ordering::Relaxed)))
+                .collect();
+            self.shard.append_own(&Own::Sequences { op, sequences: &sequences });
+        }
+        self.shard.commit()
+    }
+
+    /// Deletes the oldest archives until the rest is small enough and enough of the file system is free. An archive
+    /// that is not sealed yet stays.
+    fn make_room(&mut self) -> Result<(), AuditError> {
+        let mut archives = VecDeque::from(self.archive.list()?);
+        let size = |archived: &Archived| self.archive.path(&archived.name).metadata().map_or(0, |found| found.len());
+        let mut total = archives.iter().map(size).fold(self.length, u64::saturating_add);
+        while let Some(oldest) = archives.pop_front().filter(|oldest| !self.unsealed.contains(&oldest.name)) {
+            let why = if total > self.settings.max_size {
+                "max_size"
+            } else if self.settings.min_free > 0
+                && free(&self.settings.file).is_some_and(|free| free < self.settings.min_free)
+            {
+                "min_free"
+            } else {
+                break;
+            };
+            let path = self.archive.path(&oldest.name);
+            let bytes = size(&oldest);
+            fs::remove_file(&path).map_err(|error| AuditError::at(&path, &error))?;
+            total = total.saturating_sub(bytes);
+            self.meter.removed();
+            self.removed.push_back((oldest, bytes, why));
+        }
+        Ok(())
+    }
+
+    /// Writes a `removed` record for each deleted archive; those that cannot be written are kept for later.
+    fn tell_removed(&mut self) -> Result<(), AuditError> {
+        while let Some((archived, bytes, why)) = self.removed.front() {
+            self.shard.append_own(&Own::Removed { file: &archived.name, bytes: *bytes, why });
+            self.shard.commit()?;
+            self.removed.pop_front();
+        }
+        Ok(())
+    }
+}
+
+/// What the files before this one say: the file itself, or where it is new, the newest archive.
+fn read_past(path: &Path, current: &Current, archive: &Archive) -> Result<Past, AuditError> {
+    let read = |path: &Path| File::open(path).and_then(Past::read).map_err(|error| AuditError::at(path, &error));
+    if current.len().map_err(|error| AuditError::at(path, &error))? > 0 {
+        return read(path);
+    }
+    let Some(newest) = archive.list()?.pop() else { return Ok(Past::default()) };
+    let mut past = read(&archive.path(&newest.name))?;
+    past.torn = 0;
+    past.unsealed.push(newest.name);
+    Ok(past)
+}
+
+/// Where the next file is made ready, out of the way of whoever follows the current one.
+fn next_path(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".next");
+    path.with_file_name(name)
+}
+
+/// The bytes that an ordinary user can still write to the file system of `path`.
+fn free(path: &Path) -> Option<u64> {
+    statvfs(path).ok().map(|found| found.blocks_available() * found.fragment_size())
+}

@@ -1,0 +1,122 @@
+//! Seals: each closed file is read once more in the background, counted, hashed and joined to the chain.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use sha2::{Digest, Sha256};
+
+/// What a closed file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Contents {
+    /// Lines.
+    pub(super) records: u64,
+    pub(super) bytes: u64,
+    /// In hex.
+    pub(super) sha256: String,
+}
+
+/// A file's name and what was found in it, or why nothing was.
+pub(super) type Sealed = (String, Result<Contents, String>);
+
+/// The thread that reads closed files, in the order in which they were closed.
+pub(super) struct Sealer {
+    jobs: Sender<(String, PathBuf)>,
+    done: Receiver<Sealed>,
+}
+
+impl Sealer {
+    pub(super) fn start() -> io::Result<Self> {
+        let (jobs, todo) = channel::<(String, PathBuf)>();
+        let (results, done) = channel();
+        std::thread::Builder::new().name("audit-seal".to_owned()).spawn(move || {
+            for (name, path) in todo {
+                let contents = contents(&path).map_err(|error| error.to_string());
+                if results.send((name, contents)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { jobs, done })
+    }
+
+    /// Queues a file. The log keeps the queue short by not closing files faster than they are read.
+    pub(super) fn queue(&self, name: &str, path: PathBuf) {
+        // The thread lives as long as this sender.
+        let _ = self.jobs.send((name.to_owned(), path));
+    }
+
+    /// Every file that is done by now, without waiting.
+    pub(super) fn done(&self) -> impl Iterator<Item = Sealed> {
+        self.done.try_iter()
+    }
+
+    /// The next file, as soon as it is done.
+    pub(super) fn wait(&self) -> Option<Sealed> {
+        self.done.recv().ok()
+    }
+}
+
+/// Reads a closed file; it and its name are on the disk before its seal is written.
+fn contents(path: &Path) -> io::Result<Contents> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let (mut records, mut bytes) = (0, 0);
+    let mut buffer = vec![0; 1 << 17];
+    loop {
+        let read = match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => buffer.get(..read).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        hash.update(read);
+        bytes += read.len() as u64;
+        records += read.iter().filter(|byte| **byte == b'\n').count() as u64;
+    }
+    file.sync_all()?;
+    if let Some(directory) = path.parent() {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(Contents { records, bytes, sha256: hex(&hash.finalize()) })
+}
+
+/// The chain after a file: SHA-256 of the chain before it (nothing for the first file) and the file's own SHA-256,
+/// both as hex text: `printf %s%s "$previous" "$sha256" | sha256sum`.
+pub(super) fn link(previous: Option<&str>, sha256: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(previous.unwrap_or_default());
+    hash.update(sha256);
+    hex(&hash.finalize())
+}
+
+/// Lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::audit::fixture::Directory;
+
+    /// Computed by `printf 'a\nb\n' | sha256sum` and `printf %s%s … | sha256sum`.
+    #[test]
+    fn agrees_with_sha256sum() {
+        let directory = Directory::new();
+        let path = directory.path().join("a");
+        std::fs::write(&path, "a\nb\n").unwrap();
+        let sha256 = "911169ddaaf146aff539f58c26c489af3b892dff0fe283c1c264c65ae5aa59a2";
+        let found = contents(&path).unwrap();
+        assert_eq!((found.records, found.bytes), (2, 4));
+        assert_eq!(found.sha256, sha256);
+        assert_eq!(link(None, sha256), "37803cafd0d1e07442cb4fea2829f6992f3466602c1098552c6faa3cf19f1c96");
+        assert_eq!(link(Some("a"), "b"), link(None, "ab"));
+    }
+}

@@ -1,0 +1,241 @@
+//! A shard: one thread's gapless sequence and its own descriptor of the log file.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::error::AuditError;
+use super::event::{Event, RecordId};
+use super::file::Handle;
+use super::format::json;
+use super::own::Own;
+use super::ranges::{Range, Ranges};
+use super::settings::OnFull;
+use crate::time::Clock;
+
+/// A batch of records above this is written before it is committed, so that the buffer stays bounded.
+const FLUSH: usize = 1 << 20;
+/// The ranges that one `gap` record names; 128 × 43 bytes fit its line.
+const RANGES_PER_GAP: usize = 128;
+
+/// How often a write that the system cuts short is taken up again.
+const ATTEMPTS: usize = 4;
+
+/// What all shards of a log share.
+pub(super) struct Shared {
+    pub(super) path: Box<Path>,
+    pub(super) node: Box<str>,
+    pub(super) clock: Clock,
+    pub(super) boot: u64,
+    /// The last write of some shard failed, and none has succeeded since.
+    pub(super) full: AtomicBool,
+}
+
+/// A shard as the log's thread sees it. The mutex is the shard's own: the log takes it only to move the shard to
+/// another file.
+#[repr(align(128))]
+pub(super) struct Seat {
+    pub(super) handle: Mutex<Handle>,
+    /// The last sequence that was reserved.
+    pub(super) sequence: AtomicU64,
+    pub(super) records: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) dropped: AtomicU64,
+    pub(super) gaps: AtomicU64,
+}
+
+impl Seat {
+    pub(super) const fn new(handle: Handle) -> Self {
+        Self {
+            handle: Mutex::new(handle),
+            sequence: AtomicU64::new(0),
+            records: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            gaps: AtomicU64::new(0),
+        }
+    }
+}
+
+/// One thread's part of the log. Dropped, it writes what is still pending.
+pub struct Shard {
+    shared: Arc<Shared>,
+    seat: Arc<Seat>,
+    number: u16,
+    on_full: OnFull,
+    next: u64,
+    /// A line feed, written only where a torn line must be ended first, then whole lines.
+    pending: Vec<u8>,
+    /// The sequence of each pending line, in order.
+    sequences: Vec<u64>,
+    /// Ids whose records were not written and that no `gap` record has named yet, and why.
+    lost: Ranges,
+    why: String,
+    /// The id of the `gap` record to come: reserved once, kept until it is written.
+    gap: Option<RecordId>,
+    /// Of a write before the commit.
+    failed: Option<AuditError>,
+}
+
+impl Shard {
+    pub(super) fn new(shared: Arc<Shared>, seat: Arc<Seat>, number: u16, on_full: OnFull) -> Self {
+        Self {
+            shared,
+            seat,
+            number,
+            on_full,
+            next: 1,
+            pending: vec![b'\n'],
+            sequences: Vec::new(),
+            lost: Ranges::default(),
+            why: String::new(),
+            gap: None,
+            failed: None,
+        }
+    }
+
+    /// The id of the next record. Every reserved id must be appended once: one that is not is a gap.
+    pub fn reserve(&mut self) -> RecordId {
+        let sequence = self.next;
+        self.next += 1;
+        self.seat.sequence.store(sequence, Ordering::Relaxed);
+        RecordId { boot: self.shared.boot, shard: self.number, sequence }
+    }
+
+    /// Renders the record that `id` was reserved for, to be written by the next [`Shard::commit`].
+    pub fn append(&mut self, id: RecordId, event: &Event<'_>) {
+        json::encode(&mut self.pending, id, &self.shared.node, event);
+        self.appended(id);
+    }
+
+    /// As [`Shard::append`], for the log's own records.
+    pub(super) fn append_own(&mut self, record: &Own<'_>) {
+        let id = self.reserve();
+        let at = self.shared.clock.now().wall;
+        json::encode_own(&mut self.pending, id, at, &self.shared.node, record);
+        self.appended(id);
+    }
+
+    fn appended(&mut self, id: RecordId) {
+        self.sequences.push(id.sequence);
+        if self.pending.len() >= FLUSH
+            && let Err(error) = self.flush()
+        {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// Writes everything appended since the last commit, by one `write(2)`. Call it before the batch is sent.
+    ///
+    /// # Errors
+    /// With [`OnFull::Refuse`], a record could not be written: send nothing of this batch. Records that could not
+    /// be written are gone; a `gap` record names their ids as soon as writing works again. With [`OnFull::Drop`]
+    /// there are no errors.
+    pub fn commit(&mut self) -> Result<(), AuditError> {
+        let flushed = self.flush();
+        let result = self.failed.take().map_or(flushed, Err);
+        match self.on_full {
+            OnFull::Refuse => result,
+            OnFull::Drop => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), AuditError> {
+        if !self.lost.is_empty() {
+            self.name_gap();
+        }
+        if self.sequences.is_empty() {
+            return Ok(());
+        }
+        let result = self.write();
+        match &result {
+            Ok(()) => {
+                if self.shared.full.load(Ordering::Relaxed) {
+                    self.shared.full.store(false, Ordering::Relaxed);
+                }
+            }
+            Err(error) => {
+                self.shared.full.store(true, Ordering::Relaxed);
+                self.lose(error);
+            }
+        }
+        self.pending.truncate(1);
+        self.sequences.clear();
+        result.map_err(|error| AuditError::at(&self.shared.path, &error))
+    }
+
+    /// Writes the pending lines. Where the system takes only some bytes, the whole lines among them are written;
+    /// the line that was torn is written again, behind a line feed. On an error, the lines not written remain.
+    fn write(&mut self) -> io::Result<()> {
+        let mut handle = self.seat.handle.lock();
+        for _ in 0..ATTEMPTS {
+            let skip = usize::from(!handle.is_torn());
+            let written = match handle.write(self.pending.get(skip..).unwrap_or_default()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            };
+            self.seat.bytes.fetch_add(written as u64, Ordering::Relaxed);
+            let done = self.pending.get(..skip + written).unwrap_or_default();
+            let all = done.len() == self.pending.len();
+            handle.set_torn(done.last() != Some(&b'\n'));
+            // Lines end at line feeds; the first byte of the buffer is none of theirs.
+            let end = done.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+            let lines = if all {
+                self.sequences.len()
+            } else {
+                done.iter().take(end + 1).skip(1).filter(|byte| **byte == b'\n').count()
+            };
+            self.seat.records.fetch_add(lines as u64, Ordering::Relaxed);
+            if self.gap.is_some() && lines > 0 {
+                // The `gap` record is always the first line.
+                self.gap = None;
+                self.lost.forget_first(RANGES_PER_GAP);
+                self.seat.gaps.fetch_add(1, Ordering::Relaxed);
+            }
+            if all {
+                return Ok(());
+            }
+            self.sequences.drain(..lines);
+            self.pending.drain(..end);
+        }
+        Err(io::ErrorKind::WriteZero.into())
+    }
+
+    /// Puts the `gap` record for what was lost in front of the pending lines.
+    fn name_gap(&mut self) {
+        let id = self.gap.unwrap_or_else(|| self.reserve());
+        self.gap = Some(id);
+        let ranges: Vec<Range> = self.lost.iter().take(RANGES_PER_GAP).copied().collect();
+        let mut lines = vec![b'\n'];
+        let at = self.shared.clock.now().wall;
+        json::encode_own(&mut lines, id, at, &self.shared.node, &Own::Gap { ranges: &ranges, why: &self.why });
+        self.pending.splice(..1, lines);
+        self.sequences.insert(0, id.sequence);
+    }
+
+    /// Remembers the pending lines as lost.
+    fn lose(&mut self, error: &io::Error) {
+        let gap = self.gap.map(|gap| gap.sequence);
+        let counter = match self.on_full {
+            OnFull::Refuse => &self.seat.refused,
+            OnFull::Drop => &self.seat.dropped,
+        };
+        for sequence in self.sequences.drain(..).filter(|sequence| Some(*sequence) != gap) {
+            self.lost.insert(sequence, 0);
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        self.why = error.to_string();
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        // Nobody is left to be told.
+        let _ = self.flush();
+    }
+}

@@ -1,0 +1,191 @@
+//! Verify: is the log whole, and is it what was written?
+//!
+//! Every archive and the current file are read once, with memory for the holes only. Deleting or changing a line of
+//! an archive breaks its hash, deleting one of the current file leaves a hole. A changed line of the current file is
+//! not found before it is rotated: ship the file to where its node cannot write.
+
+mod report;
+mod sequences;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+pub use report::{Finding, Report};
+
+use super::archive::Archive;
+use super::error::AuditError;
+use super::read::{Head, LineRead, Lines, LogLine, behind_torn};
+use super::seal::{hex, link};
+use sequences::Sequences;
+
+/// How far a file has been read.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The file.
+    pub file: &'a Path,
+    /// Bytes read.
+    pub read: u64,
+    /// Its length.
+    pub length: u64,
+}
+
+/// How many bytes are read between two calls of the progress function.
+const STEP: u64 = 64 << 20;
+
+/// Checks the log whose current file is `file`, with the archives beside it.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn verify(file: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Report, AuditError> {
+    let archive = Archive::beside(file)?;
+    let mut check = Check::default();
+    let archived: Vec<String> = archive.list()?.into_iter().map(|archived| archived.name).collect();
+    for name in &archived {
+        let sha256 = check.read(&archive.path(name), name, progress)?;
+        check.found.insert(name.clone(), sha256);
+    }
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    check.read(file, &name, progress)?;
+    Ok(check.conclude(&archived))
+}
+
+/// What is known while the files are read.
+#[derive(Default)]
+struct Check {
+    report: Report,
+    sequences: Sequences,
+    /// Each archive's hash, as found.
+    found: HashMap<String, String>,
+    /// Each `rotate` record: file, hash, chain before, chain after.
+    sealed: Vec<LogLine>,
+    /// Files that `removed` records name.
+    removed: HashSet<String>,
+    /// The closed files that the last `open` record waits for, less those sealed since.
+    unsealed: Vec<String>,
+}
+
+impl Check {
+    /// Reads one file; its hash.
+    fn read(&mut self, path: &Path, name: &str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<String, AuditError> {
+        let fail = |error: io::Error| AuditError::at(path, &error);
+        let file = File::open(path).map_err(fail)?;
+        let length = file.metadata().map_err(fail)?.len();
+        let mut lines = Lines::new(Hashing { file, hash: Sha256::new() });
+        let (mut read, mut shown, mut number) = (0, 0, 0);
+        while let Some(line) = lines.next().map_err(fail)? {
+            number += 1;
+            read += line.size;
+            self.line(&line, name, number);
+            if read - shown >= STEP {
+                shown = read;
+                progress(Progress { file: path, read, length });
+            }
+        }
+        progress(Progress { file: path, read, length });
+        self.report.files += 1;
+        self.report.bytes += read;
+        Ok(hex(&lines.into_inner().hash.finalize()))
+    }
+
+    fn line(&mut self, line: &LineRead<'_>, file: &str, number: u64) {
+        let place = || (file.to_owned(), number);
+        if line.long {
+            self.report.find(Finding::Long { place: place() });
+            return;
+        }
+        // A torn line is ended by the next writer; where two of them did so, an empty line is between.
+        if line.bytes.is_empty() && line.ended {
+            return;
+        }
+        let mut bytes = line.bytes;
+        let record = Head::read(bytes).or_else(|| {
+            bytes = behind_torn(line.bytes)?;
+            Head::read(bytes)
+        });
+        if !line.ended || bytes.len() < line.bytes.len() || record.is_none() {
+            self.report.find(Finding::Torn { place: place() });
+        }
+        let Some((head, id)) = record.filter(|_| line.ended) else { return };
+        self.report.records += 1;
+        if !self.sequences.see(id, head.at()) {
+            self.report.find(Finding::Twice { id, place: place() });
+        }
+        if head.is_log()
+            && let Some(record) = LogLine::read(bytes)
+        {
+            self.log(record, id, head.at());
+        }
+    }
+
+    fn log(&mut self, record: LogLine, id: super::RecordId, at: u64) {
+        match record.op.as_str() {
+            "open" | "reopen" => self.unsealed = record.unsealed,
+            "rotate" => {
+                self.unsealed.retain(|file| Some(file) != record.file.as_ref());
+                self.sealed.push(record);
+            }
+            "removed" => self.removed.extend(record.file),
+            "gap" => self.sequences.declare(id, &record.ranges),
+            "heartbeat" => self.sequences.reach(id.boot, &record.sequences, at, false),
+            "close" => self.sequences.reach(id.boot, &record.sequences, at, true),
+            _ => {}
+        }
+    }
+
+    fn conclude(mut self, archived: &[String]) -> Report {
+        let mut chain: Option<String> = None;
+        let mut known: HashSet<&str> = self.unsealed.iter().map(String::as_str).collect();
+        for (index, seal) in self.sealed.iter().enumerate() {
+            let file = seal.file.clone().unwrap_or_default();
+            match (self.found.get(&file), &seal.sha256) {
+                (Some(found), Some(sealed)) if found != sealed => {
+                    self.report.find(Finding::Changed { file: file.clone(), records: seal.records.unwrap_or(0) });
+                }
+                (None, _) if !self.removed.contains(&file) => {
+                    self.report.find(Finding::Missing { file: file.clone() });
+                }
+                _ => {}
+            }
+            if let (Some(sha256), Some(after)) = (&seal.sha256, &seal.chain) {
+                // What came before the first seal that is still here is not known.
+                let follows = index == 0 || seal.previous == chain;
+                if !follows || *after != link(seal.previous.as_deref(), sha256) {
+                    self.report.find(Finding::Unlinked { file });
+                }
+                chain = Some(after.clone());
+            }
+            known.extend(seal.file.as_deref());
+        }
+        for name in archived.iter().filter(|name| !known.contains(name.as_str())) {
+            self.report.find(Finding::Unknown { file: name.clone() });
+        }
+        for file in &self.unsealed {
+            self.report.find(if self.found.contains_key(file) {
+                Finding::Unsealed { file: file.clone() }
+            } else {
+                Finding::Missing { file: file.clone() }
+            });
+        }
+        self.report.removed = self.removed.len() as u64;
+        self.sequences.conclude(&mut self.report);
+        self.report
+    }
+}
+
+/// Hashes a file as it is read.
+struct Hashing {
+    file: File,
+    hash: Sha256,
+}
+
+impl Read for Hashing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.hash.update(buffer.get(..read).unwrap_or_default());
+        Ok(read)
+    }
+}
