@@ -3,10 +3,19 @@
 //! A backend is driven by one thread, the granter. When [`Firewall::apply`] returns, the changes that it does
 //! not list as failed are in force: "in the kernel", never "received".
 
+mod memory;
+pub mod nftables;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::memory::{Memory, MemoryHandle, Mode};
+use crate::document::Table;
 use crate::grant::Change;
 use crate::net::Element;
 use crate::policy::Layout;
-use crate::time::Tick;
+use crate::time::{Clock, Tick};
 
 /// One firewall.
 pub trait Firewall: Send {
@@ -43,6 +52,121 @@ pub trait Firewall: Send {
     /// # Errors
     /// It cannot be told; the caller adopts again.
     fn drifted(&mut self) -> Result<bool, FirewallError>;
+
+    /// How full the fullest of its tables is; `None` where it cannot tell.
+    ///
+    /// # Errors
+    /// The firewall cannot be asked.
+    fn load(&mut self) -> Result<Option<Load>, FirewallError> {
+        Ok(None)
+    }
+}
+
+/// How full a table of a firewall is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Elements, those that are over and still take up room among them.
+    pub elements: u32,
+    /// How many it may have.
+    pub capacity: u32,
+}
+
+impl Load {
+    /// From 0 to 1.
+    #[must_use]
+    pub fn ratio(self) -> f64 {
+        f64::from(self.elements) / f64::from(self.capacity.max(1))
+    }
+}
+
+/// What every `[[firewall]]` has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Common {
+    /// Unique among the firewalls.
+    pub name: String,
+    /// Answers wait for it.
+    pub required: bool,
+    /// How long a change may take.
+    pub deadline: Duration,
+}
+
+impl Common {
+    /// A required firewall with the default deadline.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), required: true, deadline: Duration::from_millis(500) }
+    }
+}
+
+/// What a kind of firewall made of its keys.
+pub trait Plan: Debug + Send + Sync {
+    /// The backend. Nothing is touched before [`Firewall::adopt`].
+    ///
+    /// # Errors
+    /// What is configured cannot be.
+    fn build(&self, common: &Common, clock: &Clock) -> Result<Box<dyn Firewall>, FirewallError>;
+
+    /// True where only the machine's own flows are governed: clients elsewhere have no use for its grants.
+    fn local_clients_only(&self) -> bool {
+        false
+    }
+}
+
+/// One `[[firewall]]`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What every firewall has.
+    pub common: Common,
+    /// What its kind made of the other keys.
+    pub plan: Arc<dyn Plan>,
+}
+
+type Read = fn(&Table) -> Option<Arc<dyn Plan>>;
+
+/// Every kind of firewall: its word in `kind`, and what reads its keys.
+pub const BACKENDS: &[(&str, Read)] = &[
+    ("memory", |_| Some(Arc::new(memory::Settings))),
+    ("nftables", |table| Some(Arc::new(nftables::Settings::read(table)?))),
+];
+
+/// Keys that the interface names and no kind here has.
+const PLANNED: &[&str] = &["servers", "certificate", "key", "flowtable"];
+
+impl Settings {
+    /// The firewall that is used where none is configured: it opens nothing.
+    #[must_use]
+    pub fn memory() -> Self {
+        Self { common: Common::new("memory"), plan: Arc::new(memory::Settings) }
+    }
+
+    /// Reads one `[[firewall]]`; mistakes are noted in its document.
+    #[must_use]
+    pub fn read(table: Table) -> Option<Self> {
+        let name = table.required_string("name");
+        let required = table.boolean("required").unwrap_or(true);
+        let deadline = table
+            .duration("deadline", Duration::from_millis(10)..=Duration::from_secs(10))
+            .unwrap_or(Duration::from_millis(500));
+        let plan = table.required_string("kind").and_then(|kind| {
+            let backend = BACKENDS.iter().find(|(word, _)| *word == kind.value);
+            if backend.is_none() {
+                let words: Vec<_> = BACKENDS.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+                let fact = format!("`kind` cannot be \"{}\"", kind.value);
+                table.document().note(&kind.span, fact, format!("write one of {}", words.join(", ")));
+            }
+            backend.and_then(|(_, read)| read(&table))
+        });
+        table.finish(PLANNED);
+        Some(Self { common: Common { name: name?.value, required, deadline }, plan: plan? })
+    }
+
+    /// The backend. Nothing is touched before [`Firewall::adopt`].
+    ///
+    /// # Errors
+    /// What is configured cannot be.
+    pub fn build(&self, clock: &Clock) -> Result<Box<dyn Firewall>, FirewallError> {
+        self.plan.build(&self.common, clock)
+    }
 }
 
 /// Why a firewall cannot be used. Each message is one sentence with its remedy.
@@ -62,6 +186,14 @@ pub enum FirewallError {
     /// No answer in time.
     #[error("no acknowledgement within the deadline")]
     Deadline,
+    /// The rules of hook output let the resolver's own user pass, and that would be root.
+    #[error(
+        "with hook = \"output\" everything that the resolver's own user sends passes, and that would be root; run outgate as a user of its own, or name it in own_user"
+    )]
+    OwnUser,
+    /// It was used before it was adopted.
+    #[error("the firewall is not set up yet; adopt it first")]
+    NotAdopted,
     /// The kernel said no.
     #[error("{what}: {why}")]
     Kernel {
@@ -70,4 +202,81 @@ pub enum FirewallError {
         /// errno and the kernel's own message.
         why: String,
     },
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::document::Document;
+
+    fn read(text: &str) -> (Option<Settings>, Vec<String>) {
+        let (document, table) = Document::parse("f.toml", text);
+        let settings = Settings::read(table);
+        (settings, document.take_mistakes().iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn every_kind_is_found_by_its_word() {
+        for (kind, _) in BACKENDS {
+            let (settings, mistakes) = read(&format!("name = \"a\"\nkind = \"{kind}\"\nhook = \"sets\"\n"));
+            let settings = settings.unwrap();
+            if *kind == "nftables" {
+                assert_eq!(mistakes, [""; 0]);
+            }
+            assert_eq!(settings.common, Common::new("a"));
+            let mut firewall = settings.build(&Clock::manual()).unwrap();
+            assert_eq!((firewall.name(), firewall.required()), ("a", true));
+            if *kind != "memory" {
+                assert_eq!(firewall.drifted(), Err(FirewallError::NotAdopted));
+            }
+        }
+    }
+
+    #[test]
+    fn reads_every_key_of_nftables() {
+        let (settings, mistakes) = read(concat!(
+            "name = \"gateway\"\nkind = \"nftables\"\nhook = \"forward\"\ninside = [\"eth1\", \"veth*\"]\n",
+            "ungated = [\"10.0.0.0/8\"]\nrequired = false\ndeadline = \"50ms\"\ntable = \"egress\"\nmark = 0x40\n",
+            "nflog = 9\nsize = 4096\nresolvers = [\"192.0.2.53\"]\nown_user = 65533\n",
+        ));
+        assert_eq!(mistakes, [""; 0]);
+        let settings = settings.unwrap();
+        assert_eq!(settings.common.deadline, Duration::from_millis(50));
+        assert!(!settings.common.required && !settings.plan.local_clients_only());
+        let wanted = nftables::Settings {
+            table: "egress".into(),
+            hook: nftables::Hook::Forward,
+            inside: vec!["eth1".into(), "veth*".into()],
+            ungated: vec!["10.0.0.0/8".parse().unwrap()],
+            mark: 0x40,
+            nflog: 9,
+            size: 4096,
+            resolvers: vec!["192.0.2.53".parse().unwrap()],
+            own_user: Some(65533),
+        };
+        assert_eq!(format!("{:?}", settings.plan), format!("{wanted:?}"));
+    }
+
+    #[test]
+    fn mistakes_name_place_fact_and_remedy() {
+        let (settings, mistakes) = read(concat!(
+            "kind = \"nftables\"\nhook = \"forward\"\nmark = 3\ntable = \"a b\"\nown_user = 0\nflowtable = \"accepted\"\nsizes = 4\n",
+        ));
+        assert!(settings.is_none());
+        assert_eq!(
+            mistakes,
+            [
+                "f.toml:1:1: `name` is missing\n  add name = \"…\"",
+                "f.toml:2:8: hook = \"forward\" needs `inside`\n  add inside = [\"eth1\"]: what enters there from no segment is refused",
+                "f.toml:3:8: `mark` is not a single bit\n  write one bit that nobody else uses, e.g. 0x00010000",
+                "f.toml:4:9: `table` is no name for a table of nftables\n  write a letter, then letters, digits, _ and -, at most 63",
+                "f.toml:5:12: `own_user` is root, whose every program would pass\n  run outgate as a user of its own",
+                "f.toml:6:1: `flowtable` is not supported by this version\n  remove it",
+                "f.toml:7:1: `sizes` is not a key here\n  did you mean `size`?",
+            ]
+        );
+        let (_, mistakes) = read("name = \"a\"\nkind = \"pf\"\n");
+        assert_eq!(mistakes, ["f.toml:2:8: `kind` cannot be \"pf\"\n  write one of \"memory\", \"nftables\""]);
+    }
 }

@@ -1,0 +1,323 @@
+//! The table in the kernel: laid out, filled, listed, watched.
+
+use std::time::Duration;
+
+use nix::errno::Errno;
+use smallvec::SmallVec;
+
+use super::element::{self, Entry, Grants, Key, Value};
+use super::expression::Family;
+use super::socket::{Failure, Heard, Socket, Watch};
+use super::wire::{Attributes, Batch, CREATE, Message, Verb, number, text};
+use super::{Settings, ruleset, sets};
+use crate::firewall::{FirewallError, Load};
+use crate::net::Element;
+use crate::policy::Layout;
+use crate::time::{Clock, Tick};
+
+/// NFT_TABLE_F_OWNER and NFT_TABLE_F_PERSIST: both or neither. An owner without persistence takes the table along
+/// when it dies, and everything is open.
+const OWNER: u32 = 2;
+/// See [`OWNER`].
+const PERSIST: u32 = 4;
+
+/// What this kernel can do. Tried out, not read off its version: distributions backport.
+#[derive(Clone, Copy, Debug, Default)]
+struct Abilities {
+    /// Tables with an owner that persist (Linux 6.9).
+    owner: bool,
+    /// To change the end of a live element by adding it again (Linux 6.12). Before, that is acknowledged and ignored.
+    refresh: bool,
+    /// To delete an element that may not be there (Linux 6.3).
+    destroy: bool,
+}
+
+/// One element to be changed, for all changes that name it.
+#[derive(Clone, Debug)]
+pub(super) struct Work {
+    pub(super) grants: Grants,
+    pub(super) key: Key,
+    /// Its life in milliseconds; `None`: it is to be gone.
+    pub(super) timeout: Option<u64>,
+    /// The changes it stands for.
+    pub(super) indexes: SmallVec<[usize; 2]>,
+}
+
+/// What becomes of works: those that are not done by `end` have failed.
+pub(super) struct Outcome<'a> {
+    pub(super) clock: &'a Clock,
+    pub(super) end: Tick,
+    pub(super) failed: &'a mut Vec<usize>,
+}
+
+/// The table and the sockets.
+pub(super) struct Kernel {
+    table: String,
+    socket: Socket,
+    /// Only where the table has no owner: nobody else can change one that has.
+    watch: Option<Watch>,
+    /// Somebody else's change was heard and not told yet.
+    drifted: bool,
+    abilities: Abilities,
+}
+
+impl Kernel {
+    /// Opens the sockets and tries out what the kernel can.
+    pub(super) fn open(table: &str, deadline: Duration) -> Result<Self, FirewallError> {
+        let mut socket = Socket::open(deadline).map_err(|failure| failure.error("opening a netlink socket", table))?;
+        let abilities = probe(&mut socket, table).map_err(|failure| failure.error("trying out nf_tables", table))?;
+        Ok(Self { table: table.to_owned(), socket, watch: None, drifted: false, abilities })
+    }
+
+    /// Writes everything but the grants, in one transaction; grants that are there stay.
+    pub(super) fn lay(&mut self, settings: &Settings, layout: &Layout) -> Result<(), FirewallError> {
+        let table = self.table.clone();
+        let error = |failure: Failure| failure.error("writing the ruleset", &table);
+        let flags = self.flags()?;
+        if flags & OWNER == 0 && self.watch.is_none() {
+            self.watch = Some(Watch::open().map_err(error)?);
+        }
+        let sets = self.list(Verb::GetSet, |message| sets::Present::read(message.attributes())).map_err(error)?;
+        let chains =
+            self.list(Verb::GetChain, |message| ruleset::Present::read(message.attributes())).map_err(error)?;
+        let mut batch = self.socket.batch();
+        batch.message(Verb::NewTable, CREATE, |a| {
+            a.text(1, &table);
+            a.number(2, flags);
+        });
+        ruleset::write(&mut batch, settings, layout, (&sets, &chains));
+        self.socket.commit(batch).map_err(error)?;
+        // A large layout makes more events than the buffer holds. That is no drift: all of it was just written.
+        if let Heard::Foreign = self.listen()? {
+            self.drifted = true;
+        }
+        Ok(())
+    }
+
+    /// Before everything is written and listed again: what was heard so far is repaired by that.
+    pub(super) fn forget(&mut self) -> Result<(), FirewallError> {
+        self.listen()?;
+        self.drifted = false;
+        Ok(())
+    }
+
+    fn listen(&mut self) -> Result<Heard, FirewallError> {
+        match &mut self.watch {
+            None => Ok(Heard::Nothing),
+            Some(watch) => watch
+                .listen(&self.table, self.socket.port())
+                .map_err(|failure| failure.error("listening to nf_tables", &self.table)),
+        }
+    }
+
+    /// The flags with which the table can be had.
+    fn flags(&mut self) -> Result<u32, FirewallError> {
+        let table = self.table.clone();
+        let found = self
+            .list(Verb::GetTable, |message| {
+                let find = |wanted| message.attributes().find(|(kind, _)| *kind == wanted).and_then(|(_, v)| number(v));
+                Some((find(2).unwrap_or(0), find(7)))
+            })
+            .map_err(|failure| failure.error("listing tables", &table))?;
+        match found.first() {
+            Some((_, Some(owner))) if *owner != self.socket.port() => Err(FirewallError::Owned(table)),
+            Some((flags, None)) if flags & PERSIST == 0 => Ok(0),
+            None if !self.abilities.owner => Ok(0),
+            _ => Ok(OWNER | PERSIST),
+        }
+    }
+
+    /// What `read` makes of every object of the table.
+    fn list<T>(&mut self, verb: Verb, read: impl Fn(&Message<'_>) -> Option<T>) -> Result<Vec<T>, Failure> {
+        let mut found = Vec::new();
+        let table = &self.table;
+        self.socket.dump(
+            verb,
+            |_| (),
+            |message| match message {
+                None => found.clear(),
+                Some(message) => {
+                    let ours = message.attributes().any(|(kind, value)| kind == 1 && text(value) == Some(table));
+                    found.extend(ours.then(|| read(&message)).flatten());
+                }
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// Every live grant and when it ends, as seen from `now`, which is before the kernel is asked. What is in the
+    /// sets and can be no grant is deleted.
+    pub(super) fn elements(&mut self, now: Tick) -> Result<Vec<(Element, Tick)>, FirewallError> {
+        let error = |failure: Failure, table: &str| failure.error("listing elements", table);
+        let mut elements = Vec::new();
+        for grants in Grants::all() {
+            let mut foreign: Vec<Key> = Vec::new();
+            let start = elements.len();
+            list_elements(&mut self.socket, (&self.table, grants.name()), |found| match found {
+                None => {
+                    elements.truncate(start);
+                    foreign.clear();
+                }
+                Some((key, left)) => match grants.element(key) {
+                    Some(element) => {
+                        elements.push((element, left.map_or(Tick(u64::MAX), |left| now + Duration::from_millis(left))));
+                    }
+                    None => foreign.push(Key::from_slice(key)),
+                },
+            })
+            .map_err(|failure| error(failure, &self.table))?;
+            let mut batch = self.socket.batch();
+            let entries = foreign.iter().map(|key| Entry::new(key, Value::None));
+            element::write(&mut batch, Verb::DeleteElements, (&self.table, grants.name()), entries);
+            self.socket.commit(batch).map_err(|failure| error(failure, &self.table))?;
+        }
+        Ok(elements)
+    }
+
+    /// Does the works, sorted by set, in one transaction; where one of them fails, halves it until only that one is
+    /// left out.
+    pub(super) fn apply(&mut self, works: &[Work], outcome: Outcome<'_>) -> Result<(), FirewallError> {
+        let mut open = vec![works];
+        while let Some(works) = open.pop() {
+            let mut batch = self.socket.batch();
+            for works in works.chunk_by(|a, b| a.grants == b.grants) {
+                change(&mut batch, &self.table, works, self.abilities);
+            }
+            let Err(failure) = self.socket.commit(batch) else { continue };
+            // Not an element's fault: the table is gone, or somebody else's.
+            if failure.whole || matches!(failure.errno, Errno::ENOENT | Errno::EPERM | Errno::EOPNOTSUPP) {
+                return Err(failure.error("changing elements", &self.table));
+            }
+            match works {
+                _ if outcome.clock.tick() >= outcome.end => {
+                    outcome
+                        .failed
+                        .extend(works.iter().chain(open.drain(..).flatten()).flat_map(|work| work.indexes.iter()));
+                }
+                [work] => outcome.failed.extend(&work.indexes),
+                _ => {
+                    let (first, second) = works.split_at(works.len() / 2);
+                    open.extend([second, first]);
+                }
+            }
+        }
+        // Our own events would fill the buffer of a watch that is seldom asked.
+        self.drifted |= self.listen()? != Heard::Nothing;
+        Ok(())
+    }
+
+    /// Whether somebody else changed the table since the last call.
+    pub(super) fn drifted(&mut self) -> Result<bool, FirewallError> {
+        let heard = self.listen()? != Heard::Nothing;
+        Ok(std::mem::take(&mut self.drifted) || heard)
+    }
+
+    /// How full the sets are, where the kernel tells.
+    pub(super) fn load(&mut self) -> Result<Option<Load>, FirewallError> {
+        let sets = self
+            .list(Verb::GetSet, |message| sets::Present::read(message.attributes()))
+            .map_err(|failure| failure.error("listing sets", &self.table))?;
+        let loads = sets.iter().filter(|set| Grants::all().any(|grants| grants.name() == set.name));
+        Ok(loads
+            .filter_map(sets::Present::load)
+            .map(|(elements, capacity)| Load { elements, capacity })
+            .max_by(|a, b| a.ratio().total_cmp(&b.ratio())))
+    }
+}
+
+/// Changes elements of one set.
+fn change(batch: &mut Batch, table: &str, works: &[Work], abilities: Abilities) {
+    let Some(set) = works.first().map(|work| (table, work.grants.name())) else { return };
+    // What must go, be it to come back with another end.
+    let gone = || works.iter().filter(|work| work.timeout.is_none() || !abilities.refresh);
+    let keys = || gone().map(|work| Entry::new(&work.key, Value::None));
+    if abilities.destroy {
+        element::write(batch, Verb::DestroyElements, set, keys());
+    } else {
+        // To delete what is not there fails the batch: it is added first.
+        let added = gone().map(|work| Entry::new(&work.key, Value::Timeout(work.timeout.unwrap_or(1000))));
+        element::write(batch, Verb::NewElements, set, added);
+        element::write(batch, Verb::DeleteElements, set, keys());
+    }
+    let opened = works.iter().filter_map(|work| work.timeout.map(|t| Entry::new(&work.key, Value::Timeout(t))));
+    element::write(batch, Verb::NewElements, set, opened);
+}
+
+/// Lists one set: `None` says that the list begins (again).
+fn list_elements(
+    socket: &mut Socket,
+    (table, set): (&str, &str),
+    mut each: impl FnMut(Option<(&[u8], Option<u64>)>),
+) -> Result<(), Failure> {
+    let which = |a: &mut Attributes<'_>| {
+        a.text(1, table);
+        a.text(2, set);
+    };
+    socket.dump(Verb::GetElements, which, |message| match message {
+        None => each(None),
+        Some(message) => element::read(message.attributes(), |key, left| each(Some((key, left)))),
+    })
+}
+
+/// Tries out, with real elements in a table of its own that is gone afterwards, what this kernel can.
+fn probe(socket: &mut Socket, table: &str) -> Result<Abilities, Failure> {
+    let name = format!("{table}-probe");
+    let set = (name.as_str(), "host4");
+    let grants = Grants { family: Family::Four, shared: false, any: false };
+    let declare = |batch: &mut Batch, flags: u32| {
+        batch.message(Verb::NewTable, CREATE, |a| {
+            a.text(1, &name);
+            a.number(2, flags);
+        });
+    };
+    let remove = |batch: &mut Batch| batch.message(Verb::DeleteTable, 0, |a| a.text(1, &name));
+    let mut abilities = Abilities::default();
+    for flags in [OWNER | PERSIST, 0] {
+        let mut batch = socket.batch();
+        // Declared, removed and declared again: what an earlier probe left behind is gone.
+        declare(&mut batch, flags);
+        remove(&mut batch);
+        declare(&mut batch, flags);
+        match sets::shapes(&Settings::new(super::Hook::Sets)).iter().find(|shape| shape.name == grants.name()) {
+            Some(shape) => shape.create(&mut batch, &name, 1),
+            None => return Ok(abilities),
+        }
+        match socket.commit(batch) {
+            Ok(()) => {
+                abilities.owner = flags != 0;
+                break;
+            }
+            Err(failure) if flags == 0 || failure.whole => return Err(failure),
+            Err(_) => {}
+        }
+    }
+    // Longer, shorter, and the same again: each must end up with the life that was asked for last.
+    let keys: Vec<[u8; 16]> = (1..=3).map(|n| std::array::from_fn(|at| if at == 3 { n } else { 0 })).collect();
+    let timeouts: [(u64, u64); 3] = [(100_000, 900_000), (900_000, 100_000), (500_000, 500_000)];
+    let mut add = |timeouts: &mut dyn Iterator<Item = (u64, u64)>| {
+        let mut batch = socket.batch();
+        let entries: Vec<_> = timeouts.zip(&keys).collect();
+        for ((timeout, left), key) in &entries {
+            element::write(&mut batch, Verb::NewElements, set, [Entry::new(*key, Value::Partly(*timeout, *left))]);
+        }
+        socket.commit(batch)
+    };
+    add(&mut timeouts.iter().map(|(before, _)| (*before, before / 2)))?;
+    add(&mut timeouts.iter().map(|(_, after)| (*after, *after)))?;
+    let mut lives = Vec::new();
+    list_elements(socket, set, |found| match found {
+        None => lives.clear(),
+        Some((key, left)) => lives.push((key.to_vec(), left.unwrap_or(0))),
+    })?;
+    let lives_on = |key: &[u8; 16], wanted: u64| {
+        lives.iter().any(|(found, left)| found == key && left.abs_diff(wanted) < wanted / 10)
+    };
+    abilities.refresh = keys.iter().zip(timeouts).all(|(key, (_, after))| lives_on(key, after));
+    let mut batch = socket.batch();
+    element::write(&mut batch, Verb::DestroyElements, set, [Entry::new(&[9; 16], Value::None)]);
+    abilities.destroy = socket.commit(batch).is_ok();
+    let mut batch = socket.batch();
+    remove(&mut batch);
+    socket.commit(batch)?;
+    Ok(abilities)
+}

@@ -1,0 +1,418 @@
+//! The sets and maps of the table: their shapes, and what the layout fills into those that are not grants.
+
+use std::net::IpAddr;
+
+use super::Settings;
+use super::element::{Entry, Grants, Value, write};
+use super::expression::{Family, TCP, UDP};
+use super::ranges::{Range, flatten, union};
+use super::wire::{Attributes, Batch, CREATE, Reader, Verb, number, text};
+use crate::net::{Prefix, SegmentId, Services};
+use crate::policy::Layout;
+
+/// Flags of a set.
+const ANONYMOUS: u32 = 1;
+const INTERVAL: u32 = 4;
+const MAP: u32 = 8;
+const TIMEOUT: u32 = 0x10;
+const CONCAT: u32 = 0x80;
+
+/// Expired elements count against the size until they are collected, so that is done often.
+const COLLECT_MILLISECONDS: u32 = 5000;
+
+/// Where DNS goes: DNS, DNS over TLS and over QUIC (RFC 7858, RFC 9250), and the port that QUIC had in drafts.
+const DNS_PORTS: [u16; 3] = [53, 853, 8853];
+
+/// One part of a key.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Address(Family),
+    Protocol,
+    Port,
+    /// nft prints a segment's number as a mark.
+    Segment,
+}
+
+impl Part {
+    /// nft's number of the type (by which it prints it), and its length in bytes.
+    const fn kind(self) -> (u32, u32) {
+        match self {
+            Self::Address(Family::Four) => (7, 4),
+            Self::Address(Family::Six) => (8, 16),
+            Self::Protocol => (12, 1),
+            Self::Port => (13, 2),
+            Self::Segment => (19, 4),
+        }
+    }
+}
+
+/// What a map gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gives {
+    Nothing,
+    Segment,
+    Verdict,
+}
+
+/// The shape of a set.
+#[derive(Debug)]
+pub(super) struct Shape {
+    pub(super) name: String,
+    key: Vec<Part>,
+    flags: u32,
+    gives: Gives,
+    size: Option<u32>,
+}
+
+/// What the kernel says of a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Present {
+    pub(super) name: String,
+    flags: u32,
+    key: (u32, u32),
+    data: Option<u32>,
+    size: Option<u32>,
+    count: Option<u32>,
+}
+
+impl Present {
+    /// Reads one NEWSET of a dump.
+    pub(super) fn read(attributes: Reader<'_>) -> Option<Self> {
+        let (mut name, mut flags, mut kind, mut length) = (None, 0, 0, 0);
+        let (mut data, mut size, mut count) = (None, None, None);
+        for (attribute, value) in attributes {
+            match attribute {
+                2 => name = text(value).map(str::to_owned),
+                3 => flags = number(value)?,
+                4 => kind = number(value)?,
+                5 => length = number(value)?,
+                6 => data = number(value),
+                9 => size = Reader(value).find(|(kind, _)| *kind == 1).and_then(|(_, size)| number(size)),
+                // NFTA_SET_COUNT, Linux 6.17.
+                20 => count = number(value),
+                _ => {}
+            }
+        }
+        Some(Self { name: name?, flags, key: (kind, length), data, size, count })
+    }
+
+    /// How many elements it has and may have, those that are over and not collected yet among them; where the
+    /// kernel tells.
+    pub(super) fn load(&self) -> Option<(u32, u32)> {
+        self.count.zip(self.size)
+    }
+
+    /// True where it belongs to a single rule and goes with it.
+    pub(super) const fn is_anonymous(&self) -> bool {
+        self.flags & ANONYMOUS != 0
+    }
+}
+
+impl Shape {
+    fn key(&self) -> (u32, u32) {
+        let single = self.key.len() == 1;
+        self.key.iter().fold((0, 0), |(kinds, length), part| {
+            let (kind, bytes) = part.kind();
+            (kinds << 6 | kind, length + if single { bytes } else { bytes.next_multiple_of(4) })
+        })
+    }
+
+    const fn data(&self) -> Option<u32> {
+        match self.gives {
+            Gives::Nothing => None,
+            Gives::Segment => Some(Part::Segment.kind().0),
+            // NFT_DATA_VERDICT
+            Gives::Verdict => Some(0xffff_ff00),
+        }
+    }
+
+    /// True where the elements of `present` can stay.
+    pub(super) fn fits(&self, present: &Present) -> bool {
+        (self.flags, self.key(), self.data()) == (present.flags, present.key, present.data)
+    }
+
+    /// True where `present` has another size; to declare it again changes that.
+    pub(super) fn resizes(&self, present: &Present) -> bool {
+        self.size.is_some() && self.size != present.size
+    }
+
+    /// True where the layout fills it; the others hold what came with time.
+    const fn is_static(&self) -> bool {
+        self.flags & TIMEOUT == 0
+    }
+
+    /// NEWSET; `number` is its number within the batch.
+    pub(super) fn create(&self, batch: &mut Batch, table: &str, number: u32) {
+        let (kind, length) = self.key();
+        batch.message(Verb::NewSet, CREATE, |a| {
+            a.text(1, table);
+            a.text(2, &self.name);
+            a.number(3, self.flags);
+            a.number(4, kind);
+            a.number(5, length);
+            if let Some(data) = self.data() {
+                a.number(6, data);
+                a.number(7, 4);
+            }
+            a.nest(9, |a| {
+                if let Some(size) = self.size {
+                    a.number(1, size);
+                }
+                if self.flags & CONCAT != 0 {
+                    a.nest(2, |a| {
+                        for part in &self.key {
+                            a.nest(1, |a: &mut Attributes<'_>| a.number(1, part.kind().1));
+                        }
+                    });
+                }
+            });
+            a.number(10, number);
+            if !self.is_static() {
+                a.number(12, COLLECT_MILLISECONDS);
+            }
+        });
+    }
+}
+
+/// The shape of every set of the table.
+pub(super) fn shapes(settings: &Settings) -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    for grants in Grants::all() {
+        let address = Part::Address(grants.family);
+        let mut key = vec![if grants.shared { Part::Segment } else { address }, address];
+        if !grants.any {
+            key.extend([Part::Protocol, Part::Port]);
+        }
+        let size = Some(settings.size);
+        shapes.push(Shape { name: grants.name().into(), key, flags: TIMEOUT, gives: Gives::Nothing, size });
+    }
+    let mut add = |name: String, key: Vec<Part>, flags: u32, gives: Gives| {
+        shapes.push(Shape { name, key, flags, gives, size: None });
+    };
+    for family in Family::BOTH {
+        let (address, digit) = (Part::Address(family), family.digit());
+        add(format!("deny{digit}"), vec![address], INTERVAL | TIMEOUT, Gives::Nothing);
+        add(format!("segment{digit}"), vec![address], INTERVAL | MAP, Gives::Segment);
+        let static_rule = vec![Part::Segment, address, Part::Protocol, Part::Port];
+        add(format!("network{digit}"), static_rule, INTERVAL | CONCAT, Gives::Nothing);
+        add(format!("ungated{digit}"), vec![address], INTERVAL, Gives::Nothing);
+        add(format!("resolver{digit}"), vec![address], 0, Gives::Nothing);
+    }
+    add("dns".into(), vec![Part::Protocol, Part::Port], 0, Gives::Nothing);
+    if settings.has_chains() {
+        add("verdict".into(), vec![Part::Segment], MAP, Gives::Verdict);
+    }
+    shapes
+}
+
+/// Empties every set that the layout fills.
+pub(super) fn flush(batch: &mut Batch, table: &str, shapes: &[Shape]) {
+    for shape in shapes.iter().filter(|shape| shape.is_static()) {
+        batch.message(Verb::DeleteElements, 0, |a| {
+            a.text(1, table);
+            a.text(2, &shape.name);
+        });
+    }
+}
+
+/// Fills every set that the layout fills.
+pub(super) fn fill(batch: &mut Batch, settings: &Settings, layout: &Layout) {
+    let table = settings.table.as_str();
+    for family in Family::BOTH {
+        let digit = family.digit();
+        let sources = layout.segments.iter().flat_map(|segment| {
+            segment.sources.iter().filter(move |prefix| of(**prefix) == family).map(|prefix| (*prefix, segment.id.0))
+        });
+        let segments = flatten(sources.collect(), |open| open.last().map(|(_, number)| *number));
+        intervals(batch, (table, &format!("segment{digit}")), family, &segments);
+
+        let ungated = settings.ungated.iter().copied().filter(|prefix| of(*prefix) == family);
+        let ungated = flatten(ungated.map(|prefix| (prefix, ())).collect(), |_| None);
+        intervals(batch, (table, &format!("ungated{digit}")), family, &ungated);
+
+        let resolvers = settings.resolvers.iter().filter(|address| Family::of(**address) == family);
+        let keys: Vec<_> = resolvers.map(|address| bytes(family, to_number(*address))).collect();
+        let entries = keys.iter().map(|key| Entry::new(key, Value::None));
+        write(batch, Verb::NewElements, (table, &format!("resolver{digit}")), entries);
+
+        let keys: Vec<_> =
+            layout.segments.iter().flat_map(|segment| networks(segment.id, family, &segment.networks)).collect();
+        let entries =
+            keys.iter().map(|(first, last)| Entry { key: first, last: Some(last), closes: false, value: Value::None });
+        write(batch, Verb::NewElements, (table, &format!("network{digit}")), entries);
+    }
+    let keys: Vec<_> = DNS_PORTS.iter().flat_map(|port| [TCP, UDP].map(|protocol| service(protocol, *port))).collect();
+    write(batch, Verb::NewElements, (table, "dns"), keys.iter().map(|key| Entry::new(key, Value::None)));
+    if settings.has_chains() {
+        let verdicts: Vec<_> = layout
+            .segments
+            .iter()
+            .map(|segment| (segment.id.0.to_ne_bytes(), super::ruleset::chain_of(segment)))
+            .collect();
+        let entries = verdicts.iter().map(|(key, chain)| Entry::new(key, Value::Chain(chain)));
+        write(batch, Verb::NewElements, (table, "verdict"), entries);
+    }
+}
+
+const fn of(prefix: Prefix) -> Family {
+    match prefix {
+        Prefix::V4(_) => Family::Four,
+        Prefix::V6(_) => Family::Six,
+    }
+}
+
+const fn to_number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits() as u128,
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// An address in network order.
+fn bytes(family: Family, number: u128) -> Vec<u8> {
+    let all = number.to_be_bytes();
+    match family {
+        Family::Four => all.last_chunk::<4>().map_or_else(Vec::new, |four| four.to_vec()),
+        Family::Six => all.to_vec(),
+    }
+}
+
+fn service(protocol: u8, port: u16) -> [u8; 8] {
+    let [high, low] = port.to_be_bytes();
+    [protocol, 0, 0, 0, high, low, 0, 0]
+}
+
+/// Ranges as a plain interval set holds them: an entry where one begins, another behind its end.
+fn intervals(batch: &mut Batch, set: (&str, &str), family: Family, ranges: &[(Range, Option<u32>)]) {
+    let highest = if family == Family::Four { u128::from(u32::MAX) } else { u128::MAX };
+    let keys: Vec<_> = ranges
+        .iter()
+        .map(|(range, number)| {
+            let end = (range.last < highest).then(|| bytes(family, range.last + 1));
+            (bytes(family, range.first), end, number.map_or(Value::None, Value::Number))
+        })
+        .collect();
+    let entries = keys.iter().flat_map(|(first, end, value)| {
+        let open = Entry::new(first, *value);
+        let close = end.as_ref().map(|end| Entry { key: end, last: None, closes: true, value: Value::None });
+        std::iter::once(open).chain(close)
+    });
+    write(batch, Verb::NewElements, set, entries);
+}
+
+/// Protocol and port as one number, so that a rule's services are ranges.
+const PORTS: u128 = 1 << 16;
+
+fn line(services: Services, family: Family) -> Range {
+    let ports = |protocol: u8, first: u16, last: u16| Range {
+        first: u128::from(protocol) * PORTS + u128::from(first),
+        last: u128::from(protocol) * PORTS + u128::from(last),
+    };
+    match services {
+        Services::Tcp(first, last) => ports(TCP, first, last),
+        Services::Udp(first, last) => ports(UDP, first, last),
+        Services::Icmp => ports(family.icmp(), 0, u16::MAX),
+        Services::Any => Range { first: 0, last: 256 * PORTS - 1 },
+    }
+}
+
+/// The static rules of one segment as first and last keys of disjoint boxes: rules may overlap, boxes of one set
+/// may not.
+fn networks(id: SegmentId, family: Family, rules: &[(Prefix, Services)]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let rules = rules.iter().filter(|(prefix, _)| of(*prefix) == family);
+    let flat = flatten(rules.copied().collect(), |open| {
+        union(open.iter().map(|(_, services)| line(*services, family)).collect())
+    });
+    let mut keys = Vec::new();
+    for (range, services) in flat {
+        for services in services.iter().flat_map(|services| boxes(*services)) {
+            let key = |address: u128, (protocol, port): (u8, u16)| {
+                let mut key = id.0.to_ne_bytes().to_vec();
+                key.extend(bytes(family, address));
+                key.extend(service(protocol, port));
+                key
+            };
+            keys.push((key(range.first, services.0), key(range.last, services.1)));
+        }
+    }
+    keys
+}
+
+/// A range of protocol and port as boxes of protocols × ports.
+fn boxes(range: Range) -> Vec<((u8, u16), (u8, u16))> {
+    let split = |number: u128| ((number / PORTS) as u8, (number % PORTS) as u16);
+    let ((first, low), (last, high)) = (split(range.first), split(range.last));
+    if first == last || (low == 0 && high == u16::MAX) {
+        return vec![((first, low), (last, high))];
+    }
+    let mut boxes = Vec::new();
+    let mut middle = (first, last);
+    if low > 0 {
+        boxes.push(((first, low), (first, u16::MAX)));
+        middle.0 += 1;
+    }
+    if high < u16::MAX {
+        boxes.push(((last, 0), (last, high)));
+        middle.1 -= 1;
+    }
+    if middle.0 <= middle.1 {
+        boxes.push(((middle.0, 0), (middle.1, u16::MAX)));
+    }
+    boxes
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_services() -> impl Strategy<Value = Services> {
+        let ports = || (any::<u16>(), any::<u16>()).prop_map(|(a, b)| (a.min(b), a.max(b)));
+        prop_oneof![
+            ports().prop_map(|(a, b)| Services::Tcp(a, b)),
+            ports().prop_map(|(a, b)| Services::Udp(a, b)),
+            Just(Services::Icmp),
+            Just(Services::Any),
+        ]
+    }
+
+    /// A key of `networks` as numbers: address, protocol, port.
+    fn point(key: &[u8]) -> (u32, u8, u16) {
+        (u32::from_be_bytes(key[4..8].try_into().unwrap()), key[8], u16::from_be_bytes(key[12..14].try_into().unwrap()))
+    }
+
+    proptest! {
+        #[test]
+        fn boxes_of_static_rules_are_disjoint_and_cover_the_rules(
+            rules in prop::collection::vec((any::<u8>(), 24u8..=32, any_services()), 0..8),
+            probes in prop::collection::vec((any::<u8>(), prop_oneof![Just(1u8), Just(6), Just(17), any::<u8>()], any::<u16>()), 32),
+        ) {
+            let rules: Vec<(Prefix, Services)> = rules.into_iter()
+                .map(|(low, length, services)| (format!("192.0.2.{low}/{length}").parse::<Prefix>().unwrap().trunc(), services))
+                .collect();
+            let keys = networks(SegmentId(9), Family::Four, &rules);
+            for (low, protocol, port) in probes {
+                let address = u32::from_be_bytes([192, 0, 2, low]);
+                let inside = keys.iter().filter(|(first, last)| {
+                    let (first, last) = (point(first), point(last));
+                    (first.0..=last.0).contains(&address) && (first.1..=last.1).contains(&protocol) && (first.2..=last.2).contains(&port)
+                }).count();
+                let wanted = rules.iter().any(|(prefix, services)| {
+                    prefix.contains(&IpAddr::from(address.to_be_bytes())) && match *services {
+                        Services::Tcp(a, b) => protocol == 6 && (a..=b).contains(&port),
+                        Services::Udp(a, b) => protocol == 17 && (a..=b).contains(&port),
+                        Services::Icmp => protocol == 1,
+                        Services::Any => true,
+                    }
+                });
+                prop_assert_eq!(inside, usize::from(wanted));
+            }
+        }
+
+        #[test]
+        fn reading_foreign_sets_ends(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            let _ = Present::read(Reader(&bytes));
+        }
+    }
+}
