@@ -156,8 +156,8 @@ impl Granter {
         let counts = Arc::new(GrantCounts::default());
         let GranterParts { ledger, firewalls, shard, rulebook, clock } = parts;
         let names = firewalls.iter().map(|firewall| Arc::from(firewall.name())).collect();
-        let mut desk =
-            Desk { ledger, firewalls, names, journal, shard, rulebook, clock, counts: Arc::clone(&counts), ready: true };
+        let usable = vec![true; firewalls.len()];
+        let mut desk = Desk { ledger, firewalls, names, journal, shard, rulebook, clock, counts: Arc::clone(&counts), usable };
         desk.adopt(reasons)?;
         desk.journal.rewrite(&desk.ledger).map_err(named)?;
         let (orders, inbox) = sync_channel(QUEUE);
@@ -238,7 +238,8 @@ struct Desk {
     rulebook: Arc<ArcSwap<Rulebook>>,
     clock: Clock,
     counts: Arc<GrantCounts>,
-    ready: bool,
+    /// Which firewalls are usable, in their order.
+    usable: Vec<bool>,
 }
 
 struct Waiting {
@@ -451,35 +452,36 @@ impl Desk {
             }
         }
         self.counts.live.store(self.ledger.len() as u64, Ordering::Relaxed);
-        self.counts.ready.store(u64::from(self.ready), Ordering::Relaxed);
     }
 
     /// Where somebody else changed a firewall: takes it over again and restores what is missing, closes what is
     /// foreign. Offers wait meanwhile: no answer is told into a hole.
     fn repair_drift(&mut self, now: Now) {
-        for at in 0..self.firewalls.len() {
-            let Some(firewall) = self.firewalls.get_mut(at) else { return };
-            if matches!(firewall.drifted(), Ok(false)) && self.ready {
+        let Self { firewalls, usable, ledger, rulebook, counts, .. } = self;
+        for (firewall, usable) in firewalls.iter_mut().zip(usable.iter_mut()) {
+            if *usable && matches!(firewall.drifted(), Ok(false)) {
                 continue;
             }
-            let name = firewall.name().to_owned();
-            let layout = self.rulebook.load().policy.layout(now.wall);
+            let layout = rulebook.load().policy.layout(now.wall);
             let repaired = firewall.adopt(&layout, now.tick).and_then(|found| {
                 let found: HashMap<Element, Tick, RandomState> = found.into_iter().collect();
-                self.ledger.repair(&found, now.tick);
-                let changes = self.ledger.take_batch();
-                let failed = firewall.apply(&changes, now.tick)?;
-                Ok((changes.len(), failed.len()))
+                let changes = ledger.repair(&found, now.tick);
+                firewall.apply(&changes, now.tick).map(|failed| (changes.len(), failed.len()))
             });
-            self.ready = repaired.is_ok() || !firewall.required();
+            *usable = repaired.is_ok();
+            let name = firewall.name();
             match repaired {
                 Ok((changes, failed)) => {
-                    self.counts.repairs.fetch_add(1, Ordering::Relaxed);
+                    counts.repairs.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(firewall = name, changes, failed, "somebody else changed the firewall; it was repaired");
                 }
-                Err(error) => tracing::error!(firewall = name, %error, "somebody else changed the firewall, and it could not be repaired yet"),
+                Err(error) => {
+                    tracing::error!(firewall = name, %error, "somebody else changed the firewall, and it could not be repaired yet");
+                }
             }
         }
+        let ready = firewalls.iter().zip(usable.iter()).all(|(firewall, usable)| *usable || !firewall.required());
+        counts.ready.store(u64::from(ready), Ordering::Relaxed);
     }
 
     fn arrange(&mut self, rulebook: &Rulebook) -> Result<(), (Arc<str>, FirewallError)> {
@@ -503,7 +505,7 @@ impl Desk {
     fn revoke(&mut self) -> u64 {
         let now = self.clock.now();
         let policy = Arc::clone(&self.rulebook.load().policy);
-        let revoked = self.ledger.revoke(now.tick, |basis, element| policy.upholds(basis, element, now.wall).is_some());
+        let revoked = self.ledger.revoke(now.tick, |basis, element| policy.upholds(basis, element).is_some());
         let changes = self.ledger.take_batch();
         self.journal_closings(&changes);
         if let Err(error) = self.journal.write(true) {
@@ -542,7 +544,7 @@ impl Desk {
         let mut adopted: Vec<(Element, Tick, Arc<Basis>)> = Vec::new();
         for (element, until) in in_force {
             let mut upheld = reasons.remove(&element).unwrap_or_default();
-            upheld.retain(|reason| policy.upholds(&reason.basis, &element, now.wall).is_some());
+            upheld.retain(|reason| policy.upholds(&reason.basis, &element).is_some());
             let basis = upheld.first().map(|reason| Arc::clone(&reason.basis));
             if self.ledger.adopt(element, until, upheld, now.tick) {
                 adopted.extend(basis.map(|basis| (element, until, basis)));

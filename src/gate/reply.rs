@@ -10,7 +10,7 @@ use crate::gate::{Arrival, Rulebook};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
-use crate::policy::{Reason, Refusal, Shown, no_segment};
+use crate::policy::{Reason, Refusal, Shown, describe_no_segment};
 use crate::record::{ExtendedError, Rcode, Record};
 use crate::time::{Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
@@ -262,7 +262,7 @@ impl<R> Outbox<R> {
                 self.refuse(query, Outcome::Deny, refusal.reason, rule, rcode, &ede, limit)
             }
             Conclusion::NoSegment => {
-                let (code, described) = no_segment();
+                let (code, described) = describe_no_segment();
                 ede = ExtendedError::new(code, described);
                 self.refuse(query, Outcome::Deny, Reason::NoSegment, None, Rcode::REFUSED, &ede, limit)
             }

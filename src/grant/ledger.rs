@@ -531,27 +531,17 @@ impl Ledger {
         adopted
     }
 
-    /// After a firewall lost or gained elements behind our back: `found` is what it holds. The batch gets what
-    /// must be opened again and what must go; how many changes.
-    pub fn repair(&mut self, found: &HashMap<Element, Tick, RandomState>, now: Tick) -> usize {
-        let before = self.batch.len();
-        let open: Vec<(Element, Tick)> = self
-            .entries
-            .iter()
-            .filter(|(element, entry)| {
-                entry.wanted > now && found.get(element).is_none_or(|until| *until < entry.wanted)
-            })
-            .map(|(element, entry)| (*element, entry.wanted))
-            .collect();
-        for (element, until) in open {
-            self.change(Change::Open { element, until });
-        }
-        let foreign: Vec<Element> =
-            found.keys().filter(|element| !self.entries.contains_key(element)).copied().collect();
-        for element in foreign {
-            self.change(Change::Close { element });
-        }
-        self.batch.len() - before
+    /// After a firewall lost or gained elements behind our back: `found` is what it holds; what must be opened again
+    /// and what must go. Elements that wait in the batch being filled are left to it.
+    #[must_use]
+    pub fn repair(&self, found: &HashMap<Element, Tick, RandomState>, now: Tick) -> Vec<Change> {
+        let lost = self.entries.iter().filter_map(|(element, entry)| {
+            let until = entry.in_force.filter(|until| *until > now)?;
+            let held = found.get(element).is_some_and(|held| *held >= until);
+            (!held && !self.batched.contains_key(element)).then_some(Change::Open { element: *element, until })
+        });
+        let foreign = found.keys().filter(|element| !self.entries.contains_key(element));
+        lost.chain(foreign.map(|element| Change::Close { element: *element })).collect()
     }
 }
 

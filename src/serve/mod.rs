@@ -3,12 +3,16 @@
 //! Each door takes a listener that the app has bound and runs until the `stop` channel says true (or its sender is
 //! gone): then it takes nothing new, finishes what it has begun and returns.
 
+pub mod admin;
+pub mod health;
+mod http;
+mod node;
 mod stream;
 pub mod tcp;
 pub mod udp;
 
+pub use node::{GrantFilter, GrantRow, Node, Readiness, Who};
 pub use stream::StreamDoor;
-
 use tokio::sync::watch;
 
 /// Waits until the node stops.
@@ -16,3 +20,6 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error: the sender is gone, and with it whoever could have told us.
     let _ = stop.wait_for(|stop| *stop).await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! Status and grants for people: aligned tables.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::serve::GrantRow;
+
+const BOLD: &str = "\x1b[1m";
+const RED: &str = "\x1b[31m";
+const PLAIN: &str = "\x1b[0m";
+
+/// The status in the shape of docs/admin.md, on a page. What is absent is `-`.
+#[must_use]
+pub fn render_status(status: &Value, colour: bool) -> String {
+    let paint = Paint(colour);
+    let text = |pointer: &str| cell(status.pointer(pointer));
+    let list = |pointer: &str| status.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let mut facts = vec![(
+        "policy",
+        format!(
+            "{}, {} segments, {} rules, loaded {}",
+            text("/policy/revision"),
+            text("/policy/segments"),
+            text("/policy/rules"),
+            text("/policy/loaded_at")
+        ),
+    )];
+    for observe in list("/policy/observe") {
+        facts.push(("", format!("observing only: {} until {}", field(observe, "segment"), field(observe, "until"))));
+    }
+    let doors: Vec<_> =
+        list("/doors").iter().map(|door| format!("{} {}", field(door, "transport"), field(door, "address"))).collect();
+    facts.push(("doors", if doors.is_empty() { "-".to_owned() } else { doors.join(", ") }));
+    facts.push((
+        "queries",
+        format!(
+            "{} allowed, {} denied, {} errors",
+            text("/queries/allow"),
+            text("/queries/deny"),
+            text("/queries/error")
+        ),
+    ));
+    facts.push(("grants", format!("{} live, {} pending", text("/grants/live"), text("/grants/pending"))));
+    facts.push(("cache", format!("{} entries, {} bytes", text("/cache/entries"), text("/cache/bytes"))));
+    let usable = status.pointer("/audit/usable").and_then(Value::as_bool);
+    facts.push((
+        "log",
+        format!(
+            "{}, {} records, {} refused, {} gaps{}",
+            text("/audit/file"),
+            text("/audit/records"),
+            text("/audit/refused"),
+            text("/audit/gaps"),
+            if usable == Some(false) { paint.red(", NOT WRITABLE") } else { String::new() }
+        ),
+    ));
+
+    let mut out = paint.bold(&format!("outgate {} on {}", text("/version"), text("/node")));
+    let uptime = status.pointer("/uptime_s").and_then(Value::as_u64).map_or_else(|| "-".to_owned(), span);
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(out, ", up {uptime}, boot {}", text("/boot"));
+    for (name, fact) in facts {
+        let _ = writeln!(out, "  {name:<8} {fact}");
+    }
+    let firewalls = list("/firewalls").iter().map(|firewall| {
+        let ready = firewall.get("ready").and_then(Value::as_bool);
+        vec![
+            field(firewall, "name"),
+            field(firewall, "kind"),
+            ready.map_or("-", |ready| if ready { "yes" } else { "NO" }).to_owned(),
+            field(firewall, "elements"),
+            field(firewall, "capacity"),
+            micros(firewall.get("last_ack_us")),
+            field(firewall, "errors"),
+        ]
+    });
+    let heads = ["FIREWALL", "KIND", "READY", "ELEMENTS", "CAPACITY", "LAST ACK", "ERRORS"];
+    section(&mut out, &paint, &heads, firewalls.collect());
+    let servers = list("/upstreams").iter().flat_map(|upstream| {
+        let servers = upstream.get("servers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        servers.iter().map(|server| {
+            vec![
+                field(upstream, "name"),
+                field(server, "address"),
+                micros(server.get("srtt_us")),
+                field(server, "answered"),
+                field(server, "timeouts"),
+                field(server, "failures"),
+            ]
+        })
+    });
+    let heads = ["UPSTREAM", "SERVER", "SRTT", "ANSWERED", "TIMEOUTS", "FAILURES"];
+    section(&mut out, &paint, &heads, servers.collect());
+    let warnings = list("/warnings");
+    if !warnings.is_empty() {
+        out.push('\n');
+    }
+    for warning in warnings {
+        let _ = writeln!(out, "{} {}", paint.red("warning:"), cell(Some(warning)));
+    }
+    out
+}
+
+/// Grants, one a line, in the order given.
+#[must_use]
+pub fn render_grants(grants: &[GrantRow], colour: bool) -> String {
+    if grants.is_empty() {
+        return "no live grants\n".to_owned();
+    }
+    let rows = grants.iter().map(|grant| {
+        vec![
+            grant.client.map_or_else(|| "(segment)".to_owned(), |client| client.to_string()),
+            clean(&grant.segment),
+            clean(&grant.name),
+            grant.address.to_string(),
+            clean(&grant.services.join(",")),
+            span(grant.remaining_s),
+            clean(&grant.rule),
+        ]
+    });
+    table(&["CLIENT", "SEGMENT", "NAME", "ADDRESS", "SERVICES", "ENDS IN", "RULE"], rows.collect(), &Paint(colour))
+}
+
+/// Colours, if they are wanted.
+struct Paint(bool);
+
+impl Paint {
+    fn bold(&self, text: &str) -> String {
+        if self.0 { format!("{BOLD}{text}{PLAIN}") } else { text.to_owned() }
+    }
+
+    fn red(&self, text: &str) -> String {
+        if self.0 { format!("{RED}{text}{PLAIN}") } else { text.to_owned() }
+    }
+}
+
+/// A table after an empty line, if it has rows.
+fn section(out: &mut String, paint: &Paint, heads: &[&str], rows: Vec<Vec<String>>) {
+    if !rows.is_empty() {
+        out.push('\n');
+        out.push_str(&table(heads, rows, paint));
+    }
+}
+
+/// Columns as wide as their widest cell, two spaces between them, none at the end of a line.
+fn table(heads: &[&str], rows: Vec<Vec<String>>, paint: &Paint) -> String {
+    let heads: Vec<String> = heads.iter().map(|head| (*head).to_owned()).collect();
+    let width = |column: usize| {
+        let cells = std::iter::once(&heads).chain(&rows).filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
+    let line = |row: &[String]| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let mut out = format!("{}\n", paint.bold(&line(&heads)));
+    for row in &rows {
+        out.push_str(&line(row));
+        out.push('\n');
+    }
+    out
+}
+
+fn field(value: &Value, key: &str) -> String {
+    cell(value.get(key))
+}
+
+fn cell(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => clean(text),
+        Some(other) => clean(&other.to_string()),
+    }
+}
+
+/// Foreign text must not drive the terminal: control characters and those that change the direction of writing are
+/// shown by number.
+fn clean(text: &str) -> String {
+    let foul = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if foul(c) {
+            let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// `3d 4h`, `12m 5s`, `59s`: the two largest units.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h {}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d {}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+/// `31 µs`, `4.2 ms`, `1.9 s`
+fn micros(value: Option<&Value>) -> String {
+    match value.and_then(Value::as_u64) {
+        None => "-".to_owned(),
+        Some(micros @ 0..1_000) => format!("{micros} µs"),
+        Some(micros @ 1_000..1_000_000) => format!("{}.{} ms", micros / 1_000, micros / 100 % 10),
+        Some(micros) => format!("{}.{} s", micros / 1_000_000, micros / 100_000 % 10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn status() -> Value {
+        json!({
+            "version": "0.1.0", "node": "og-eu1-a", "boot": "7f3a91c20b1d44e0", "uptime_s": 273_605,
+            "policy": { "revision": "9c1f5be27a40d3e1", "segments": 2, "rules": 41, "loaded_at": "2026-11-21T03:53:04Z",
+                "observe": [{ "segment": "office", "until": "2026-12-01T00:00:00Z" }] },
+            "doors": [{ "address": "0.0.0.0:53", "transport": "udp" }, { "address": "0.0.0.0:53", "transport": "tcp" }],
+            "firewalls": [{ "name": "gateway", "kind": "nftables", "ready": true, "elements": 1203,
+                "capacity": 2_097_152, "last_ack_us": 31, "errors": 0 }],
+            "upstreams": [{ "name": "default", "servers": [
+                { "address": "udp://192.0.2.53:53", "srtt_us": 4_210, "answered": 99, "timeouts": 1, "failures": 0 },
+                { "address": "udp://198.51.100.53:53", "answered": 0, "timeouts": 0, "failures": 0 }] }],
+            "grants": { "live": 1203, "pending": 0 },
+            "audit": { "file": "/var/log/outgate/query.jsonl", "usable": false, "records": 9, "refused": 3, "gaps": 0 },
+            "cache": { "entries": 7, "bytes": 900 },
+            "queries": { "allow": 5, "deny": 3, "error": 1 },
+            "warnings": ["the log cannot be written"],
+        })
+    }
+
+    #[test]
+    fn a_status_is_a_page() {
+        let page = "\
+outgate 0.1.0 on og-eu1-a, up 3d 4h, boot 7f3a91c20b1d44e0
+  policy   9c1f5be27a40d3e1, 2 segments, 41 rules, loaded 2026-11-21T03:53:04Z
+           observing only: office until 2026-12-01T00:00:00Z
+  doors    udp 0.0.0.0:53, tcp 0.0.0.0:53
+  queries  5 allowed, 3 denied, 1 errors
+  grants   1203 live, 0 pending
+  cache    7 entries, 900 bytes
+  log      /var/log/outgate/query.jsonl, 9 records, 3 refused, 0 gaps, NOT WRITABLE
+
+FIREWALL  KIND      READY  ELEMENTS  CAPACITY  LAST ACK  ERRORS
+gateway   nftables  yes    1203      2097152   31 µs     0
+
+UPSTREAM  SERVER                  SRTT    ANSWERED  TIMEOUTS  FAILURES
+default   udp://192.0.2.53:53     4.2 ms  99        1         0
+default   udp://198.51.100.53:53  -       0         0         0
+
+warning: the log cannot be written
+";
+        assert_eq!(render_status(&status(), false), page);
+    }
+
+    #[test]
+    fn colours_come_on_demand_and_change_nothing_else() {
+        let coloured = render_status(&status(), true);
+        assert!(coloured.contains(BOLD) && coloured.contains(RED));
+        let bare = [BOLD, RED, PLAIN].iter().fold(coloured, |text, code| text.replace(code, ""));
+        assert_eq!(bare, render_status(&status(), false));
+    }
+
+    #[test]
+    fn an_empty_status_is_a_page_too() {
+        assert!(render_status(&json!({}), false).starts_with("outgate - on -, up -, boot -\n"));
+        assert!(render_status(&json!([1, "x"]), false).contains("doors    -\n"));
+    }
+
+    #[test]
+    fn grants_are_a_table() {
+        let row = GrantRow {
+            client: Some([192, 0, 2, 31].into()),
+            segment: "checkout".to_owned(),
+            rule: "stripe".to_owned(),
+            name: "api.example.com".to_owned(),
+            address: [198, 51, 100, 7].into(),
+            services: vec!["tcp/443".to_owned(), "tcp/80".to_owned()],
+            until: "2026-11-21T03:58:04.117302Z".to_owned(),
+            remaining_s: 272,
+        };
+        let hostile = GrantRow { client: None, name: "a\x1b[2J\u{202e}b".to_owned(), remaining_s: 9, ..row.clone() };
+        assert_eq!(
+            render_grants(&[row, hostile], false),
+            "\
+CLIENT      SEGMENT   NAME                 ADDRESS       SERVICES        ENDS IN  RULE
+192.0.2.31  checkout  api.example.com      198.51.100.7  tcp/443,tcp/80  4m 32s   stripe
+(segment)   checkout  a\\u{1b}[2J\\u{202e}b  198.51.100.7  tcp/443,tcp/80  9s       stripe
+"
+        );
+        assert_eq!(render_grants(&[], true), "no live grants\n");
+    }
+}
