@@ -1,0 +1,382 @@
+//! The running node: what operators ask of it, and the reload.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::app::config::Config;
+use crate::app::load::{self, Loaded};
+use crate::audit::{Event, Meter, Outcome, PolicyEvent, Shard, Transport};
+use crate::document::Mistake;
+use crate::gate::{Gate, GrantEntry, GrantQuery, Rulebook};
+use crate::metric::{self, Registry, Tallies, Words};
+use crate::net::{Scope, Services};
+use crate::policy::{Policy, Reason};
+use crate::serve::tcp::Streams;
+use crate::serve::{GrantFilter, GrantRow, Node, Readiness, Who};
+use crate::time::Wall;
+use crate::zones::Zones;
+
+const VERDICTS: [&str; 3] = [Outcome::Allow.as_str(), Outcome::Deny.as_str(), Outcome::Error.as_str()];
+const TRANSPORTS: [&str; 2] = [Transport::Udp.as_str(), Transport::Tcp.as_str()];
+const REASONS: [&str; Reason::ALL.len()] = {
+    let mut words = [""; Reason::ALL.len()];
+    let mut at = 0;
+    #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler; both arrays have this length")]
+    while at < words.len() {
+        words[at] = Reason::ALL[at].as_str();
+        at += 1;
+    }
+    words
+};
+
+/// The label words of what is counted per query, in the order of the enums they stand for.
+pub(super) const WORDS: Words = Words { verdicts: &VERDICTS, reasons: &REASONS, transports: &TRANSPORTS };
+
+/// How long a reload waits for a thread to take the new rulebook before it revokes: each takes one per batch, or is
+/// parked.
+const PASS: Duration = Duration::from_secs(2);
+
+/// What a running node is made of.
+pub(super) struct NodeParts {
+    pub(super) config: Config,
+    pub(super) gate: Arc<Gate>,
+    pub(super) registry: Registry,
+    pub(super) meter: Meter,
+    pub(super) shard: Shard,
+    pub(super) streams: Arc<Streams>,
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) from_system: bool,
+    pub(super) boot: u64,
+}
+
+/// See the module.
+pub(super) struct RunningNode {
+    parts: NodeParts,
+    started: Wall,
+    /// The shard of policy records; held through a reload, so that two are done one after the other.
+    shard: tokio::sync::Mutex<Shard>,
+    stopping: AtomicBool,
+    reload_failures: AtomicU64,
+}
+
+impl Rulebook {
+    /// A rulebook of what was loaded.
+    pub(super) fn new(policy: Arc<Policy>, zones: Zones, epoch: u64, now: Wall, tallies: &Tallies) -> Self {
+        let slots = policy.segments().iter().map(|segment| (segment.id, tallies.segment(&segment.name)));
+        Self {
+            slots: slots.collect(),
+            layout_ends: policy.next_change(now),
+            relaid: AtomicBool::new(false),
+            policy,
+            zones,
+            epoch,
+            loaded: now,
+        }
+    }
+}
+
+impl RunningNode {
+    pub(super) fn new(mut parts: NodeParts, shard: Shard) -> Self {
+        let started = parts.gate.clock.now().wall;
+        parts.addresses.sort();
+        Self {
+            started,
+            shard: tokio::sync::Mutex::new(shard),
+            stopping: AtomicBool::new(false),
+            reload_failures: AtomicU64::new(0),
+            parts,
+        }
+    }
+
+    pub(super) const fn config(&self) -> &Config {
+        &self.parts.config
+    }
+
+    pub(super) const fn gate(&self) -> &Arc<Gate> {
+        &self.parts.gate
+    }
+
+    /// The addresses served, UDP and TCP.
+    pub(super) fn addresses(&self) -> &[SocketAddr] {
+        &self.parts.addresses
+    }
+
+    /// Not ready from here on: load balancers look elsewhere while it drains.
+    pub(super) fn stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives the shard of policy records up, so that the log can close.
+    pub(super) fn into_shard(self) -> Shard {
+        self.shard.into_inner()
+    }
+
+    /// Records the policy that the node starts with.
+    pub(super) async fn record_start(&self) {
+        let rulebook = self.parts.gate.rulebook();
+        let mut shard = self.shard.lock().await;
+        record(&mut shard, &rulebook, "load", None, 0, None);
+    }
+
+    /// Loads everything anew and swaps it in, or changes nothing.
+    pub(super) async fn reload_now(self: &Arc<Self>) -> Result<Value, Vec<Mistake>> {
+        let mut shard = self.shard.lock().await;
+        let gate = &self.parts.gate;
+        let before = gate.rulebook();
+        let node = Arc::clone(self);
+        // Reading and compiling a million names takes a while: not on a thread of the runtime.
+        let loaded = tokio::task::spawn_blocking(move || load::load(&node.parts.config, &node.parts.gate.upstreams)).await;
+        let loaded = loaded.unwrap_or_else(|error| Err(vec![Mistake::general(format!("the load broke off: {error}"), "")]));
+        let result = match loaded {
+            Ok(loaded) => self.swap(loaded, &before).await,
+            Err(mistakes) => Err(mistakes),
+        };
+        match result {
+            Ok((rulebook, revoked)) => {
+                record(&mut shard, &rulebook, "reload", Some(before.policy.revision()), revoked, None);
+                let policy = &rulebook.policy;
+                tracing::info!(revision = format!("{:016x}", policy.revision()), rules = policy.rules_len(), revoked, "policy reloaded");
+                Ok(json!({
+                    "revision": format!("{:016x}", policy.revision()),
+                    "previous": format!("{:016x}", before.policy.revision()),
+                    "segments": policy.segments().len(),
+                    "rules": policy.rules_len(),
+                    "revoked": revoked,
+                }))
+            }
+            Err(mistakes) => {
+                self.reload_failures.fetch_add(1, Ordering::Relaxed);
+                let first = mistakes.first().map(ToString::to_string).unwrap_or_default();
+                record(&mut shard, &before, "refused", Some(before.policy.revision()), 0, Some(&first));
+                tracing::error!(mistakes = mistakes.len(), first, "reload refused; the policy before stays in force");
+                Err(mistakes)
+            }
+        }
+    }
+
+    /// Firewalls first, then the rulebook, then the threads, then the grants (ARCHITECTURE: a Permit can grow stale).
+    async fn swap(&self, loaded: Loaded, before: &Rulebook) -> Result<(Arc<Rulebook>, u64), Vec<Mistake>> {
+        let gate = &self.parts.gate;
+        let now = gate.clock.now().wall;
+        let Loaded { policy, zones } = loaded;
+        let rulebook = Arc::new(Rulebook::new(policy, zones, before.epoch + 1, now, self.parts.registry.tallies()));
+        gate.granter.arrange(Arc::clone(&rulebook)).await.map_err(|(name, error)| {
+            vec![Mistake::general(format!("firewall \"{name}\" refused the new policy: {error}"), "")]
+        })?;
+        gate.rulebook.store(Arc::clone(&rulebook));
+        let pass = async {
+            while !gate.passed.all_past(rulebook.epoch) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(PASS, pass).await.is_err() {
+            tracing::warn!("a worker did not take the new policy in time; grants are revoked all the same");
+        }
+        let revoked = gate.granter.revoke().await;
+        Ok((rulebook, revoked))
+    }
+}
+
+fn record(shard: &mut Shard, rulebook: &Rulebook, op: &str, previous: Option<u64>, revoked: u64, why: Option<&str>) {
+    let id = shard.reserve();
+    let event = PolicyEvent {
+        at: rulebook.loaded,
+        op,
+        revision: rulebook.policy.revision(),
+        previous,
+        segments: rulebook.policy.segments().len(),
+        rules: rulebook.policy.rules_len(),
+        revoked,
+        why,
+    };
+    shard.append(id, &Event::Policy(event));
+    if let Err(error) = shard.commit() {
+        tracing::error!(%error, "a policy record could not be written");
+    }
+}
+
+impl Node for Arc<RunningNode> {
+    fn status(&self) -> Value {
+        let NodeParts { config, gate, meter, addresses, boot, from_system, .. } = &self.parts;
+        let now = gate.clock.now();
+        let rulebook = gate.rulebook();
+        let policy = &rulebook.policy;
+        let counts = gate.granter.counts();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (audit, queries) = (meter.counts(), self.parts.registry.tallies().verdicts());
+        let mut observe = Vec::new();
+        for segment in policy.segments().iter().filter(|segment| segment.observes(now.wall)) {
+            observe.push(json!({ "segment": &*segment.name, "until": segment.observe_until.map(|end| end.to_string()) }));
+        }
+        let mut upstreams: Vec<Value> = Vec::new();
+        let health = gate.upstreams.health();
+        for upstream in gate.upstreams.all() {
+            let servers = health.iter().filter(|server| server.upstream == *upstream.name());
+            let servers: Vec<Value> = servers
+                .map(|server| {
+                    json!({
+                        "address": server.address.to_string(),
+                        "srtt_us": server.round_trip.map(|trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
+                        "answered": server.answered, "timeouts": server.timeouts, "failures": server.failures,
+                        "mismatches": server.mismatches, "out": server.out,
+                    })
+                })
+                .collect();
+            upstreams.push(json!({ "name": &**upstream.name(), "servers": servers }));
+        }
+        let firewalls: Vec<Value> = config
+            .firewalls
+            .iter()
+            .map(|firewall| {
+                json!({
+                    "name": firewall.common.name, "required": firewall.common.required,
+                    "ready": load(&counts.ready) == 1, "elements": load(&counts.live),
+                    "last_ack_us": load(&counts.last_ack_us), "errors": load(&counts.errors),
+                    "repairs": load(&counts.repairs),
+                })
+            })
+            .collect();
+        let doors = addresses.iter().flat_map(|address| {
+            TRANSPORTS.map(|transport| json!({ "address": address.to_string(), "transport": transport }))
+        });
+        let mut warnings: Vec<String> = policy.warnings().iter().map(ToString::to_string).collect();
+        if *from_system && upstreams.is_empty() {
+            warnings.push("no upstream: only local zones are answered".into());
+        }
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "node": config.node,
+            "boot": format!("{boot:016x}"),
+            "uptime_s": now.wall.0.saturating_sub(self.started.0) / 1_000_000,
+            "policy": {
+                "revision": format!("{:016x}", policy.revision()),
+                "segments": policy.segments().len(), "rules": policy.rules_len(),
+                "loaded_at": rulebook.loaded.to_string(), "observe": observe,
+                "reload_failures": load(&self.reload_failures),
+            },
+            "zones": { "zones": rulebook.zones.len(), "records": rulebook.zones.records() },
+            "doors": doors.collect::<Vec<_>>(),
+            "firewalls": firewalls,
+            "upstreams": upstreams,
+            "grants": { "live": load(&counts.live), "pending": load(&counts.pending) },
+            "audit": {
+                "file": config.audit.file.display().to_string(), "usable": meter.usable(),
+                "records": audit.records, "refused": audit.refused, "gaps": audit.gaps,
+            },
+            "cache": { "entries": gate.answers.len(), "bytes": gate.answers.bytes() + gate.cover.bytes() },
+            "queries": { "allow": queries[0], "deny": queries[1], "error": queries[2] },
+            "warnings": warnings,
+        })
+    }
+
+    async fn grants(&self, filter: &GrantFilter) -> Vec<GrantRow> {
+        let gate = &self.parts.gate;
+        let query = GrantQuery {
+            client: filter.client,
+            address: filter.address,
+            name: filter.name.clone(),
+            segment: filter.segment.clone(),
+            limit: filter.limit,
+        };
+        let now = gate.clock.tick();
+        let mut rows: HashMap<_, (GrantEntry, Vec<Services>)> = HashMap::new();
+        for entry in gate.granter.list(query).await {
+            let key = (entry.from, entry.to, entry.basis.question.name.clone(), Arc::clone(&entry.basis.rule));
+            let services = entry.services.clone();
+            rows.entry(key).or_insert((entry, Vec::new())).1.extend(services);
+        }
+        let mut rows: Vec<GrantRow> = rows
+            .into_values()
+            .map(|(entry, mut services)| {
+                services.sort_unstable();
+                GrantRow {
+                    client: if let Scope::Client(client) = entry.from { Some(client) } else { None },
+                    segment: entry.basis.segment.to_string(),
+                    rule: entry.basis.rule.to_string(),
+                    name: entry.basis.question.name.to_string(),
+                    address: entry.to,
+                    services: services.iter().map(ToString::to_string).collect(),
+                    until: entry.until.1.to_string(),
+                    remaining_s: entry.until.0.since(now).as_secs(),
+                }
+            })
+            .collect();
+        rows.sort_by(|a, b| (&a.segment, a.client, &a.name, a.address).cmp(&(&b.segment, b.client, &b.name, b.address)));
+        rows
+    }
+
+    async fn reload(&self, who: &Who) -> Result<Value, Vec<String>> {
+        tracing::info!(%who, "reload asked for");
+        self.reload_now().await.map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
+    }
+
+    fn readiness(&self) -> Readiness {
+        let mut waiting = Vec::new();
+        if self.stopping.load(Ordering::Relaxed) {
+            waiting.push("the node is stopping".into());
+        }
+        if self.parts.gate.granter.counts().ready.load(Ordering::Relaxed) != 1 {
+            waiting.push("a required firewall cannot be used".into());
+        }
+        if !self.parts.meter.usable() {
+            waiting.push("the query log cannot be written".into());
+        }
+        Readiness { waiting }
+    }
+
+    fn metrics(&self) -> String {
+        let NodeParts { registry, gate, meter, config, streams, .. } = &self.parts;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = gate.granter.counts();
+        let rulebook = gate.rulebook();
+        registry.set_info(metric::BUILD, [env!("CARGO_PKG_VERSION")]);
+        registry.set_info(metric::POLICY_REVISION, [&format!("{:016x}", rulebook.policy.revision())]);
+        registry.set_gauge(metric::POLICY_RULES, [], number(rulebook.policy.rules_len() as u64));
+        registry.set_gauge(metric::POLICY_SEGMENTS, [], number(rulebook.policy.segments().len() as u64));
+        registry.absolute(metric::POLICY_RELOAD_FAILURES, [], load(&self.reload_failures));
+        registry.set_gauge(metric::ZONES_RECORDS, [], number(rulebook.zones.records() as u64));
+        registry.set_gauge(metric::GRANTS, [], number(load(&counts.live)));
+        registry.set_gauge(metric::SLOW_QUEUE_DEPTH, [], number(gate.slots.taken() as u64));
+        registry.set_gauge(metric::CACHE_ENTRIES, [], number(gate.answers.len() as u64));
+        registry.set_gauge(metric::CACHE_BYTES, [], number((gate.answers.bytes() + gate.cover.bytes()) as u64));
+        let audit = meter.counts();
+        registry.absolute(metric::AUDIT_RECORDS, [], audit.records);
+        registry.absolute(metric::AUDIT_BYTES, [], audit.bytes);
+        registry.absolute(metric::AUDIT_REFUSED, [], audit.refused);
+        registry.absolute(metric::AUDIT_GAPS, [], audit.gaps);
+        for firewall in &config.firewalls {
+            let label = [firewall.common.name.as_str()];
+            registry.set_gauge(metric::FIREWALL_ELEMENTS, label, number(load(&counts.live)));
+            registry.absolute(metric::FIREWALL_ERRORS, label, load(&counts.errors));
+            registry.absolute(metric::FIREWALL_DRIFT_REPAIRS, label, load(&counts.repairs));
+        }
+        let health = gate.upstreams.health();
+        for upstream in gate.upstreams.all() {
+            let servers: Vec<_> = health.iter().filter(|server| server.upstream == *upstream.name()).collect();
+            let label = [&**upstream.name()];
+            registry.absolute(metric::UPSTREAM_ANSWERS, label, servers.iter().map(|server| server.answered).sum());
+            registry.absolute(metric::UPSTREAM_TIMEOUTS, label, servers.iter().map(|server| server.timeouts).sum());
+            registry.absolute(metric::UPSTREAM_FAILURES, label, servers.iter().map(|server| server.failures).sum());
+            registry.absolute(metric::UPSTREAM_MISMATCHES, label, servers.iter().map(|server| server.mismatches).sum());
+            if let Some(fastest) = servers.iter().filter_map(|server| server.round_trip).min() {
+                registry.set_gauge(metric::UPSTREAM_SRTT, label, fastest.as_secs_f64());
+            }
+        }
+        registry.set_gauge(metric::STREAMS, [], number(streams.open() as u64));
+        for (ending, count) in streams.endings() {
+            registry.absolute(metric::STREAMS_CLOSED, [ending.as_str()], count);
+        }
+        registry.render()
+    }
+}
+
+/// Gauges are floats in Prometheus.
+#[expect(clippy::cast_precision_loss, reason = "exact below 2^53, and no count here comes near it")]
+const fn number(count: u64) -> f64 {
+    count as f64
+}

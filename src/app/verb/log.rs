@@ -1,0 +1,118 @@
+//! `outgate log verify` and `outgate log tail`.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use crate::app::cli::{ConfigFile, Failure, print};
+use crate::app::config::Config;
+use crate::audit::{Filter, Progress, Tail, render_line, verify};
+use crate::name::Name;
+use crate::net::Prefix;
+
+/// How often a followed log is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What to do with the query log.
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Prove that no record is missing, torn or altered, over the archives and the current file; exit 0 or 1
+    #[command(after_help = "Example:\n  outgate log verify /var/log/outgate/query.jsonl")]
+    Verify {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The current log file; without it the one of the configuration
+        file: Option<PathBuf>,
+    },
+    /// Show records, one line each, for people
+    #[command(after_help = "Example:\n  outgate log tail --follow --verdict deny --name example.com")]
+    Tail {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The current log file; without it the one of the configuration
+        file: Option<PathBuf>,
+        /// Go on as records are written, across rotations
+        #[arg(short, long)]
+        follow: bool,
+        /// So many of the last records first
+        #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
+        lines: usize,
+        /// Only queries with this verdict
+        #[arg(long, value_parser = ["allow", "deny", "error"])]
+        verdict: Option<String>,
+        /// Only records of this segment
+        #[arg(long)]
+        segment: Option<String>,
+        /// Only records of clients in this prefix
+        #[arg(long, value_name = "IP|PREFIX")]
+        client: Option<String>,
+        /// Only records of this name and those below it
+        #[arg(long)]
+        name: Option<String>,
+    },
+}
+
+pub(crate) fn run(verb: Verb) -> Result<ExitCode, Failure> {
+    match verb {
+        Verb::Verify { config, file } => run_verify(&file_of(&config, file)?),
+        Verb::Tail { config, file, follow, lines, verdict, segment, client, name } => {
+            let client = client.map(|text| {
+                let address = text.parse::<std::net::IpAddr>().map(Prefix::from);
+                let prefix = address.or_else(|_| text.parse::<Prefix>());
+                prefix.map_err(|_| Failure::Argument(format!("--client {text} is neither an address nor a prefix")))
+            });
+            let name = name.map(|text| {
+                Name::parse(&text).map_err(|why| Failure::Argument(format!("--name is not a domain name: {why}")))
+            });
+            let filter = Filter { verdict, segment, client: client.transpose()?, name: name.transpose()? };
+            run_tail(&file_of(&config, file)?, &filter, follow, lines)
+        }
+    }
+}
+
+fn file_of(config: &ConfigFile, file: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    match file {
+        Some(file) => Ok(file),
+        None => Config::read(config).map(|config| config.audit.file).map_err(Failure::Mistakes),
+    }
+}
+
+fn run_verify(file: &std::path::Path) -> Result<ExitCode, Failure> {
+    let watched = std::io::stderr().is_terminal();
+    let mut progress = |progress: Progress<'_>| {
+        if watched {
+            let percent = progress.read * 100 / progress.length.max(1);
+            let _ = write!(std::io::stderr(), "\r\x1b[K{} {percent} %", progress.file.display());
+        }
+    };
+    let report = verify(file, &mut progress).map_err(|error| Failure::Failed(error.to_string()))?;
+    if watched {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+    print(&format!("{report}\n"))?;
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn run_tail(file: &std::path::Path, filter: &Filter, follow: bool, lines: usize) -> Result<ExitCode, Failure> {
+    let colour = std::io::stdout().is_terminal();
+    let failed = |error: crate::audit::AuditError| Failure::Failed(error.to_string());
+    let mut tail = Tail::open(file, lines).map_err(failed)?;
+    loop {
+        while let Some(line) = tail.next_line().map_err(failed)? {
+            if filter.admits(&line) {
+                let mut line = render_line(&line, colour);
+                line.push('\n');
+                if std::io::stdout().write_all(line.as_bytes()).is_err() {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+        }
+        if !follow {
+            return Ok(ExitCode::SUCCESS);
+        }
+        std::thread::sleep(LOOK);
+    }
+}

@@ -1,0 +1,7 @@
+//! One file per verb.
+
+pub(super) mod check;
+pub(super) mod explain;
+pub mod log;
+pub(super) mod node;
+pub(super) mod run;

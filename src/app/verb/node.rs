@@ -1,0 +1,93 @@
+//! `outgate status`, `grants`, `reload`: the verbs that talk to a running node.
+
+use std::io::IsTerminal;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use crate::app::cli::{ConfigFile, Failure, print};
+use crate::app::config::Config;
+use crate::name::Name;
+use crate::serve::admin::client::{Method, call};
+use crate::serve::admin::{render_grants, render_status};
+use crate::serve::{GrantFilter, GrantRow};
+
+/// The options of `outgate grants`.
+pub(crate) struct Filter {
+    pub(crate) client: Option<IpAddr>,
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) name: Option<String>,
+    pub(crate) segment: Option<String>,
+    pub(crate) limit: usize,
+}
+
+/// Shows the node.
+pub(crate) fn status(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failure> {
+    let status = ask(file, Method::GET, "/v1/status")?;
+    if as_json { print(&format!("{status}\n"))? } else { print(&render_status(&status, coloured()))? }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lists what it holds open.
+pub(crate) fn grants(file: &ConfigFile, filter: &Filter, as_json: bool) -> Result<ExitCode, Failure> {
+    let name = filter.name.as_deref().map(Name::parse).transpose();
+    let filter = GrantFilter {
+        client: filter.client,
+        address: filter.address,
+        name: name.map_err(|why| Failure::Argument(format!("--name is not a domain name: {why}")))?,
+        segment: filter.segment.clone(),
+        limit: filter.limit,
+    };
+    let answer = ask(file, Method::GET, &format!("/v1/grants?{}", filter.query()))?;
+    let grants = answer.get("grants").cloned().unwrap_or_default();
+    if as_json {
+        print(&format!("{grants}\n"))?;
+    } else {
+        let rows: Vec<GrantRow> = serde_json::from_value(grants)
+            .map_err(|error| Failure::Failed(format!("the node's answer cannot be read: {error}; is it of this version?")))?;
+        print(&render_grants(&rows, coloured()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets it load policy and zones again.
+pub(crate) fn reload(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failure> {
+    let done = ask(file, Method::POST, "/v1/reload")?;
+    if as_json {
+        print(&format!("{done}\n"))?;
+    } else {
+        let field = |key: &str| done.get(key).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        let field = |key| field(key).unwrap_or_default();
+        print(&format!(
+            "policy {} in force (before: {}): {} segments, {} rules, {} grants revoked\n",
+            field("revision"),
+            field("previous"),
+            field("segments"),
+            field("rules"),
+            field("revoked")
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One request to the node that this configuration describes.
+fn ask(file: &ConfigFile, method: Method, path: &str) -> Result<Value, Failure> {
+    let config = Config::read(file).map_err(Failure::Mistakes)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::Failed(format!("no runtime: {error}")))?;
+    let (status, body) = runtime
+        .block_on(call(&config.admin_socket, method, path))
+        .map_err(|error| Failure::Failed(error.to_string()))?;
+    if status < 400 {
+        return Ok(body);
+    }
+    let errors = body.get("errors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let errors = errors.iter().chain(body.get("error")).filter_map(Value::as_str).collect::<Vec<_>>().join("\n");
+    let refused = if status == 422 { "nothing was changed:\n" } else { "" };
+    Err(Failure::Failed(format!("{refused}{errors}")))
+}
+
+fn coloured() -> bool {
+    std::io::stdout().is_terminal()
+}
