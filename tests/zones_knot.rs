@@ -2,6 +2,8 @@
 //!
 //! A real `knotd` is started on a loopback port. Without one the test says so and passes, unless `CI=true`.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
+
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
