@@ -216,7 +216,6 @@ impl<'a> Lines<'a> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -323,6 +322,10 @@ zones/b.example.zone:2:9: \"2h\" is more than $TTL holds
             let found = mistakes(&[(file, &text)]);
             assert_eq!(found.lines().filter(|line| !line.starts_with(' ')).count(), count, "{reason}: {found}");
         }
+        assert_eq!(
+            mistakes(&[("a.zone", &format!("$ORIGIN b.example\n{SOA}"))]),
+            "a.zone:1:9: \"b.example\" without a final dot makes the zone b.example.a\n  write $ORIGIN b.example."
+        );
         assert_eq!(
             mistakes(&[("a.zone", "$TTL 1\nb.example. SOA n. h. 1 2 3 4 5\n")]),
             "a.zone:2:1: the SOA record is at b.example, the zone's origin is a\n  \

@@ -122,7 +122,7 @@ impl Reader<'_> {
             }
         };
         match first.raw.to_ascii_uppercase().as_str() {
-            "$ORIGIN" => match value("example.org.").and_then(|token| rdata::name(token, &self.origin)) {
+            "$ORIGIN" => match value("example.org.").and_then(|token| self.new_origin(token)) {
                 Ok(origin) => {
                     self.apex.get_or_insert_with(|| origin.clone());
                     self.origin = origin;
@@ -153,6 +153,17 @@ impl Reader<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// The value of `$ORIGIN`. The one that names the zone must be absolute: `$ORIGIN example.org` without the final dot
+    /// would make a zone that nobody asks for.
+    fn new_origin(&self, token: Token<'_>) -> Result<Name, Fault> {
+        let origin = rdata::name(token, &self.origin)?;
+        if self.apex.is_none() && token.raw != "@" && !token.raw.ends_with('.') {
+            let fact = format!("\"{}\" without a final dot makes the zone {origin}", token.raw);
+            return Err(Fault::new(token.at, fact, format!("write $ORIGIN {}.", token.raw)));
+        }
+        Ok(origin)
     }
 
     fn record(&mut self, entry: &Entry<'_>) -> Result<(), Fault> {

@@ -184,7 +184,6 @@ impl Zones {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::record::AddressTrust;

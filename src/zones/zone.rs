@@ -214,7 +214,6 @@ fn wire_size(record: &Record) -> usize {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::zones::master;

@@ -1,0 +1,211 @@
+//! The zones against Knot DNS: the same random zone files, the same questions, the same answers.
+//!
+//! A real `knotd` is started on a loopback port. Without one the test says so and passes, unless `CI=true`.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use hickory_proto::op::{Edns, Message, Query};
+use hickory_proto::rr::{Name as WireName, RData, RecordType as WireType};
+use hickory_proto::serialize::binary::{BinEncodable, BinEncoder, NameEncoding};
+use outgate::name::Name;
+use outgate::record::{Question, RecordType};
+use outgate::zones::{Source, Zones};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
+const ZONES: usize = 20;
+const QUESTIONS: usize = 40;
+/// How long Knot may take to load or to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running `knotd`: stopped by its own handle, its directory removed.
+struct Knot {
+    child: Child,
+    directory: PathBuf,
+    address: SocketAddr,
+}
+
+impl Drop for Knot {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn program() -> Option<&'static str> {
+    let runs = |path: &&str| Command::new(path).arg("--version").stdout(Stdio::null()).status().is_ok();
+    ["knotd", "/usr/sbin/knotd"].into_iter().find(runs)
+}
+
+impl Knot {
+    /// Starts it with these zones and returns when all of them are loaded.
+    fn start(program: &str, zones: &[Source]) -> Self {
+        let directory = std::env::temp_dir().join(format!("outgate-knot-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        // The port is free now; nothing else here asks for one.
+        let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let root = directory.display();
+        let mut config = format!(
+            "server:\n    rundir: \"{root}\"\n    listen: 127.0.0.1@{port}\n    udp-workers: 1\n    tcp-workers: 1\n    \
+             background-workers: 1\ncontrol:\n    listen: \"{root}/control\"\ndatabase:\n    storage: \"{root}/database\"\n\
+             log:\n  - target: stderr\n    any: info\ntemplate:\n  - id: default\n    storage: \"{root}\"\n    \
+             journal-content: none\nzone:\n",
+            port = address.port()
+        );
+        for source in zones {
+            std::fs::write(directory.join(&*source.file), &source.text).unwrap();
+            let domain = source.file.strip_suffix(".zone").unwrap();
+            writeln!(config, "  - domain: {domain}\n    file: \"{}\"", source.file).unwrap();
+        }
+        let path = directory.join("knot.conf");
+        std::fs::write(&path, config).unwrap();
+        let child = Command::new(program).arg("-c").arg(&path).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut knot = Self { child: child.unwrap(), directory, address };
+        knot.wait_for(zones.len());
+        knot
+    }
+
+    fn wait_for(&mut self, zones: usize) {
+        let log = BufReader::new(self.child.stderr.take().unwrap());
+        let (send, lines) = mpsc::channel();
+        // Reads to the end, so that Knot never waits for a reader.
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        let mut said = Vec::new();
+        while said.iter().filter(|line: &&String| line.contains("loaded, serial")).count() < zones {
+            match lines.recv_timeout(PATIENCE) {
+                Ok(line) => said.push(line),
+                Err(error) => panic!("knotd has not loaded {zones} zones ({error}): {said:#?}"),
+            }
+        }
+    }
+
+    fn ask(&self, socket: &UdpSocket, id: u16, question: &Question) -> String {
+        let mut query = Message::query();
+        query.metadata.id = id;
+        let name = WireName::from_labels(question.name.labels()).unwrap();
+        query.add_query(Query::query(name, WireType::from(question.kind.0)));
+        let mut edns = Edns::new();
+        edns.set_max_payload(4096);
+        query.set_edns(edns);
+        socket.send_to(&query.to_vec().unwrap(), self.address).unwrap();
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).unwrap();
+        let reply = Message::from_vec(&buffer[..length]).unwrap();
+        assert_eq!(reply.metadata.id, id);
+        assert!(reply.metadata.authoritative && !reply.metadata.truncation, "{question}");
+        let line = |record: &hickory_proto::rr::Record| {
+            let name = Name::parse(&record.name.to_ascii()).unwrap();
+            shown(&name, record.ttl, u16::from(record.record_type()), &wire(&record.data))
+        };
+        let soa = reply.authorities.iter().find(|record| record.record_type() == WireType::SOA).map(line);
+        let rcode = u16::from(reply.metadata.response_code);
+        lines(rcode, reply.answers.iter().map(line).collect(), soa)
+    }
+}
+
+fn wire(data: &RData) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_name_encoding(NameEncoding::UncompressedLowercase);
+    data.emit(&mut encoder).unwrap();
+    bytes
+}
+
+fn shown(name: &Name, ttl: u32, kind: u16, data: &[u8]) -> String {
+    format!("{name} {ttl} {} {}", RecordType(kind), data.escape_ascii())
+}
+
+/// An answer as text; the order of records in a set is nobody's promise, the order of the chain is in its names.
+fn lines(rcode: u16, mut answers: Vec<String>, soa: Option<String>) -> String {
+    answers.sort();
+    format!("rcode {rcode}\n{}\nauthority {}", answers.join("\n"), soa.unwrap_or_default())
+}
+
+fn ours(zones: &Zones, question: &Question) -> String {
+    let answer = zones.answer(question).unwrap();
+    let line =
+        |record: &outgate::record::Record| shown(&record.name, record.ttl.seconds(), record.kind.0, &record.data);
+    lines(answer.rcode.0, answer.records.iter().map(line).collect(), answer.soa.as_ref().map(line))
+}
+
+/// Relative owners of one to three labels out of few, so that they meet.
+const OWNER: &str = r"(a|b|c|d|e|\*)(\.(a|b|\*)){0,2}";
+
+/// One line of a zone file.
+fn line() -> impl Strategy<Value = String> {
+    let target = prop_oneof![8 => OWNER.prop_map(|name| name), 1 => Just("out.example.com.".to_owned())];
+    prop_oneof![
+        4 => (OWNER, 1..9u8).prop_map(|(owner, n)| format!("{owner} 300 A 192.0.2.{n}")),
+        1 => OWNER.prop_map(|owner| format!("{owner} 200 AAAA 2001:db8::1")),
+        2 => (OWNER, 1..9u8).prop_map(|(owner, n)| format!("{owner} 60 TXT \"text {n}\" \"\\195;\"")),
+        1 => (OWNER, OWNER).prop_map(|(owner, host)| format!("{owner} 30 MX 10 {host}")),
+        4 => (OWNER, target).prop_map(|(owner, target)| format!("{owner} 120 CNAME {target}")),
+    ]
+}
+
+/// A zone file that loads: lines are left out until it does (CNAMEs beside data, loops, long chains).
+fn zone(runner: &mut TestRunner, number: usize) -> Source {
+    let mut lines = prop::collection::vec(line(), 4..24).new_tree(runner).unwrap().current();
+    loop {
+        let minimum = 7 * number;
+        let head = format!("@ 77 SOA ns hostmaster 1 3600 900 604800 {minimum}\n@ 900 NS ns\nns 900 A 192.0.2.53\n");
+        let text = format!("{head}{}\n", lines.join("\n"));
+        let source = Source { file: Arc::from(format!("z{number}.example.zone")), text };
+        match Zones::compile(std::slice::from_ref(&source)) {
+            Ok(_) => return source,
+            Err(mistakes) => {
+                let place = mistakes.iter().find_map(|mistake| mistake.place.as_ref()).unwrap();
+                assert!(mistakes.iter().all(|mistake| mistake.fact.contains("CNAME")), "{mistakes:?}");
+                lines.remove(place.line as usize - 4);
+            }
+        }
+    }
+}
+
+#[test]
+fn answers_as_knot_does() {
+    let Some(program) = program() else {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "knotd is not installed");
+        println!("skipped: needs knotd");
+        return;
+    };
+    let mut runner = TestRunner::deterministic();
+    let sources: Vec<_> = (0..ZONES).map(|number| zone(&mut runner, number)).collect();
+    let zones = Zones::compile(&sources).unwrap();
+    let knot = Knot::start(program, &sources);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+
+    let names = prop_oneof![5 => OWNER.prop_map(|owner| format!("{owner}.")), 2 => r"((a|b|f|\*)\.){1,5}", 1 => ""];
+    let kinds = prop::sample::select(vec!["A", "A", "AAAA", "TXT", "MX", "CNAME", "SOA", "NS"]);
+    let questions = prop::collection::vec((names, kinds), QUESTIONS);
+    let (mut id, mut seen) = (0, [0; 3]);
+    for source in &sources {
+        let origin = Path::new(&*source.file).file_stem().unwrap().to_str().unwrap();
+        for (name, kind) in questions.new_tree(&mut runner).unwrap().current() {
+            let question = Question { name: format!("{name}{origin}").parse().unwrap(), kind: kind.parse().unwrap() };
+            id += 1;
+            let ours = ours(&zones, &question);
+            assert_eq!(ours, knot.ask(&socket, id, &question), "{question} (ours, then knot's) of\n{}", source.text);
+            seen[0] += usize::from(ours.contains("rcode 3"));
+            seen[1] += usize::from(ours.contains("rcode 0\n\n"));
+            seen[2] += usize::from(ours.contains(" CNAME ") && question.kind != RecordType::CNAME);
+        }
+    }
+    println!("{id} questions: {} NXDOMAIN, {} without data, {} with a CNAME", seen[0], seen[1], seen[2]);
+    assert!(seen.iter().all(|count| *count > QUESTIONS), "the zones are too plain to show anything: {seen:?}");
+}
