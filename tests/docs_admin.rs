@@ -1,5 +1,7 @@
 //! The examples of docs/admin.md are what the program reads and shows.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use outgate::serve::GrantRow;
 use outgate::serve::admin::{render_grants, render_status};
 use serde_json::Value;

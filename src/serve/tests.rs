@@ -436,7 +436,7 @@ async fn without_permission_it_says_so() {
     let directory = Directory::new();
     let path = directory.socket();
     let _socket = Socket::bind(&path).await.unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     assert!(matches!(call(&path, Method::GET, "/v1/status").await.unwrap_err(), ClientError::Denied { .. }));
 }
 
