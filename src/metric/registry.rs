@@ -22,6 +22,9 @@ use super::{
 const ORIGIN: Metadata<'static> = Metadata::new("outgate", Level::INFO, None);
 
 /// The values of all metrics. One per process, owned by the app.
+///
+/// What [`Tally`](super::Tally) counts ([`QUERIES`], [`REFUSALS`], [`SILENCES`], [`RESPONSES`], [`QUERY_DURATION`]) is
+/// set when the registry is rendered and is not to be set by anyone else.
 pub struct Registry {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,

@@ -404,10 +404,11 @@ async fn a_directory_is_made_where_there_is_none() {
 
 #[tokio::test]
 async fn a_directory_of_another_user_is_refused() {
-    let directory = Directory::new();
-    if nix::unistd::chown(&directory.0, Some(65_534.into()), None).is_err() {
+    if !nix::unistd::geteuid().is_root() {
         return; // only root can give a directory away
     }
+    let directory = Directory::new();
+    nix::unistd::chown(&directory.0, Some(65_534.into()), None).unwrap();
     let error = Socket::bind(&directory.socket()).await.unwrap_err();
     assert!(matches!(error, SocketError::Foreign { owner: 65_534, .. }));
     assert_eq!(
@@ -417,6 +418,26 @@ async fn a_directory_of_another_user_is_refused() {
             directory.0.display()
         )
     );
+}
+
+#[tokio::test]
+async fn without_permission_it_says_so() {
+    let us = nix::unistd::geteuid();
+    if us.is_root() {
+        return; // root may do everything
+    }
+    let error = Socket::bind(Path::new("/admin.sock")).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "user {us} may not make a socket in /; let the directory belong to that user, or set [admin].socket to another path"
+        )
+    );
+    let directory = Directory::new();
+    let path = directory.socket();
+    let _socket = Socket::bind(&path).await.unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    assert!(matches!(call(&path, Method::GET, "/v1/status").await.unwrap_err(), ClientError::Denied { .. }));
 }
 
 #[tokio::test]
