@@ -19,6 +19,9 @@ mod properties;
 mod resolvers;
 mod rule;
 mod segment;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod testing;
 mod verdict;
 
 use std::net::IpAddr;
