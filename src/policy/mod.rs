@@ -15,6 +15,7 @@ mod inspect;
 mod load;
 mod pattern;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod properties;
 mod resolvers;
 mod rule;
