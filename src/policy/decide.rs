@@ -126,3 +126,165 @@ impl Rule {
         self.types.contains(&kind)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::testing::{NOW, asker, name, policy, policy_with, verdict};
+    use crate::policy::{Forwarder, Refusal, Settings, Shown, Verdict, decide};
+    use crate::record::RecordType;
+    use crate::time::Wall;
+
+    const TEXT: &str = r#"
+[[segment]]
+name    = "shop"
+clients = ["192.0.2.0/24"]
+tags    = { environment = "production", risk = "high" }
+[[segment]]
+name    = "till"
+clients = ["192.0.2.128/25"]
+refusal = "refused"
+tags    = { environment = "production", risk = "low" }
+[[segment]]
+name    = "lab"
+clients = ["198.51.100.0/24", "2001:db8::/32"]
+mode    = "observe"
+until   = 2002-01-01T00:00:00Z
+
+[[rule]]
+id       = "exact"
+action   = "allow"
+segments = ["shop"]
+names    = ["api.example.com", "deep.a.b.example.org"]
+types    = ["A", "TXT"]
+[[rule]]
+id       = "a-many"
+action   = "allow"
+segments = ["shop"]
+names    = ["**.example.com"]
+except   = ["legacy.example.com", "**.legacy.example.com", "lone.example.com"]
+[[rule]]
+id       = "one"
+action   = "allow"
+segments = ["*"]
+names    = ["*.example.com"]
+[[rule]]
+id       = "glob"
+action   = "allow"
+segments = ["shop"]
+names    = ["ap*.example.com"]
+[[rule]]
+id       = "no-ads"
+action   = "deny"
+segments = ["*"]
+names    = ["ads.example.com", "**.bad.example.com"]
+except   = ["fine.bad.example.com"]
+[[rule]]
+id       = "no-trackers"
+action   = "deny"
+where    = { environment = "production", risk = ["high", "medium"] }
+names    = ["**.track.example.com"]
+"#;
+
+    #[test]
+    fn says_what_the_rules_say() {
+        let policy = policy(TEXT);
+        let rows = [
+            ("192.0.2.1", "api.example.com", RecordType::A, "permit exact glob one a-many"),
+            ("192.0.2.1", "api.example.com", RecordType::AAAA, "permit glob one a-many"),
+            ("192.0.2.1", "api.example.com", RecordType::TXT, "permit exact"),
+            ("192.0.2.1", "api.example.com", RecordType::MX, "type NoData exact"),
+            ("192.0.2.1", "api.example.com", RecordType::HTTPS, "type NoData exact"),
+            ("192.0.2.1", "api.example.com", RecordType::ANY, "type NoData exact"),
+            ("192.0.2.1", "b.a.example.com", RecordType::A, "permit a-many"),
+            ("192.0.2.1", "legacy.example.com", RecordType::A, "permit one"),
+            ("192.0.2.1", "x.legacy.example.com", RecordType::A, "default NxDomain"),
+            ("192.0.2.1", "example.com", RecordType::A, "default NoData"),
+            ("192.0.2.1", "com", RecordType::A, "default NoData"),
+            ("192.0.2.1", ".", RecordType::A, "default NoData"),
+            ("192.0.2.1", "example.org", RecordType::A, "default NoData"),
+            ("192.0.2.1", "a.b.example.org", RecordType::A, "default NoData"),
+            ("192.0.2.1", "x.deep.a.b.example.org", RecordType::A, "default NxDomain"),
+            ("192.0.2.1", "ads.example.com", RecordType::A, "rule NoData no-ads"),
+            ("192.0.2.1", "x.bad.example.com", RecordType::A, "rule NoData no-ads"),
+            ("192.0.2.1", "fine.bad.example.com", RecordType::A, "permit a-many"),
+            ("192.0.2.1", "x.track.example.com", RecordType::TXT, "rule NxDomain no-trackers"),
+            // The longest prefix names the segment; what another segment may ask is no hint to this one.
+            ("192.0.2.200", "track.example.com", RecordType::A, "permit one"),
+            ("192.0.2.200", "x.track.example.com", RecordType::A, "default Refused"),
+            ("192.0.2.200", "a.b.example.org", RecordType::A, "default Refused"),
+            ("192.0.2.200", "example.com", RecordType::A, "default NoData"),
+            ("192.0.2.200", "ads.example.com", RecordType::A, "rule Refused no-ads"),
+        ];
+        for (client, asked, kind, expected) in rows {
+            assert_eq!(verdict(&policy, client, asked, kind, NOW), expected, "{client} {asked} {kind}");
+        }
+    }
+
+    #[test]
+    fn an_observing_segment_lets_refusals_pass_until_its_end() {
+        let policy = policy(TEXT);
+        let end = Wall(1_009_843_200_000_000);
+        assert_eq!(policy.next_change(NOW), Some(end));
+        assert_eq!(policy.next_change(end), None);
+        let observes = |now| policy.layout(now).segments.iter().map(|segment| segment.observe).collect::<Vec<_>>();
+        assert_eq!(observes(NOW), [true, false, false]);
+        assert_eq!(observes(end), [false, false, false]);
+        let rows = [
+            ("x.example.com", RecordType::A, "permit one", "permit one"),
+            ("x.example.com", RecordType::TXT, "observe type one", "type NoData one"),
+            ("ads.example.com", RecordType::A, "observe rule no-ads", "rule NxDomain no-ads"),
+            ("example.net", RecordType::A, "observe default", "default NxDomain"),
+            ("example.net", RecordType::AXFR, "default NxDomain", "default NxDomain"),
+            ("x.example.com", RecordType::ANY, "type NoData one", "type NoData one"),
+        ];
+        for (asked, kind, before, after) in rows {
+            assert_eq!(verdict(&policy, "2001:db8::1", asked, kind, NOW), before, "{asked} {kind} before");
+            assert_eq!(verdict(&policy, "2001:db8::1", asked, kind, end), after, "{asked} {kind} after");
+        }
+    }
+
+    #[test]
+    fn refuses_a_name_that_is_not_canonical() {
+        let policy = policy(TEXT);
+        let asker = asker(&policy, "192.0.2.1");
+        for bytes in [b"\x03ADS\x07example\x03com\0".as_slice(), b"\x03api\x07example\x03com"] {
+            assert!(matches!(decide(&policy, asker, bytes, RecordType::A, NOW), Verdict::Refuse(_)), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_forwarder_asks_for_its_segment() {
+        let text = "[[segment]]\nname = \"cluster\"\nscope = \"segment\"\nclients = [\"203.0.113.0/24\"]\n";
+        let place = crate::document::Place { file: "outgate.toml".into(), line: 1, column: 1 };
+        let forwarder = Forwarder {
+            name: "coredns".to_owned(),
+            addresses: vec!["192.0.2.53/32".parse().unwrap()],
+            segment: "cluster".to_owned(),
+            place,
+        };
+        let policy = policy_with(text, &Settings { forwarders: vec![forwarder], ..Settings::default() });
+        let through = asker(&policy, "::ffff:192.0.2.53");
+        assert_eq!(policy.forwarder(through).map(AsRef::as_ref), Some("coredns"));
+        assert_eq!(policy.forwarder(asker(&policy, "203.0.113.9")), None);
+        assert!(policy.asker("192.0.2.54".parse().unwrap()).is_none());
+        let Verdict::Refuse(refusal) = decide(&policy, through, name("x.example").as_wire(), RecordType::A, NOW) else {
+            panic!("nothing is allowed");
+        };
+        let expected = Refusal { asker: through, rule: None, reason: super::Reason::Default, shown: Shown::NxDomain };
+        assert_eq!(refusal, expected);
+        assert_eq!(policy.describe(&refusal), (15, "no rule allows this name for segment cluster".to_owned()));
+    }
+
+    #[test]
+    fn matching_lists_allow_and_deny_the_most_specific_first() {
+        let policy = policy(TEXT);
+        let matching = |client: &str, asked: &str| {
+            let rules = policy.matching(asker(&policy, client), name(asked).as_wire());
+            rules.into_iter().map(|rule| policy.rule_id(rule).to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(matching("192.0.2.1", "ads.example.com"), ["no-ads", "one", "a-many"]);
+        assert_eq!(matching("192.0.2.1", "x.bad.example.com"), ["no-ads", "a-many"]);
+        assert_eq!(matching("192.0.2.200", "ads.example.com"), ["no-ads", "one"]);
+        assert!(matching("192.0.2.1", "example.net").is_empty());
+    }
+}

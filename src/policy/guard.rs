@@ -202,3 +202,100 @@ fn carried(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
     let isatap = if matches!((e, f), (0 | 0x0200, 0x5efe)) { four(g, h) } else { None };
     [first, second, isatap]
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn ends(prefix: &str) -> [IpAddr; 2] {
+        let prefix: Prefix = prefix.parse().unwrap();
+        assert_eq!(prefix, prefix.trunc(), "host bits");
+        match prefix {
+            Prefix::V4(net) => [net.network().into(), net.broadcast().into()],
+            Prefix::V6(net) => [net.network().into(), net.broadcast().into()],
+        }
+    }
+
+    #[test]
+    fn every_row_holds_from_its_first_to_its_last_address() {
+        let guard = Guard::new(&Settings::default());
+        for (prefix, ..) in SPECIAL {
+            for address in ends(prefix) {
+                assert!(guard.refuses(address, |_| false).is_some(), "{address} of {prefix}");
+            }
+        }
+        let never = NEVER.iter().map(|(prefix, ..)| *prefix).chain(RESOLVERS.iter().map(|(prefix, _)| *prefix));
+        for prefix in never {
+            for address in ends(prefix) {
+                assert!(guard.refuses(address, |_| true).is_some(), "{address} of {prefix}");
+            }
+        }
+        assert_eq!(guard.rows.len(), NEVER.len() + RESOLVERS.len(), "every row was read");
+        for (one, (prefix, ..)) in NEVER.iter().chain(SPECIAL).enumerate() {
+            assert!(!NEVER.iter().chain(SPECIAL).skip(one + 1).any(|(other, ..)| other == prefix), "{prefix} twice");
+        }
+    }
+
+    #[test]
+    fn tells_what_an_address_is() {
+        let settings = Settings {
+            own_addresses: vec!["198.51.100.53/32".parse().unwrap()],
+            never_grant: vec!["10.9.0.0/16".parse().unwrap(), "0.0.0.0/1".parse().unwrap()],
+            ..Settings::default()
+        };
+        let guard = Guard::new(&settings);
+        // Address, whether somebody vouches for everything, what is said.
+        let rows = [
+            ("192.88.98.1", false, None),
+            ("2606:2800::1", false, None),
+            ("192.168.0.1", false, Some("192.168.0.1 is private (192.168.0.0/16, RFC 1918)")),
+            ("192.168.0.1", true, None),
+            ("203.0.113.9", true, None),
+            (
+                "198.51.100.53",
+                true,
+                Some("198.51.100.53 is an address of this node or its resolvers (198.51.100.53/32, outgate.toml)"),
+            ),
+            ("10.9.1.1", true, Some("10.9.1.1 is on the never_grant list (10.9.0.0/16, outgate.toml)")),
+            ("100.64.0.1", true, Some("100.64.0.1 is on the never_grant list (0.0.0.0/1, outgate.toml)")),
+            ("168.63.129.16", true, Some("168.63.129.16 is a metadata service (168.63.129.16/32, Azure)")),
+            ("8.8.8.8", true, Some("8.8.8.8 is a public resolver (8.8.8.0/24, Google)")),
+            ("::ffff:192.0.2.1", true, Some("::ffff:192.0.2.1 is IPv4-mapped (::ffff:0.0.0.0/96, RFC 4291)")),
+            ("4000::1", false, Some("4000::1 is not global unicast (::/0, RFC 4291)")),
+        ];
+        for (address, vouched, expected) in rows {
+            let said = guard.refuses(address.parse().unwrap(), |_| vouched).map(|guarded| guarded.to_string());
+            assert_eq!(said.as_deref(), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn judges_a_carried_address_as_well() {
+        let guard = Guard::new(&Settings::default());
+        // 169.254.169.254 in each coat: nobody can vouch for it.
+        let rows = [
+            "::169.254.169.254",
+            "::ffff:169.254.169.254",
+            "::ffff:0:169.254.169.254",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b:1::169.254.169.254",
+            "2002:a9fe:a9fe::1",
+            "2001:0:a9fe:a9fe::1",
+            "2001:0:c633:6401:0:0:5601:5601",
+            "2606:2800::5efe:169.254.169.254",
+            "2606:2800::200:5efe:169.254.169.254",
+        ];
+        for address in rows {
+            assert!(guard.refuses(address.parse().unwrap(), |_| true).is_some(), "{address}");
+        }
+        // Somebody vouches for the coat, not for what it carries.
+        let nat64: Prefix = "64:ff9b::/96".parse().unwrap();
+        let said = |address: &str| {
+            guard.refuses(address.parse().unwrap(), |face| nat64.contains(&face)).map(|guarded| guarded.to_string())
+        };
+        assert_eq!(said("64:ff9b::192.88.98.1"), None);
+        let expected = "64:ff9b::a00:1 carries 10.0.0.1, which is private (10.0.0.0/8, RFC 1918)";
+        assert_eq!(said("64:ff9b::10.0.0.1").as_deref(), Some(expected));
+    }
+}

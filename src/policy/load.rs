@@ -397,3 +397,144 @@ impl Loader {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn source(file: &str, text: &str) -> Source {
+        Source { file: file.to_owned(), text: text.to_owned() }
+    }
+
+    fn told(files: &[(&str, &str)], settings: &Settings) -> String {
+        let files: Vec<_> = files.iter().map(|(file, text)| source(file, text)).collect();
+        let mistakes = compile(&files, settings).unwrap_err();
+        mistakes.iter().map(|mistake| format!("{mistake}\n")).collect()
+    }
+
+    #[test]
+    fn the_shipped_example_is_a_policy() {
+        let text = include_str!("../../policy/example.toml");
+        let policy = compile(&[source("policy/example.toml", text)], &Settings::default()).unwrap();
+        assert_eq!(policy.rules_len(), 4);
+        assert!(policy.warnings().is_empty(), "{:?}", policy.warnings());
+        assert!(policy.asker("127.0.0.1".parse().unwrap()).is_some());
+        assert!(policy.asker("::1".parse().unwrap()).is_some());
+        assert_eq!(policy.segments()[0].tags_json.as_ref(), r#"{"environment":"development","service":"example"}"#);
+    }
+
+    #[test]
+    fn every_mistake_of_every_file_is_told_at_once() {
+        let one = r#"
+[[segment]]
+name    = "a b"
+[[segment]]
+name    = "office"
+clients = ["192.0.2.0/24", "192.0.2.7/24", "nowhere", "::ffff:192.0.2.0/120"]
+mode    = "observe"
+scope   = "all"
+refusal = "nxdomian"
+expires = 1
+connects_from = ["client", "198.51.100.1"]
+[[segment]]
+name    = "till"
+clients = ["192.0.2.0/24"]
+mode    = "learn"
+[[rule]]
+id       = "wide"
+action   = "allow"
+segments = ["office", "attic"]
+names    = ["*", "*.com", "*.github.io", "a.*.example.com", "api.example.com", "API.example.com."]
+types    = ["A", "ANY", "HTTPS", "BOGUS"]
+ports    = ["tcp/1-200", "sctp/1"]
+private  = ["127.0.0.0/8", "10.0.0.0/8"]
+cname    = "maybe"
+hold     = "2d"
+expires  = 2026-12-31T00:00:00Z
+"#;
+        let two = r#"
+[[segment]]
+name    = "office"
+clients = ["203.0.113.0/24"]
+[[rule]]
+id       = "wide"
+action   = "deny"
+segments = ["*"]
+names    = ["**.zip"]
+ports    = ["tcp/80"]
+[[rule]]
+id       = "static"
+action   = "allow"
+where    = { floor = "9" }
+networks = ["203.0.113.0/24"]
+types    = ["A"]
+[[rule]]
+id       = "mixed"
+action   = "permit"
+names    = ["example.org"]
+networks = ["203.0.113.0/24"]
+[[rule]]
+action   = "deny"
+segments = ["*"]
+names    = []
+"#;
+        let place = Place { file: "outgate.toml".into(), line: 7, column: 1 };
+        let forwarder = |name: &str, segment: &str| Forwarder {
+            name: name.to_owned(),
+            addresses: vec!["192.0.2.53/32".parse().unwrap()],
+            segment: segment.to_owned(),
+            place: place.clone(),
+        };
+        let settings = Settings {
+            forwarders: vec![forwarder("coredns", "cluster"), forwarder("relay", "till")],
+            never_grant: vec!["10.0.0.0/8".parse().unwrap()],
+            ..Settings::default()
+        };
+        let expected = include_str!("mistakes.txt");
+        let told = told(&[("one.toml", one), ("two.toml", two)], &settings);
+        assert_eq!(told, expected, "\n{told}");
+    }
+
+    #[test]
+    fn two_segments_may_not_share_a_number_in_the_kernel() {
+        // A known collision of 32-bit FNV-1a.
+        let text = "[[segment]]\nname = \"costarring\"\n[[segment]]\nname = \"liquid\"\n";
+        let told = told(&[("a.toml", text)], &Settings::default());
+        let expected = "a.toml:3:1: the names liquid and costarring (a.toml:1:1) share the number 0x5e4daa9d in the \
+                        kernel\n  rename one\n";
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn the_order_of_files_changes_nothing_but_a_word_changes_the_revision() {
+        let one = source("1.toml", "[[segment]]\nname = \"a\"\n");
+        let two = source("2.toml", "[[segment]]\nname = \"b\"\n");
+        let of = |files: &[Source]| compile(files, &Settings::default()).unwrap().revision();
+        assert_eq!(of(&[one.clone(), two.clone()]), of(&[two.clone(), one.clone()]));
+        assert_ne!(of(&[one.clone()]), of(&[two]));
+        assert_ne!(of(&[one.clone()]), of(&[source("1.toml", &format!("{} ", one.text))]));
+    }
+
+    #[test]
+    fn warns_of_what_is_no_mistake() {
+        let text = r#"
+[[segment]]
+name = "idle"
+[[segment]]
+name = "busy"
+[[rule]]
+id = "r"
+action = "allow"
+segments = ["busy"]
+names = ["example.org"]
+private = ["10.0.0.0/8"]
+"#;
+        let settings = Settings { own_addresses: vec!["10.0.0.1/32".parse().unwrap()], ..Settings::default() };
+        let policy = compile(&[source("a.toml", text)], &settings).unwrap();
+        let warnings: Vec<_> = policy.warnings().iter().map(|warning| warning.fact.clone()).collect();
+        let own = "`private` 10.0.0.0/8 holds 10.0.0.1/32, an address of this node or its resolvers (10.0.0.1/32, \
+                   outgate.toml): that stays closed";
+        assert_eq!(warnings, ["no rule names the segment idle: everything is refused to it", own]);
+    }
+}

@@ -15,10 +15,14 @@ mod inspect;
 mod load;
 mod pattern;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod properties;
 mod resolvers;
 mod rule;
 mod segment;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod testing;
 mod verdict;
 
 use std::net::IpAddr;

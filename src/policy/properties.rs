@@ -1,1 +1,308 @@
+//! What holds for every policy: random small ones against the plain definition, rule by rule.
 
+use std::cmp::Reverse;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::pattern::{Pattern, Shape};
+use super::testing::{NOW, address, answer, asker, name, upstream, verdict, zone};
+use super::{Cleared, Policy, Reason, Settings, Source, Verdict, compile, decide, inspect};
+use crate::name::is_within;
+use crate::record::{AddressTrust, Origin, RecordType};
+
+const CLIENTS: [&str; 3] = ["192.0.2.1", "198.51.100.1", "203.0.113.1"];
+const SEGMENTS: &str = r#"
+[[segment]]
+name    = "s0"
+clients = ["192.0.2.0/24"]
+[[segment]]
+name    = "s1"
+clients = ["198.51.100.0/24", "2001:db8::/32"]
+scope   = "segment"
+[[segment]]
+name    = "s2"
+clients = ["203.0.113.0/24"]
+refusal = "refused"
+"#;
+const TYPES: [RecordType; 3] = [RecordType::A, RecordType::AAAA, RecordType::TXT];
+const ADDRESSES: [&str; 10] = [
+    "192.88.98.1",
+    "192.88.98.200",
+    "10.20.0.5",
+    "10.30.0.5",
+    "127.0.0.1",
+    "169.254.169.254",
+    "8.8.8.8",
+    "2606:2800::1",
+    "2606:2800::2",
+    "64:ff9b::10.20.0.5",
+];
+
+/// One rule as it is written.
+#[derive(Clone, Debug)]
+struct Spec {
+    id: String,
+    deny: bool,
+    segments: Vec<usize>,
+    names: Vec<String>,
+    except: Vec<String>,
+    types: Vec<RecordType>,
+    private: bool,
+    within: bool,
+    cname: &'static str,
+}
+
+impl Spec {
+    fn write(&self) -> String {
+        let action = if self.deny { "deny" } else { "allow" };
+        let segments: Vec<_> = self.segments.iter().map(|segment| format!("s{segment}")).collect();
+        let segments = if self.segments.len() == 3 { vec!["*".to_owned()] } else { segments };
+        let mut text = format!(
+            "[[rule]]\nid = {:?}\naction = {action:?}\nsegments = {segments:?}\nnames = {:?}\nexcept = {:?}\n",
+            self.id, self.names, self.except
+        );
+        if !self.deny {
+            let types: Vec<_> = self.types.iter().map(ToString::to_string).collect();
+            writeln!(text, "types = {types:?}\ncname = {}", self.cname).unwrap();
+            if self.private {
+                text.push_str("private = [\"10.20.0.0/16\"]\n");
+            }
+            if self.within {
+                text.push_str("within = [\"192.88.98.0/25\", \"10.0.0.0/8\", \"2606:2800::/127\"]\n");
+            }
+        }
+        text
+    }
+
+    /// How near the rule is to a name: the smaller, the more specific. `None`: it does not name it.
+    fn nearness(&self, segment: usize, wire: &[u8]) -> Option<(bool, Reverse<usize>, bool)> {
+        let of = |list: &[String]| {
+            let patterns = list.iter().map(|text| Pattern::parse(text).unwrap());
+            let found = patterns.filter(|pattern| pattern.matches(wire)).map(|pattern| {
+                let labels = pattern.base.label_count() + usize::from(pattern.shape != Shape::Exact);
+                (pattern.shape != Shape::Exact, Reverse(labels), pattern.shape == Shape::Many)
+            });
+            found.min()
+        };
+        if !self.segments.contains(&segment) || of(&self.except).is_some() { None } else { of(&self.names) }
+    }
+}
+
+/// The definition: look at every rule.
+fn naive(specs: &[Spec], segment: usize, asked: &str, kind: RecordType) -> Result<Vec<String>, (Reason, String)> {
+    let asked = name(asked);
+    let mut near: Vec<_> =
+        specs.iter().filter_map(|spec| Some((spec.nearness(segment, asked.as_wire())?, &spec.id, spec))).collect();
+    near.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+    if let Some((_, id, _)) = near.iter().find(|(.., spec)| spec.deny) {
+        return Err((Reason::Rule, (*id).clone()));
+    }
+    let admitting: Vec<_> =
+        near.iter().filter(|(.., spec)| spec.types.contains(&kind)).map(|(_, id, _)| (*id).clone()).collect();
+    match near.first() {
+        None => Err((Reason::Default, String::new())),
+        Some((_, id, _)) if admitting.is_empty() => Err((Reason::Type, (*id).clone())),
+        Some(_) => Ok(admitting),
+    }
+}
+
+/// Every name that the generated policies can tell apart, and a few more.
+fn universe() -> Vec<String> {
+    let labels = ["a", "b", "ab"];
+    let mut names = vec![".".to_owned(), "org".to_owned(), "example.org".to_owned()];
+    let mut level = vec!["example.org".to_owned()];
+    for _ in 0..3 {
+        level = level.iter().flat_map(|base| labels.map(|label| format!("{label}.{base}"))).collect();
+        names.extend(level.iter().cloned());
+    }
+    names
+}
+
+fn a_name() -> impl Strategy<Value = String> {
+    prop::collection::vec(select(vec!["a", "b", "ab"]), 0..3)
+        .prop_map(|labels| labels.iter().fold("example.org".to_owned(), |base, label| format!("{label}.{base}")))
+}
+
+fn a_pattern() -> impl Strategy<Value = String> {
+    (select(vec!["", "", "*.", "**.", "a*.", "*b."]), a_name()).prop_map(|(shape, base)| format!("{shape}{base}"))
+}
+
+fn a_rule() -> impl Strategy<Value = Spec> {
+    let names = prop::collection::btree_set(a_pattern(), 1..4).prop_map(|names| names.into_iter().collect());
+    let except = prop::collection::vec(a_pattern(), 0..2);
+    let segments = subsequence(vec![0, 1, 2], 1..=3);
+    let types = subsequence(TYPES.to_vec(), 1..=3);
+    let cname = select(vec!["\"trust\"", "\"trust\"", "\"inspect\"", "[\"**.example.org\"]"]);
+    let flags = (prop::bool::weighted(0.2), any::<bool>(), prop::bool::weighted(0.3));
+    (names, except, segments, types, cname, flags).prop_map(
+        |(names, except, segments, types, cname, (deny, private, within))| Spec {
+            id: String::new(),
+            deny,
+            segments,
+            names,
+            except,
+            types,
+            private,
+            within,
+            cname,
+        },
+    )
+}
+
+fn a_policy() -> impl Strategy<Value = Vec<Spec>> {
+    prop::collection::vec(a_rule(), 0..8).prop_map(|mut specs| {
+        for (index, spec) in specs.iter_mut().enumerate() {
+            spec.id = format!("r{index}");
+        }
+        specs
+    })
+}
+
+fn build(specs: impl Iterator<Item = Spec>) -> Arc<Policy> {
+    let mut files = vec![Source { file: "segments.toml".to_owned(), text: SEGMENTS.to_owned() }];
+    files.extend(specs.map(|spec| Source { file: format!("{}.toml", spec.id), text: spec.write() }));
+    Arc::new(compile(&files, &Settings::default()).unwrap())
+}
+
+fn an_answer() -> impl Strategy<Value = (Vec<String>, Vec<&'static str>, Origin)> {
+    let origin = prop_oneof![Just(upstream(&[])), Just(upstream(&["10.20.0.0/16", "64:ff9b::/96"])), Just(zone())];
+    (prop::collection::vec(a_name(), 0..4), prop::collection::vec(select(ADDRESSES.to_vec()), 0..5), origin)
+}
+
+/// The answer that leads from `asked` over `chain` to `addresses`; a name twice in it is left out, to have no loop.
+fn given(asked: &str, chain: &[String], addresses: &[&str], origin: &Origin) -> (crate::record::Answer, Vec<String>) {
+    let mut passed = vec![asked.to_owned()];
+    for next in chain {
+        if !passed.contains(next) {
+            passed.push(next.clone());
+        }
+    }
+    let links = passed.windows(2).map(|pair| format!("{} CNAME {}", pair[0], pair[1]));
+    let end = passed.last().unwrap();
+    let lines: Vec<_> = links.chain(addresses.iter().map(|address| format!("{end} {address}"))).collect();
+    (answer(origin.clone(), &lines.iter().map(String::as_str).collect::<Vec<_>>()), passed)
+}
+
+/// Whether somebody may vouch for an address of [`ADDRESSES`]: `None`: nobody; `Some(false)`: nobody needs to.
+fn needs_voucher(address: &str) -> Option<bool> {
+    match address {
+        "127.0.0.1" | "169.254.169.254" | "8.8.8.8" => None,
+        _ => Some(address.starts_with("10.") || address.starts_with("64:")),
+    }
+}
+
+fn vouches(origin: &Origin) -> bool {
+    match &origin.trust {
+        AddressTrust::Zone => true,
+        AddressTrust::Upstream(private) => !private.is_empty(),
+    }
+}
+
+/// I3: granted ⊆ answered ⊆ allowed.
+fn check_cleared(policy: &Policy, cleared: &Cleared, specs: &[Spec], segment: usize, passed: &[String]) {
+    let told: Vec<_> = cleared.answer().records.iter().filter_map(crate::record::Record::address).collect();
+    if cleared.withheld().is_some() {
+        assert!(cleared.answer().records.is_empty() && cleared.openings().is_empty());
+    }
+    for opening in cleared.openings() {
+        assert!(told.contains(&opening.element.to), "opened and not told: {opening:?}");
+        assert!(policy.upholds(cleared.basis(), &opening.element).is_some(), "not upheld: {opening:?}");
+    }
+    let kind = cleared.permit().question().kind;
+    for to in told {
+        assert!(cleared.openings().iter().any(|opening| opening.element.to == to), "told and not opened: {to}");
+        let text = ADDRESSES.iter().find(|text| address(text) == to).unwrap();
+        let needs = needs_voucher(text).unwrap_or_else(|| panic!("{text} is never granted"));
+        let rules = naive(specs, segment, &passed[0], kind).unwrap();
+        let lifting = specs.iter().any(|spec| rules.contains(&spec.id) && spec.private && *text == "10.20.0.5");
+        assert!(!needs || vouches(&cleared.basis().origin) || lifting, "nobody vouches for {text}");
+        for name in passed {
+            let ruling = naive(specs, segment, name, kind);
+            assert!(!matches!(ruling, Err((Reason::Rule, _))), "the chain passes the denied {name}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+
+    #[test]
+    fn the_index_agrees_with_the_definition(specs in a_policy()) {
+        let policy = build(specs.iter().cloned());
+        let reversed = build(specs.iter().rev().cloned());
+        let universe = universe();
+        for (segment, client) in CLIENTS.iter().enumerate() {
+            let mut permitted = Vec::new();
+            let mut gone = Vec::new();
+            for asked in &universe {
+                let mut open = false;
+                for kind in TYPES {
+                    let said = verdict(&policy, client, asked, kind, NOW);
+                    prop_assert_eq!(&said, &verdict(&reversed, client, asked, kind, NOW), "order of files: {}", asked);
+                    match naive(&specs, segment, asked, kind) {
+                        Ok(rules) => {
+                            open = true;
+                            prop_assert_eq!(said, format!("permit {}", rules.join(" ")), "{} {}", asked, kind);
+                        }
+                        Err((reason, rule)) => {
+                            let ends: Vec<_> = said.split(' ').collect();
+                            prop_assert_eq!(ends[0], reason.as_str(), "{} {}", asked, kind);
+                            prop_assert_eq!(ends.get(2).copied().unwrap_or_default(), rule, "{} {}", asked, kind);
+                            if ends[1] == "NoData" {
+                                continue;
+                            }
+                            prop_assert!(reason != Reason::Type);
+                            gone.push(name(asked));
+                        }
+                    }
+                }
+                if open {
+                    permitted.push(name(asked));
+                }
+                let near = policy.matching(asker(&policy, client), name(asked).as_wire());
+                let expected = specs.iter().filter(|spec| {
+                    spec.nearness(segment, name(asked).as_wire()).is_some()
+                });
+                prop_assert_eq!(near.len(), expected.count());
+            }
+            // RFC 8020: what is said not to exist has nothing below it.
+            for gone in gone {
+                for below in &permitted {
+                    prop_assert!(!is_within(below.as_wire(), gone.as_wire()), "{} is gone, {} is not", gone, below);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn granted_is_answered_is_allowed(
+        specs in a_policy(),
+        (chain, addresses, origin) in an_answer(),
+        six in any::<bool>(),
+    ) {
+        let policy = build(specs.iter().cloned());
+        let kind = if six { RecordType::AAAA } else { RecordType::A };
+        let addresses: Vec<_> = addresses.into_iter().filter(|text| text.contains(':') == six).collect();
+        for (segment, client) in CLIENTS.iter().enumerate() {
+            for asked in universe() {
+                let Verdict::Permit(permit) =
+                    decide(&policy, asker(&policy, client), name(&asked).as_wire(), kind, NOW) else { continue };
+                let (answer, passed) = given(&asked, &chain, &addresses, &origin);
+                let cleared = inspect(permit, answer);
+                check_cleared(&policy, &cleared, &specs, segment, &passed);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_read_makes_it_panic(text in "\\PC{0,200}", bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = compile(&[Source { file: "x.toml".to_owned(), text: text.clone() }], &Settings::default());
+        let rule = format!("[[rule]]\nid = \"r\"\naction = \"allow\"\nsegments = [\"*\"]\nnames = [{text:?}]\n");
+        let _ = compile(&[Source { file: "x.toml".to_owned(), text: rule }], &Settings::default());
+        let policy = build(std::iter::empty());
+        let _ = decide(&policy, asker(&policy, CLIENTS[0]), &bytes, RecordType::A, NOW);
+    }
+}
