@@ -92,7 +92,6 @@ impl Archive {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::audit::fixture::Directory;

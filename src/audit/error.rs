@@ -47,3 +47,26 @@ impl AuditError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+
+    #[test]
+    fn each_cause_has_its_remedy() {
+        for (errno, remedy) in [
+            (Errno::ENOENT, "does not exist; create it"),
+            (Errno::ENOTDIR, "does not exist; create it"),
+            (Errno::EACCES, "permission denied; let the service's user"),
+            (Errno::EPERM, "permission denied; let the service's user"),
+            (Errno::ENOSPC, "no space left; free some"),
+            (Errno::EDQUOT, "no space left; free some"),
+            (Errno::EROFS, "read-only; mount it writable"),
+            (Errno::EIO, "(os error 5); check the disk"),
+        ] {
+            let message = AuditError::at(Path::new("/log/query.jsonl"), &errno.into()).to_string();
+            assert!(message.starts_with("/log/query.jsonl: ") && message.contains(remedy), "{message}");
+        }
+    }
+}

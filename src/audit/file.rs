@@ -59,7 +59,12 @@ impl Current {
     /// A descriptor of its own for one shard: a shared one would make the shards wait for each other at the
     /// file's offset.
     pub(super) fn handle(&self, path: &Path) -> Result<Handle, AuditError> {
-        let file = append().open(path).map_err(|error| AuditError::at(path, &error))?;
+        let fail = |error: io::Error| AuditError::at(path, &error);
+        let file = append().open(path).map_err(fail)?;
+        let metadata = file.metadata().map_err(fail)?;
+        if (metadata.dev(), metadata.ino()) != self.identity {
+            return Err(fail(io::Error::other("another program moved it while it was opened")));
+        }
         Ok(Handle { file, torn: Arc::clone(&self.torn) })
     }
 
@@ -81,6 +86,11 @@ impl Current {
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Gives the blocks back that are allocated beyond the end. Nobody may write meanwhile.
+    pub(super) fn release(&self) -> io::Result<()> {
+        self.file.set_len(self.len()?)
+    }
 }
 
 /// One shard's descriptor.
@@ -90,6 +100,12 @@ pub(super) struct Handle {
 }
 
 impl Handle {
+    /// A descriptor of any file, to take a shard's away.
+    #[cfg(test)]
+    pub(super) fn of(file: File) -> Self {
+        Self { file, torn: Arc::default() }
+    }
+
     pub(super) fn is_torn(&self) -> bool {
         self.torn.load(Ordering::Acquire)
     }

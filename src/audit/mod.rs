@@ -13,7 +13,6 @@ mod event;
 mod fields;
 mod file;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod fixture;
 mod format;
 mod log;

@@ -59,9 +59,10 @@ impl Sealer {
     }
 }
 
-/// Reads a closed file; it and its name are on the disk before its seal is written.
+/// Reads a closed file and gives back what was allocated beyond its end; it and its name are on the disk before its
+/// seal is written.
 fn contents(path: &Path) -> io::Result<Contents> {
-    let mut file = File::open(path)?;
+    let mut file = File::options().read(true).write(true).open(path)?;
     let mut hash = Sha256::new();
     let (mut records, mut bytes) = (0, 0);
     let mut buffer = vec![0; 1 << 17];
@@ -76,6 +77,7 @@ fn contents(path: &Path) -> io::Result<Contents> {
         bytes += read.len() as u64;
         records += read.iter().filter(|byte| **byte == b'\n').count() as u64;
     }
+    file.set_len(bytes)?;
     file.sync_all()?;
     if let Some(directory) = path.parent() {
         File::open(directory)?.sync_all()?;
@@ -101,7 +103,6 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::audit::fixture::Directory;

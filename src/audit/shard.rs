@@ -107,6 +107,11 @@ impl Shard {
         RecordId { boot: self.shared.boot, shard: self.number, sequence }
     }
 
+    /// The sequence that [`Shard::reserve`] will give next.
+    pub(super) const fn next_sequence(&self) -> u64 {
+        self.next
+    }
+
     /// Renders the record that `id` was reserved for, to be written by the next [`Shard::commit`].
     pub fn append(&mut self, id: RecordId, event: &Event<'_>) {
         json::encode(&mut self.pending, id, &self.shared.node, event);
@@ -237,5 +242,65 @@ impl Drop for Shard {
     fn drop(&mut self) {
         // Nobody is left to be told.
         let _ = self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::fixture::{Directory, query, write};
+    use crate::audit::verify;
+
+    #[test]
+    fn a_line_that_was_torn_is_ended_and_nothing_else_is_lost() {
+        let directory = Directory::new();
+        let clock = Clock::manual();
+        let (log, mut shards) = directory.open(&clock, 1, 2);
+        write(&mut shards[0], &clock, 3);
+        // What a disk that fills up in the middle of a write leaves behind.
+        let mut handle = shards[0].seat.handle.lock();
+        handle.write_all(b"{\"v\":1,\"type\":\"query\",\"id\":\"00").unwrap();
+        handle.set_torn(true);
+        drop(handle);
+        write(&mut shards[1], &clock, 2);
+        write(&mut shards[0], &clock, 2);
+        drop(shards);
+        log.close().unwrap();
+        let report = verify(&directory.log(), &mut |_| ()).unwrap();
+        assert_eq!(report.faults, [crate::audit::Finding::Torn { place: ("query.jsonl".into(), 5) }]);
+        assert_eq!(report.records, 3 + 2 + 2 + 2);
+    }
+
+    #[test]
+    fn ids_are_gapless_and_records_may_come_in_any_order() {
+        let directory = Directory::new();
+        let clock = Clock::manual();
+        let (log, mut shards) = directory.open(&clock, 1, 1);
+        let shard = &mut shards[0];
+        let slow = shard.reserve();
+        write(shard, &clock, 5);
+        assert_eq!((slow.sequence, shard.reserve().sequence), (1, 7));
+        shard.append(slow, &query(clock.now().wall));
+        shard.append(RecordId { sequence: 7, ..slow }, &query(clock.now().wall));
+        shard.commit().unwrap();
+        assert_eq!(log.counts().records, 8);
+        drop(shards);
+        log.close().unwrap();
+        let report = verify(&directory.log(), &mut |_| ()).unwrap();
+        assert!(report.is_clean() && report.notes.is_empty(), "{report}");
+    }
+
+    #[test]
+    fn a_large_batch_does_not_grow_the_buffer_without_bound() {
+        let directory = Directory::new();
+        let clock = Clock::manual();
+        let (_log, mut shards) = directory.open(&clock, 1, 1);
+        for _ in 0..5000 {
+            let id = shards[0].reserve();
+            shards[0].append(id, &query(clock.now().wall));
+            assert!(shards[0].pending.len() < FLUSH + json::MAX_LINE);
+        }
+        shards[0].commit().unwrap();
+        assert_eq!(directory.text().lines().count(), 5001);
     }
 }

@@ -429,3 +429,92 @@ pub(in crate::audit) const fn is_hidden(c: char) -> bool {
         | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
         | '\u{e0000}'..='\u{e007f}')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::fixture;
+    use crate::name::NameBuf;
+    use serde_json::Value;
+
+    const ID: RecordId = RecordId { boot: 0x7f3a_91c2_0b1d_44e0, shard: 3, sequence: 1_829_331 };
+
+    fn line(event: &Event<'_>) -> String {
+        let mut out = Vec::new();
+        encode(&mut out, ID, "og-eu1-a", event);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn with<'a>(change: impl FnOnce(&mut QueryEvent<'a>)) -> String {
+        let event: Event<'a> = fixture::query(Wall(1_795_233_184_117_302));
+        let Event::Query(mut event) = event else { unreachable!() };
+        change(&mut event);
+        line(&Event::Query(event))
+    }
+
+    #[test]
+    fn writes_what_the_interface_shows() {
+        assert_eq!(
+            with(|_| ()),
+            concat!(
+                r#"{"v":1,"type":"query","id":"7f3a91c20b1d44e0-3-1829331","ts":"2026-11-21T03:53:04.117302Z","#,
+                r#""node":"og-eu1-a","client":"192.0.2.1","port":40112,"transport":"udp","segment":"checkout","#,
+                r#""tags":{"service":"checkout"},"qid":4711,"qname":"example.org","qtype":"A","verdict":"deny","#,
+                r#""reason":"default","policy":"9c1f5be27a40d3e1","rcode":"NXDOMAIN","flags":["RD","RA"],"bytes":90,"#,
+                r#""cache":"miss","latency_us":42}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn silence_has_no_reply() {
+        let line = with(|event| event.rcode = None);
+        for key in ["rcode", "flags", "bytes"] {
+            assert!(!line.contains(&format!("\"{key}\"")), "{line}");
+        }
+    }
+
+    #[test]
+    fn hostile_names_stay_inside_their_string() {
+        let rows: [(&[u8], &str); 9] = [
+            (b"a\"b", "a\"b"),
+            (b"a\\b", r"a\\b"),
+            (b"a.b", r"a\.b"),
+            (b"\0\x1b[2J\n", r"\000\027[2j\010"),
+            (b"\xe2\x80\xa8", r"\226\128\168"),
+            (b"\xff\xfe", r"\255\254"),
+            (b"|=,;'", "|=,;'"),
+            (b"\x7f ", r"\127\032"),
+            (b"</script>", "</script>"),
+        ];
+        for (label, expected) in rows {
+            let mut name = NameBuf::new();
+            name.push_label(label).unwrap();
+            let line = with(|event| event.qname = Some(&name));
+            let record: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(record["qname"], expected, "{line}");
+            assert!(line.trim_end().chars().all(|c| (' '..='~').contains(&c)), "{line}");
+            assert_eq!(line.matches('\n').count(), 1);
+        }
+    }
+
+    #[test]
+    fn hostile_text_survives_and_is_shown_escaped() {
+        let text = "\"\\\n\r\t\0\u{7f}\u{9b}\u{2028}\u{202e}\u{feff}\u{e0001}é漢🦀";
+        let line = with(|event| event.why = Some(text));
+        let record: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(record["why"], text);
+        assert!(!line.trim_end().chars().any(is_hidden), "{line}");
+        assert!(line.contains(r"\u2028\u202e\ufeff\udb40\udc01é漢🦀"), "{line}");
+    }
+
+    #[test]
+    fn long_text_is_cut_between_characters() {
+        let long = "\u{1}漢".repeat(200);
+        let line = with(|event| event.why = Some(&long));
+        let record: Value = serde_json::from_str(&line).unwrap();
+        let why = record["why"].as_str().unwrap();
+        assert!(why.ends_with('…') && why.len() < SENTENCE + 4, "{why}");
+    }
+}

@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
 
-use super::archive::{Archive, Archived};
-use super::error::AuditError;
-use super::file::{Current, identity_of};
-use super::meter::{Counts, Meter};
-use super::own::{Opened, Own, Seal};
-use super::read::Past;
-use super::seal::{Sealed, Sealer, link};
-use super::settings::{OnFull, Settings};
-use super::shard::{Seat, Shard, Shared};
+use crate::audit::archive::{Archive, Archived};
+use crate::audit::error::AuditError;
+use crate::audit::file::{Current, Handle, identity_of};
+use crate::audit::meter::{Counts, Meter};
+use crate::audit::own::{Opened, Own, Seal};
+use crate::audit::read::Past;
+use crate::audit::seal::{Sealed, Sealer, link};
+use crate::audit::settings::{OnFull, Settings};
+use crate::audit::shard::{Seat, Shard, Shared};
 use crate::time::{Clock, Tick};
 
 /// How often the highest sequences are written; a node that is silent for two of them is dead.
@@ -48,6 +48,8 @@ pub struct Log {
     chain: Option<String>,
     /// Closed files whose `rotate` record is still to come, in order.
     unsealed: Vec<String>,
+    /// The `open` record that the current file lacks.
+    untold: Option<(bool, &'static str)>,
     /// Closed files that were read.
     sealed: VecDeque<Sealed>,
     /// Deleted archives whose `removed` record is still to come.
@@ -99,6 +101,7 @@ impl Log {
             sealer: Sealer::start().map_err(|error| AuditError::at(&path, &error))?,
             chain: past.chain.take(),
             unsealed,
+            untold: None,
             sealed: VecDeque::new(),
             removed: VecDeque::new(),
             heartbeat_at: now + HEARTBEAT,
@@ -108,7 +111,7 @@ impl Log {
             current,
             archive,
         };
-        log.make_room()?;
+        log.make_room(0)?;
         log.allocate(&log.current)?;
         log.begin(true, "start", &past)?;
         for name in &log.unsealed {
@@ -126,10 +129,13 @@ impl Log {
     pub fn tick(&mut self) -> Result<(), AuditError> {
         let now = self.shared.clock.tick();
         let mut result = self.look_after_file(now);
+        if let Some((ours, why)) = self.untold {
+            result = result.and(self.begin(ours, why, &Past::default()));
+        }
         result = result.and(self.tell_sealed());
         if now >= self.heartbeat_at || self.shared.full.load(Ordering::Relaxed) {
             self.heartbeat_at = now + HEARTBEAT;
-            result = result.and(self.make_room());
+            result = result.and(self.make_room(0));
             result = result.and(self.tell_sequences("heartbeat"));
         }
         result.and(self.tell_removed())
@@ -147,7 +153,12 @@ impl Log {
             self.tell_sealed()?;
         }
         self.tell_removed()?;
-        self.tell_sequences("close")
+        self.tell_sequences("close")?;
+        // A shard that is still there would have what it writes meanwhile cut off.
+        if self.meter.seats().iter().skip(1).all(|seat| Arc::strong_count(seat) == 1) {
+            self.current.release().map_err(|error| AuditError::at(&self.settings.file, &error))?;
+        }
+        Ok(())
     }
 
     /// Whether records can be written, as far as is known: for readiness.
@@ -195,7 +206,7 @@ impl Log {
         if expected < self.settings.rotate_size || now < self.rotate_at || self.unsealed.len() >= UNSEALED {
             return Ok(());
         }
-        self.make_room()?;
+        self.make_room(self.settings.rotate_size)?;
         let result = self.rotate(&path);
         if result.is_err() {
             self.rotate_at = now + RETRY;
@@ -204,11 +215,12 @@ impl Log {
     }
 
     /// Moves to whatever is at the path now, or to a new file.
-    fn reopen(&mut self, path: &Path, why: &str) -> Result<(), AuditError> {
+    fn reopen(&mut self, path: &Path, why: &'static str) -> Result<(), AuditError> {
         let next = Current::open(path)?;
         let past = read_past(path, &next, &self.archive)?;
         self.allocate(&next)?;
-        self.move_to(next, path, false, why, &Past { torn: past.torn, ..Past::default() })
+        let handles = self.handles(&next, path)?;
+        self.move_to(next, handles, false, why, &Past { torn: past.torn, ..Past::default() })
     }
 
     /// Puts the current file into the archive and a new one in its place.
@@ -222,44 +234,56 @@ impl Log {
         }
         let next = Current::create(&next_path)?;
         let placed = self.allocate(&next).and_then(|()| {
+            let handles = self.handles(&next, &next_path)?;
             let fail = |error: io::Error| AuditError::at(&archived, &error);
             fs::rename(path, &archived).map_err(fail)?;
             fs::rename(&next_path, path).map_err(|error| {
                 // The old file goes on under its own name.
                 let _ = fs::rename(&archived, path);
                 AuditError::at(path, &error)
-            })
+            })?;
+            Ok(handles)
         });
-        if let Err(error) = placed {
-            let _ = fs::remove_file(&next_path);
-            return Err(error);
-        }
+        let handles = match placed {
+            Ok(handles) => handles,
+            Err(error) => {
+                let _ = fs::remove_file(&next_path);
+                return Err(error);
+            }
+        };
         self.unsealed.push(name.clone());
         self.meter.rotated();
-        let result = self.move_to(next, path, true, "rotate", &Past::default());
+        let result = self.move_to(next, handles, true, "rotate", &Past::default());
         // No shard writes to it any more.
         self.sealer.queue(&name, archived);
         result
     }
 
-    /// Gives every shard a descriptor of `next`, our own first: its record is the first line.
-    fn move_to(&mut self, next: Current, path: &Path, ours: bool, why: &str, past: &Past) -> Result<(), AuditError> {
-        let mut handles = self.meter.seats().iter().map(|_| next.handle(path)).collect::<Result<VecDeque<_>, _>>()?;
-        self.current = next;
-        let mut told = Ok(());
-        for (number, seat) in Arc::clone(self.meter.seats()).iter().enumerate() {
-            if let Some(handle) = handles.pop_front() {
-                *seat.handle.lock() = handle;
-            }
-            if number == 0 {
-                told = self.begin(ours, why, past);
-            }
-        }
-        told
+    /// A descriptor of `next`, which is at `path`, for every shard.
+    fn handles(&self, next: &Current, path: &Path) -> Result<Vec<Handle>, AuditError> {
+        self.meter.seats().iter().map(|_| next.handle(path)).collect()
     }
 
-    /// Writes the `open` or `reopen` record.
-    fn begin(&mut self, ours: bool, why: &str, past: &Past) -> Result<(), AuditError> {
+    /// Moves every shard to `next`, our own first: its record is the first line.
+    fn move_to(
+        &mut self,
+        next: Current,
+        handles: Vec<Handle>,
+        ours: bool,
+        why: &'static str,
+        past: &Past,
+    ) -> Result<(), AuditError> {
+        self.current = next;
+        let mut told = None;
+        for (seat, handle) in Arc::clone(self.meter.seats()).iter().zip(handles) {
+            *seat.handle.lock() = handle;
+            told = told.or_else(|| Some(self.begin(ours, why, past)));
+        }
+        told.unwrap_or(Ok(()))
+    }
+
+    /// Writes the `open` or `reopen` record; where that fails, the next tick tries again.
+    fn begin(&mut self, ours: bool, why: &'static str, past: &Past) -> Result<(), AuditError> {
         if past.torn > 0 {
             self.current.set_torn();
         }
@@ -273,6 +297,7 @@ impl Log {
             unsealed: &self.unsealed,
         }));
         let result = self.shard.commit();
+        self.untold = result.is_err().then_some((ours, why));
         self.length = self.current.len().unwrap_or(0);
         result
     }
@@ -311,22 +336,24 @@ impl Log {
         let seats = Arc::clone(self.meter.seats());
         let numbers: Vec<u16> = (0..=u16::MAX).take(seats.len()).collect();
         for (numbers, seats) in numbers.chunks(SEQUENCES).zip(seats.chunks(SEQUENCES)) {
-            let sequences: Vec<_> = numbers
-                .iter()
-                .zip(seats)
-                .map(|(number, seat)| (*number, seat.sequence.load(Ordering::Relaxed)))
-                .collect();
+            let reserved = |(number, seat): (&u16, &Arc<Seat>)| match number {
+                // The record itself is the last of its shard.
+                0 => (0, self.shard.next_sequence()),
+                number => (*number, seat.sequence.load(Ordering::Relaxed)),
+            };
+            let sequences: Vec<_> = numbers.iter().zip(seats).map(reserved).collect();
             self.shard.append_own(&Own::Sequences { op, sequences: &sequences });
         }
         self.shard.commit()
     }
 
     /// Deletes the oldest archives until the rest is small enough and enough of the file system is free. An archive
-    /// that is not sealed yet stays.
-    fn make_room(&mut self) -> Result<(), AuditError> {
+    /// that is not sealed yet stays. The current file counts with what is allocated for it, and so does the `next`.
+    fn make_room(&mut self, next: u64) -> Result<(), AuditError> {
         let mut archives = VecDeque::from(self.archive.list()?);
         let size = |archived: &Archived| self.archive.path(&archived.name).metadata().map_or(0, |found| found.len());
-        let mut total = archives.iter().map(size).fold(self.length, u64::saturating_add);
+        let current = self.length.max(self.settings.rotate_size).saturating_add(next);
+        let mut total = archives.iter().map(size).fold(current, u64::saturating_add);
         while let Some(oldest) = archives.pop_front().filter(|oldest| !self.unsealed.contains(&oldest.name)) {
             let why = if total > self.settings.max_size {
                 "max_size"
@@ -383,3 +410,6 @@ fn next_path(path: &Path) -> PathBuf {
 fn free(path: &Path) -> Option<u64> {
     statvfs(path).ok().map(|found| found.blocks_available() * found.fragment_size())
 }
+
+#[cfg(test)]
+mod tests;
