@@ -137,8 +137,8 @@ fn read_forwarders(root: &Table) -> Vec<policy::Forwarder> {
         }
         let addresses = table.strings("addresses").unwrap_or_default();
         let addresses = addresses.iter().filter_map(|found| {
-            let address = found.value.parse().map(crate::net::Prefix::from);
-            let prefix = address.or_else(|_: std::net::AddrParseError| found.value.parse());
+            let address = found.value.parse::<std::net::IpAddr>().map(crate::net::Prefix::from);
+            let prefix = address.or_else(|_| found.value.parse());
             if prefix.is_err() {
                 document.note(&found.span, format!("`addresses` cannot hold \"{}\"", found.value), remedy);
             }
@@ -148,7 +148,11 @@ fn read_forwarders(root: &Table) -> Vec<policy::Forwarder> {
         if let Some(identity) = table.string("identity").filter(|identity| identity.value != "none") {
             let known = matches!(identity.value.as_str(), "ecs" | "proxy");
             let fact = if known { "is not supported by this version" } else { "is not an identity" };
-            document.note(&identity.span, format!("`identity` = \"{}\" {fact}", identity.value), "write identity = \"none\"");
+            document.note(
+                &identity.span,
+                format!("`identity` = \"{}\" {fact}", identity.value),
+                "write identity = \"none\"",
+            );
         }
         if let (Some(name), Some(segment)) = (name, segment) {
             forwarders.push(policy::Forwarder {

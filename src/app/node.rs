@@ -47,7 +47,6 @@ pub(super) struct NodeParts {
     pub(super) gate: Arc<Gate>,
     pub(super) registry: Registry,
     pub(super) meter: Meter,
-    pub(super) shard: Shard,
     pub(super) streams: Arc<Streams>,
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) from_system: bool,
@@ -111,11 +110,6 @@ impl RunningNode {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Gives the shard of policy records up, so that the log can close.
-    pub(super) fn into_shard(self) -> Shard {
-        self.shard.into_inner()
-    }
-
     /// Records the policy that the node starts with.
     pub(super) async fn record_start(&self) {
         let rulebook = self.parts.gate.rulebook();
@@ -130,8 +124,10 @@ impl RunningNode {
         let before = gate.rulebook();
         let node = Arc::clone(self);
         // Reading and compiling a million names takes a while: not on a thread of the runtime.
-        let loaded = tokio::task::spawn_blocking(move || load::load(&node.parts.config, &node.parts.gate.upstreams)).await;
-        let loaded = loaded.unwrap_or_else(|error| Err(vec![Mistake::general(format!("the load broke off: {error}"), "")]));
+        let loaded =
+            tokio::task::spawn_blocking(move || load::load(&node.parts.config, &node.parts.gate.upstreams)).await;
+        let loaded =
+            loaded.unwrap_or_else(|error| Err(vec![Mistake::general(format!("the load broke off: {error}"), "")]));
         let result = match loaded {
             Ok(loaded) => self.swap(loaded, &before).await,
             Err(mistakes) => Err(mistakes),
@@ -140,7 +136,12 @@ impl RunningNode {
             Ok((rulebook, revoked)) => {
                 record(&mut shard, &rulebook, "reload", Some(before.policy.revision()), revoked, None);
                 let policy = &rulebook.policy;
-                tracing::info!(revision = format!("{:016x}", policy.revision()), rules = policy.rules_len(), revoked, "policy reloaded");
+                tracing::info!(
+                    revision = format!("{:016x}", policy.revision()),
+                    rules = policy.rules_len(),
+                    revoked,
+                    "policy reloaded"
+                );
                 Ok(json!({
                     "revision": format!("{:016x}", policy.revision()),
                     "previous": format!("{:016x}", before.policy.revision()),
@@ -211,7 +212,8 @@ impl Node for Arc<RunningNode> {
         let (audit, queries) = (meter.counts(), self.parts.registry.tallies().verdicts());
         let mut observe = Vec::new();
         for segment in policy.segments().iter().filter(|segment| segment.observes(now.wall)) {
-            observe.push(json!({ "segment": &*segment.name, "until": segment.observe_until.map(|end| end.to_string()) }));
+            observe
+                .push(json!({ "segment": &*segment.name, "until": segment.observe_until.map(|end| end.to_string()) }));
         }
         let mut upstreams: Vec<Value> = Vec::new();
         let health = gate.upstreams.health();
@@ -306,7 +308,9 @@ impl Node for Arc<RunningNode> {
                 }
             })
             .collect();
-        rows.sort_by(|a, b| (&a.segment, a.client, &a.name, a.address).cmp(&(&b.segment, b.client, &b.name, b.address)));
+        rows.sort_by(|a, b| {
+            (&a.segment, a.client, &a.name, a.address).cmp(&(&b.segment, b.client, &b.name, b.address))
+        });
         rows
     }
 

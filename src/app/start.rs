@@ -53,7 +53,7 @@ pub(super) struct Started {
     pub(super) admin: admin::Socket,
     pub(super) stop: (watch::Sender<bool>, watch::Receiver<bool>),
     /// Held for the life of the process: one node per state directory.
-    _lock: Flock<std::fs::File>,
+    pub(super) lock: Flock<std::fs::File>,
 }
 
 /// Builds the rooms from the bottom up. Called inside the runtime.
@@ -69,10 +69,13 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     // the same port is found out here.
     let listen = |address: &SocketAddr| listen_tcp(*address).map_err(|error| Failure::Failed(error.to_string()));
     let streams = config.listen.dns.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
-    let udp: Vec<SocketAddr> = config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
+    let udp: Vec<SocketAddr> =
+        config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
     let sockets = bind(&udp, config.listen.workers).map_err(|error| Failure::Failed(error.to_string()))?;
     let health = match config.health {
-        Some(address) => Some(listen_tcp(address).map_err(|error| Failure::Failed(format!("[health].listen: {error}")))?),
+        Some(address) => {
+            Some(listen_tcp(address).map_err(|error| Failure::Failed(format!("[health].listen: {error}")))?)
+        }
         None => None,
     };
     let admin = admin::Socket::bind(&config.admin_socket).await.map_err(|error| Failure::Failed(error.to_string()))?;
@@ -87,8 +90,13 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let registry = Registry::new(WORDS);
     let rulebook = Rulebook::new(policy, zones, 1, clock.now().wall, registry.tallies());
     let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
-    let firewalls = firewall::open(&config.firewalls, &clock).map_err(|(name, error)| Failure::Failed(format!("firewall \"{name}\": {error}")))?;
-    let firewall_deadline = config.firewalls.iter().map(firewall::Settings::deadline).max().unwrap_or(Duration::from_millis(500));
+    let build = |settings: &firewall::Settings| {
+        let failed = |error| Failure::Failed(format!("firewall \"{}\": {error}", settings.common.name));
+        settings.build(&clock).map_err(failed)
+    };
+    let firewalls = config.firewalls.iter().map(build).collect::<Result<Vec<_>, _>>()?;
+    let firewall_deadline =
+        config.firewalls.iter().map(|firewall| firewall.common.deadline).max().unwrap_or(QUERY_DEADLINE);
     let parts = GranterParts {
         ledger: Ledger::new(config.terms, Caps::default()),
         firewalls,
@@ -120,22 +128,22 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     }
     let addresses = sockets.addresses();
     let handle = tokio::runtime::Handle::current();
-    let workers = sockets
-        .workers(&gate, &handle, &stop_workers, outboxes)
-        .map_err(|error| Failure::Failed(format!("no event descriptor for a worker: {error}; raise the limit of open files")))?;
+    let workers = sockets.workers(&gate, &handle, &stop_workers, outboxes).map_err(|error| {
+        Failure::Failed(format!("no event descriptor for a worker: {error}; raise the limit of open files"))
+    })?;
     let forwarders = config.forwarders.iter().flat_map(|forwarder| &forwarder.addresses).map(ipnet::IpNet::addr);
     let stream_limits = Streams::new(Limits::default(), forwarders);
-    let node = RunningNode::new(NodeParts {
+    let parts = NodeParts {
         config,
         gate,
         registry,
         meter: log.meter(),
-        shard: node_shard,
         streams: Arc::clone(&stream_limits),
         addresses,
         from_system,
         boot,
-    });
+    };
+    let node = RunningNode::new(parts, node_shard);
     Ok(Started {
         node: Arc::new(node),
         workers,
@@ -148,7 +156,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
         health,
         admin,
         stop: watch::channel(false),
-        _lock: lock,
+        lock,
     })
 }
 
@@ -181,7 +189,9 @@ fn listen_tcp(address: SocketAddr) -> Result<tokio::net::TcpListener, BindError>
 fn lock_state(state: &Path) -> Result<Flock<std::fs::File>, Failure> {
     let failed = |error: std::io::Error| {
         let remedy = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => "let it belong to the user that outgate runs as, or correct `state`",
+            std::io::ErrorKind::PermissionDenied => {
+                "let it belong to the user that outgate runs as, or correct `state`"
+            }
             std::io::ErrorKind::StorageFull => "free some space there",
             _ => "correct `state`",
         };
@@ -217,4 +227,3 @@ pub(super) fn check(config: &Config) -> Result<(Loaded, Upstreams), Vec<Mistake>
     let loaded = load::load(config, &upstreams)?;
     Ok((loaded, upstreams))
 }
-

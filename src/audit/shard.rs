@@ -82,6 +82,12 @@ pub struct Shard {
     failed: Option<AuditError>,
 }
 
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard").field("number", &self.number).field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
 impl Shard {
     pub(super) fn new(shared: Arc<Shared>, seat: Arc<Seat>, number: u16, on_full: OnFull) -> Self {
         Self {

@@ -139,6 +139,24 @@ impl Settings {
         Self { common: Common::new("memory"), plan: Arc::new(memory::Settings) }
     }
 
+    /// Reads every `[[firewall]]` of the root table; without any, the memory firewall.
+    #[must_use]
+    pub fn read_all(root: &Table) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        let tables = root.tables("firewall");
+        let none = tables.is_empty();
+        for table in tables {
+            let (document, span) = (table.document().clone(), table.span_of("name"));
+            let Some(settings) = Self::read(table) else { continue };
+            if all.iter().any(|known| known.common.name == settings.common.name) {
+                let fact = format!("a second firewall is named \"{}\"", settings.common.name);
+                document.note(&span, fact, "give it another name");
+            }
+            all.push(settings);
+        }
+        if none { vec![Self::memory()] } else { all }
+    }
+
     /// Reads one `[[firewall]]`; mistakes are noted in its document.
     #[must_use]
     pub fn read(table: Table) -> Option<Self> {

@@ -83,7 +83,7 @@ impl Gate {
                 return Fast::Done;
             }
         };
-        let mut settle = |conclusion: &Conclusion| {
+        let settle = |conclusion: &Conclusion| {
             outbox.seal(id, arrival, &query, rulebook, conclusion, self.clock.now(), route);
             Fast::Done
         };

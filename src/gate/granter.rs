@@ -157,7 +157,8 @@ impl Granter {
         let GranterParts { ledger, firewalls, shard, rulebook, clock } = parts;
         let names = firewalls.iter().map(|firewall| Arc::from(firewall.name())).collect();
         let usable = vec![true; firewalls.len()];
-        let mut desk = Desk { ledger, firewalls, names, journal, shard, rulebook, clock, counts: Arc::clone(&counts), usable };
+        let mut desk =
+            Desk { ledger, firewalls, names, journal, shard, rulebook, clock, counts: Arc::clone(&counts), usable };
         desk.adopt(reasons)?;
         desk.journal.rewrite(&desk.ledger).map_err(named)?;
         let (orders, inbox) = sync_channel(QUEUE);
@@ -267,7 +268,9 @@ impl Desk {
             let mut offers = Vec::new();
             for order in first.into_iter().chain(inbox.try_iter().take(BATCH - 1)) {
                 match order {
-                    Order::Offer { cleared, told_until, query, reply } => offers.push((cleared, told_until, query, reply)),
+                    Order::Offer { cleared, told_until, query, reply } => {
+                        offers.push((cleared, told_until, query, reply))
+                    }
                     other => {
                         self.grant(std::mem::take(&mut offers));
                         if !self.obey(other) {
@@ -473,7 +476,12 @@ impl Desk {
             match repaired {
                 Ok((changes, failed)) => {
                     counts.repairs.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(firewall = name, changes, failed, "somebody else changed the firewall; it was repaired");
+                    tracing::warn!(
+                        firewall = name,
+                        changes,
+                        failed,
+                        "somebody else changed the firewall; it was repaired"
+                    );
                 }
                 Err(error) => {
                     tracing::error!(firewall = name, %error, "somebody else changed the firewall, and it could not be repaired yet");
@@ -553,10 +561,17 @@ impl Desk {
         let closings = self.ledger.take_batch();
         let applied = self.apply(&closings, now);
         if let Some((firewall, why)) = applied.by {
-            return Err(GranterError::Firewall(firewall, FirewallError::Kernel { what: "closing what the policy no longer allows".into(), why }));
+            return Err(GranterError::Firewall(
+                firewall,
+                FirewallError::Kernel { what: "closing what the policy no longer allows".into(), why },
+            ));
         }
         if !adopted.is_empty() || !closings.is_empty() {
-            tracing::info!(adopted = adopted.len(), closed = closings.len(), "took over the grants of the process before");
+            tracing::info!(
+                adopted = adopted.len(),
+                closed = closings.len(),
+                "took over the grants of the process before"
+            );
         }
         for (element, until, basis) in adopted {
             let id = self.shard.reserve();
@@ -581,7 +596,8 @@ impl Desk {
         acks: &[(Arc<str>, u64)],
         now: Now,
     ) {
-        let backends: Vec<BackendAck<'_>> = acks.iter().map(|(name, acked_us)| BackendAck { name, acked_us: *acked_us }).collect();
+        let backends: Vec<BackendAck<'_>> =
+            acks.iter().map(|(name, acked_us)| BackendAck { name, acked_us: *acked_us }).collect();
         for group in changed.chunk_by(|a, b| a.0.from == b.0.from && a.0.to == b.0.to && a.2 == b.2) {
             let Some((element, until, was_open)) = group.first().copied() else { continue };
             let services: Vec<Service> = group.iter().map(|(element, ..)| element.service).collect();
@@ -593,13 +609,15 @@ impl Desk {
             let id = self.shard.reserve();
             let event = grant_event(now, op, basis, element, until);
             let services = Services::merge(&services);
-            let event = GrantEvent { services: &services, query: Some(query), why: failure, backends: &backends, ..event };
+            let event =
+                GrantEvent { services: &services, query: Some(query), why: failure, backends: &backends, ..event };
             self.shard.append(id, &Event::Grant(event));
         }
     }
 
     fn record_revoked(&mut self, revoked: &[Revoked], why: &str, acks: &[(Arc<str>, u64)], now: Now) {
-        let backends: Vec<BackendAck<'_>> = acks.iter().map(|(name, acked_us)| BackendAck { name, acked_us: *acked_us }).collect();
+        let backends: Vec<BackendAck<'_>> =
+            acks.iter().map(|(name, acked_us)| BackendAck { name, acked_us: *acked_us }).collect();
         for one in revoked {
             let op = if one.remains.is_some() { GrantOp::Shorten } else { GrantOp::Revoke };
             let id = self.shard.reserve();

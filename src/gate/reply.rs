@@ -42,13 +42,17 @@ impl Prepared {
         let policy = permit.policy();
         let withheld = cleared.withheld();
         let ede = match withheld {
-            Some(withheld) if withheld.enforced => Some(ExtendedError::new(ExtendedError::FILTERED, withheld.why.clone())),
+            Some(withheld) if withheld.enforced => {
+                Some(ExtendedError::new(ExtendedError::FILTERED, withheld.why.clone()))
+            }
             _ => answer.ede.clone(),
         };
         // A negative answer of our own making has an SOA like any refusal, so that stubs may keep it (RFC 2308 §5).
-        let own_soa = (answer.records.is_empty() && answer.soa.is_none()).then(|| wire::refusal_soa(&permit.question().name));
+        let own_soa =
+            (answer.records.is_empty() && answer.soa.is_none()).then(|| wire::refusal_soa(&permit.question().name));
         let soa = answer.soa.as_ref().or(own_soa.as_ref());
-        let template = Template::new(permit.question(), answer.rcode, answer.authoritative, &answer.records, soa, ede.as_ref());
+        let template =
+            Template::new(permit.question(), answer.rcode, answer.authoritative, &answer.records, soa, ede.as_ref());
         let (outcome, enforced, reason, rule) = match (withheld, permit.observed()) {
             (Some(withheld), _) => (Outcome::Deny, withheld.enforced, withheld.reason, withheld.rule.or(permit.rule())),
             (None, Some((rule, reason))) => (Outcome::Deny, false, reason, rule),
@@ -193,7 +197,13 @@ impl<R> Outbox<R> {
         let committed = self.shard.commit();
         for mut sample in self.samples.drain(..) {
             if committed.is_err() {
-                sample = Sample { verdict: Outcome::Error as usize, reason: Reason::Audit as usize, refused: true, response: None, ..sample };
+                sample = Sample {
+                    verdict: Outcome::Error as usize,
+                    reason: Reason::Audit as usize,
+                    refused: true,
+                    response: None,
+                    ..sample
+                };
             }
             self.tally.count(&sample);
         }
@@ -212,7 +222,10 @@ impl<R> Outbox<R> {
     }
 
     /// Seals the reply to a query that could be read.
-    #[expect(clippy::too_many_arguments, reason = "one value each of the query's life; a struct of them would be built here alone")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one value each of the query's life; a struct of them would be built here alone"
+    )]
     pub(super) fn seal(
         &mut self,
         id: RecordId,
@@ -267,7 +280,8 @@ impl<R> Outbox<R> {
                 self.refuse(query, Outcome::Deny, Reason::NoSegment, None, Rcode::REFUSED, &ede, limit)
             }
             Conclusion::Failed(failure) => {
-                let told = self.refuse(query, Outcome::Error, failure.reason, None, Rcode::SERVFAIL, &failure.ede, limit);
+                let told =
+                    self.refuse(query, Outcome::Error, failure.reason, None, Rcode::SERVFAIL, &failure.ede, limit);
                 Told { why: Some(&failure.ede.text), upstream: failure.upstream.as_deref(), ..told }
             }
         };
@@ -307,7 +321,8 @@ impl<R> Outbox<R> {
         let answer = malformed.answer.as_ref();
         // A stranger's junk gets no reply: nothing here is worth reflecting off.
         if let Some((rcode, echo)) = answer.filter(|_| rulebook.policy.asker(arrival.client()).is_some()) {
-            told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, wire::UDP_SIZE_PLAIN);
+            let limit = wire::UDP_SIZE_PLAIN.into();
+            told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, limit);
             told.rcode = Some(*rcode);
             self.replies.push((start..self.bytes.len(), route()));
         }

@@ -47,14 +47,15 @@ impl Gate {
             let rulebook = self.rulebook.load_full();
             let now = self.clock.now();
             let Some(asker) = rulebook.policy.asker(job.arrival.client()) else { return Ok(Conclusion::NoSegment) };
-            let permit = match decide(&rulebook.policy, asker, job.question.name.as_wire(), job.question.kind, now.wall) {
+            let permit = match decide(&rulebook.policy, asker, job.question.name.as_wire(), job.question.kind, now.wall)
+            {
                 Verdict::Permit(permit) => permit,
                 Verdict::Refuse(refusal) => return Ok(Conclusion::Refused(refusal)),
             };
             let resolved = self.resolve_chain(&rulebook, &permit, job.id).await?;
             let now = self.clock.now();
             let told_until = self.until_observed_ends(&permit, resolved.told_until);
-            let cleared = inspect(permit, resolved.answer, now.wall);
+            let cleared = inspect(permit, resolved.answer);
             let told_until = match cleared.withheld() {
                 // Like any refusal it may be kept for a moment only: a corrected rule shows soon.
                 Some(withheld) if withheld.enforced => told_until.min(now.tick + REFUSAL_TTL.duration()),
@@ -68,11 +69,13 @@ impl Gate {
                         Ok(Ok(granted)) => granted,
                         Ok(Err(NotGranted::Stale)) => continue,
                         Ok(Err(refused)) => return Err(refused.into()),
-                        Err(_) => return Err(Failure::new(
-                            Reason::Firewall,
-                            ExtendedError::NOT_READY,
-                            "the firewall did not acknowledge in time",
-                        )),
+                        Err(_) => {
+                            return Err(Failure::new(
+                                Reason::Firewall,
+                                ExtendedError::NOT_READY,
+                                "the firewall did not acknowledge in time",
+                            ));
+                        }
                     }
                 }
             };
@@ -190,7 +193,9 @@ impl From<NotGranted> for Failure {
             NotGranted::Journal(why) => {
                 Self::new(Reason::Firewall, ExtendedError::NOT_READY, format!("the journal cannot be written: {why}"))
             }
-            NotGranted::Audit => Self::new(Reason::Audit, ExtendedError::NOT_READY, "the grant's record cannot be written"),
+            NotGranted::Audit => {
+                Self::new(Reason::Audit, ExtendedError::NOT_READY, "the grant's record cannot be written")
+            }
             NotGranted::Busy | NotGranted::Stale => {
                 Self::new(Reason::Rate, ExtendedError::NOT_READY, "too many answers wait for the firewall")
             }

@@ -7,8 +7,8 @@
 
 mod change;
 mod lease;
-mod settings;
 mod ledger;
+mod settings;
 
 pub use change::Change;
 pub use lease::{Lease, Terms, answer_ttl};

@@ -195,6 +195,18 @@ impl Tallies {
         u8::try_from(place + 1).map_or(SegmentSlot::OTHER, SegmentSlot)
     }
 
+    /// Queries by verdict, in the order of [`Words::verdicts`], over all segments and threads.
+    #[must_use]
+    pub fn verdicts(&self) -> [u64; VERDICTS] {
+        let mut sums = [0; VERDICTS];
+        for row in &self.merge().queries {
+            for (sum, count) in sums.iter_mut().zip(row) {
+                *sum += count;
+            }
+        }
+        sums
+    }
+
     /// What all threads counted so far.
     pub(super) fn merge(&self) -> Merged {
         let mut merged = Merged::default();

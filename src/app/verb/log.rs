@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// What to do with the query log.
 #[derive(Subcommand)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// Prove that no record is missing, torn or altered, over the archives and the current file; exit 0 or 1
     #[command(after_help = "Example:\n  outgate log verify /var/log/outgate/query.jsonl")]
     Verify {

@@ -2,6 +2,6 @@
 
 pub(super) mod check;
 pub(super) mod explain;
-pub mod log;
+pub(super) mod log;
 pub(super) mod node;
 pub(super) mod run;

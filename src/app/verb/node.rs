@@ -25,7 +25,11 @@ pub(crate) struct Filter {
 /// Shows the node.
 pub(crate) fn status(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failure> {
     let status = ask(file, Method::GET, "/v1/status")?;
-    if as_json { print(&format!("{status}\n"))? } else { print(&render_status(&status, coloured()))? }
+    if as_json {
+        print(&format!("{status}\n"))?
+    } else {
+        print(&render_status(&status, coloured()))?
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -44,8 +48,9 @@ pub(crate) fn grants(file: &ConfigFile, filter: &Filter, as_json: bool) -> Resul
     if as_json {
         print(&format!("{grants}\n"))?;
     } else {
-        let rows: Vec<GrantRow> = serde_json::from_value(grants)
-            .map_err(|error| Failure::Failed(format!("the node's answer cannot be read: {error}; is it of this version?")))?;
+        let rows: Vec<GrantRow> = serde_json::from_value(grants).map_err(|error| {
+            Failure::Failed(format!("the node's answer cannot be read: {error}; is it of this version?"))
+        })?;
         print(&render_grants(&rows, coloured()))?;
     }
     Ok(ExitCode::SUCCESS)
@@ -57,7 +62,8 @@ pub(crate) fn reload(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failu
     if as_json {
         print(&format!("{done}\n"))?;
     } else {
-        let field = |key: &str| done.get(key).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        let field =
+            |key: &str| done.get(key).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
         let field = |key| field(key).unwrap_or_default();
         print(&format!(
             "policy {} in force (before: {}): {} segments, {} rules, {} grants revoked\n",

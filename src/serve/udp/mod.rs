@@ -16,8 +16,9 @@ use parking_lot::Mutex;
 pub use socket::BindError;
 use socket::{Datagrams, Route};
 
-use crate::audit::Transport;
+use crate::audit::{Shard, Transport};
 use crate::gate::{Arrival, Fast, Finished, Gate, Outbox, Passed};
+use crate::metric::Tally;
 
 /// Datagrams per system call.
 const BATCH: usize = 64;
@@ -82,7 +83,7 @@ impl Bound {
         self.0.first().into_iter().flatten().map(socket::Bound::local).collect()
     }
 
-    /// Makes a worker of each set of sockets; `outbox` gives each its own.
+    /// Makes a worker of each set of sockets, each with its own shard and tally.
     ///
     /// # Errors
     /// No eventfd (out of file descriptors).
@@ -91,27 +92,23 @@ impl Bound {
         gate: &Arc<Gate>,
         runtime: &tokio::runtime::Handle,
         stop: &Arc<AtomicBool>,
-        mut outbox: impl FnMut() -> OutboxParts,
+        parts: Vec<(Shard, Tally)>,
     ) -> nix::Result<Vec<Worker>> {
-        let worker = |sockets| {
-            let parts = outbox();
+        let worker = |(sockets, (shard, tally))| {
             let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
             Ok(Worker {
                 gate: Arc::clone(gate),
                 sockets,
-                outbox: Outbox::new(parts.0, parts.1),
+                outbox: Outbox::new(shard, tally),
                 returns: Arc::new(Returns { queue: Mutex::default(), wake, parked: AtomicBool::new(false) }),
                 passed: gate.passed.register(),
                 runtime: runtime.clone(),
                 stop: Arc::clone(stop),
             })
         };
-        self.0.into_iter().map(worker).collect()
+        self.0.into_iter().zip(parts).map(worker).collect()
     }
 }
-
-/// A shard and a tally.
-pub type OutboxParts = (crate::audit::Shard, crate::metric::Tally);
 
 impl Worker {
     /// Serves until the stop flag is set and nothing of this worker is on the slow path.
@@ -218,7 +215,9 @@ impl Serving {
         match self.outbox.release() {
             Ok(released) => {
                 for (index, socket) in self.sockets.iter_mut().enumerate() {
-                    socket.send(released.iter().filter(|(_, way)| way.socket == index).map(|(bytes, way)| (bytes, way.route)));
+                    socket.send(
+                        released.iter().filter(|(_, way)| way.socket == index).map(|(bytes, way)| (bytes, way.route)),
+                    );
                 }
             }
             Err(error) => tracing::error!(%error, "no record, no answer: a batch of replies was dropped"),

@@ -28,7 +28,9 @@ pub enum BindError {
     #[error("{0} is taken by another process; stop it or change [listen].dns")]
     Taken(SocketAddr),
     /// A port below 1024 without the right to it.
-    #[error("binding {0} needs CAP_NET_BIND_SERVICE; run as root, grant it to the service, or listen on a port above 1023")]
+    #[error(
+        "binding {0} needs CAP_NET_BIND_SERVICE; run as root, grant it to the service, or listen on a port above 1023"
+    )]
     Forbidden(SocketAddr),
     /// The address is not this host's.
     #[error("{0} is not an address of this host; correct [listen].dns")]

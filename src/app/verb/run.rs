@@ -1,0 +1,218 @@
+//! `outgate run`.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::cli::{ConfigFile, Failure};
+use crate::app::config::Config;
+use crate::app::load;
+use crate::app::node::RunningNode;
+use crate::app::start::{Started, start};
+use crate::audit::Log;
+use crate::serve::{admin, health, tcp};
+
+/// How often the log looks after itself.
+const LOG_TICK: Duration = Duration::from_secs(1);
+
+/// How long stream doors may take to finish what they have: a query's deadline and a write's.
+const DRAIN: Duration = Duration::from_secs(6);
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
+    // RUST_LOG chooses what is shown of the diagnostics; queries are in the audit log, never here.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let config = Config::read(file).map_err(Failure::Mistakes)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("slow").build();
+    let runtime =
+        runtime.map_err(|error| Failure::Failed(format!("no runtime: {error}; raise the limit of threads")))?;
+    // Before anything is bound: a signal that comes early must not be lost.
+    let signals = runtime.block_on(async { Signals::new() })?;
+    let started = runtime.block_on(start(config))?;
+    serve(&runtime, started, signals)
+}
+
+/// The signals that the node obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(|error| Failure::Failed(format!("no signals: {error}")));
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+}
+
+fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signals) -> Result<ExitCode, Failure> {
+    let Started {
+        node,
+        workers,
+        stop_workers,
+        granter,
+        log,
+        streams,
+        stream_door,
+        stream_limits,
+        health,
+        admin,
+        stop,
+        lock,
+    } = started;
+    announce(&node);
+    runtime.block_on(node.record_start());
+    let (stop_doors, stopped) = stop;
+    let mut doors = Vec::new();
+    for listener in streams {
+        let (door, limits, stopped) = (Arc::clone(&stream_door), Arc::clone(&stream_limits), stopped.clone());
+        doors.push(runtime.spawn(tcp::serve(listener, door, limits, stopped)));
+    }
+    let side_doors = [
+        health.map(|listener| runtime.spawn(health::serve(listener, Arc::new(Arc::clone(&node)), stopped.clone()))),
+        Some(runtime.spawn(admin::serve(admin, Arc::new(Arc::clone(&node)), stopped.clone()))),
+    ];
+    let spawn = |(index, worker): (usize, crate::serve::udp::Worker)| {
+        std::thread::Builder::new().name(format!("udp-{index}")).spawn(move || worker.run())
+    };
+    let workers = workers.into_iter().enumerate().map(spawn).collect::<Result<Vec<_>, _>>();
+    let workers = workers.map_err(|error| Failure::Failed(format!("no thread for a worker: {error}")))?;
+    let (end_log, log_ends) = tokio::sync::oneshot::channel();
+    let log = runtime.spawn(look_after_log(log, log_ends));
+
+    runtime.block_on(obey(&node, &mut signals));
+
+    tracing::info!("stopping: no new work is taken, what was taken is answered");
+    node.stopping();
+    stop_workers.store(true, Ordering::SeqCst);
+    let _ = stop_doors.send(true);
+    for worker in workers {
+        if worker.join().is_err() {
+            tracing::error!("a worker had panicked");
+        }
+    }
+    runtime.block_on(async {
+        let drain = async {
+            for door in doors {
+                let _ = door.await;
+            }
+        };
+        if tokio::time::timeout(DRAIN, drain).await.is_err() {
+            tracing::warn!("a stream door did not drain in time and is cut");
+        }
+        for door in side_doors.into_iter().flatten() {
+            door.abort();
+            let _ = door.await;
+        }
+    });
+    node.gate().granter.stop();
+    if granter.join().is_err() {
+        tracing::error!("the granter had panicked");
+    }
+    // Every shard must be gone before the log writes its last record.
+    drop(stream_door);
+    drop(node);
+    let _ = end_log.send(());
+    let closed = runtime.block_on(log);
+    drop(lock);
+    match closed {
+        Ok(Some(log)) => {
+            log.close().map_err(|error| Failure::Failed(format!("the log could not be closed: {error}")))?
+        }
+        Ok(None) | Err(_) => tracing::error!("the log's thread had ended before"),
+    }
+    tracing::info!("stopped; the firewall keeps what is open until it ends");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// SIGHUP reloads; SIGTERM and SIGINT end it.
+async fn obey(node: &Arc<RunningNode>, signals: &mut Signals) {
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hangup.recv() => {
+                // Its outcome is recorded and logged; the node goes on either way.
+                let _ = node.reload_now().await;
+            }
+        }
+    }
+}
+
+/// Rotation, heartbeats, retention: about every second, off the answer path.
+async fn look_after_log(mut log: Log, mut end: tokio::sync::oneshot::Receiver<()>) -> Option<Log> {
+    loop {
+        tokio::select! {
+            _ = &mut end => return Some(log),
+            () = tokio::time::sleep(LOG_TICK) => {}
+        }
+        let ticked = tokio::task::spawn_blocking(move || {
+            let result = log.tick();
+            (log, result)
+        });
+        let (back, result) = ticked.await.ok()?;
+        log = back;
+        if let Err(error) = result {
+            tracing::error!(%error, "the query log needs attention");
+        }
+    }
+}
+
+/// Says what it serves and what it took for granted.
+fn announce(node: &RunningNode) {
+    let config = node.config();
+    match &config.file {
+        Some(file) => tracing::info!(file = %file.display(), "configuration"),
+        None => tracing::info!("no configuration file: the built-in defaults are used, each named here"),
+    }
+    let policy = node.gate().rulebook().policy.clone();
+    for warning in policy.warnings() {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        directory = %config.policy_directory.display(),
+        revision = format!("{:016x}", policy.revision()),
+        segments = policy.segments().len(),
+        rules = policy.rules_len(),
+        "policy"
+    );
+    tracing::info!(directory = %config.zones.directory.display(), zones = node.gate().rulebook().zones.len(), "zones");
+    if node.gate().upstreams.all().is_empty() {
+        tracing::warn!("no upstream: resolv.conf names no server but ourselves; only local zones are answered");
+    }
+    for upstream in node.gate().upstreams.all() {
+        let servers: Vec<String> = upstream.servers().map(|server| server.to_string()).collect();
+        tracing::info!(name = %upstream.name(), servers = servers.join(", "), "upstream");
+    }
+    for firewall in &config.firewalls {
+        tracing::info!(name = firewall.common.name, required = firewall.common.required, "firewall");
+    }
+    tracing::info!(state = %config.state.display(), admin = %config.admin_socket.display(), "state");
+    tracing::info!(file = %config.audit.file.display(), "query log");
+    if let Some(address) = config.health {
+        tracing::info!(%address, "health and metrics");
+    }
+    for address in node.addresses() {
+        tracing::info!(%address, workers = config.listen.workers, "serving DNS over UDP and TCP");
+    }
+    let local = load::local_addresses();
+    if config.firewalls.iter().any(|firewall| firewall.plan.local_clients_only()) && local.is_empty() {
+        tracing::warn!("hook = \"output\" governs this host's own flows, and it has no address");
+    }
+}
