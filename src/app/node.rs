@@ -14,7 +14,7 @@ use crate::audit::{Event, Meter, Outcome, PolicyEvent, Shard, Transport};
 use crate::document::Mistake;
 use crate::gate::{Gate, GrantEntry, GrantQuery, Rulebook};
 use crate::metric::{self, Registry, Tallies, Words};
-use crate::net::{Scope, Services};
+use crate::net::{Scope, Service, Services};
 use crate::policy::{Policy, Reason};
 use crate::serve::tcp::Streams;
 use crate::serve::{GrantFilter, GrantRow, Node, Readiness, Who};
@@ -286,26 +286,23 @@ impl Node for Arc<RunningNode> {
             limit: filter.limit,
         };
         let now = gate.clock.tick();
-        let mut rows: HashMap<_, (GrantEntry, Vec<Services>)> = HashMap::new();
+        let mut rows: HashMap<_, (GrantEntry, Vec<Service>)> = HashMap::new();
         for entry in gate.granter.list(query).await {
             let key = (entry.from, entry.to, entry.basis.question.name.clone(), Arc::clone(&entry.basis.rule));
-            let services = entry.services.clone();
-            rows.entry(key).or_insert((entry, Vec::new())).1.extend(services);
+            let service = entry.service;
+            rows.entry(key).or_insert((entry, Vec::new())).1.push(service);
         }
         let mut rows: Vec<GrantRow> = rows
             .into_values()
-            .map(|(entry, mut services)| {
-                services.sort_unstable();
-                GrantRow {
-                    client: if let Scope::Client(client) = entry.from { Some(client) } else { None },
-                    segment: entry.basis.segment.to_string(),
-                    rule: entry.basis.rule.to_string(),
-                    name: entry.basis.question.name.to_string(),
-                    address: entry.to,
-                    services: services.iter().map(ToString::to_string).collect(),
-                    until: entry.until.1.to_string(),
-                    remaining_s: entry.until.0.since(now).as_secs(),
-                }
+            .map(|(entry, services)| GrantRow {
+                client: if let Scope::Client(client) = entry.from { Some(client) } else { None },
+                segment: entry.basis.segment.to_string(),
+                rule: entry.basis.rule.to_string(),
+                name: entry.basis.question.name.to_string(),
+                address: entry.to,
+                services: Services::merge(&services).iter().map(ToString::to_string).collect(),
+                until: entry.until.1.to_string(),
+                remaining_s: entry.until.0.since(now).as_secs(),
             })
             .collect();
         rows.sort_by(|a, b| {

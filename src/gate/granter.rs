@@ -73,7 +73,7 @@ pub struct GrantEntry {
     /// To where.
     pub to: std::net::IpAddr,
     /// By what.
-    pub services: Vec<Services>,
+    pub service: Service,
     /// Why.
     pub basis: Arc<Basis>,
     /// Until when, by the monotonic clock and the wall clock.
@@ -647,7 +647,7 @@ impl Desk {
                     entries.push(GrantEntry {
                         from: held.element.from,
                         to: held.element.to,
-                        services: vec![held.element.service.into()],
+                        service: held.element.service,
                         basis: Arc::clone(basis),
                         until: (until, now.wall_at(until)),
                     });

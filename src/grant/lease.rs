@@ -43,10 +43,12 @@ pub struct Lease {
 }
 
 impl Terms {
-    /// Until when an answer that was fetched at `fetched` with `ttl` may be told.
+    /// Until when an answer that was fetched at `fetched` with `ttl` may be told: the clamped TTL, and what is less
+    /// than a second, so that [`answer_ttl`], which rounds down, tells the full TTL during the first second.
     #[must_use]
     pub fn told_until(&self, ttl: Ttl, fetched: Tick) -> Tick {
-        fetched + ttl.duration().clamp(self.ttl_min, self.ttl_max.max(self.ttl_min))
+        const LESS_THAN_A_SECOND: Duration = Duration::from_millis(999);
+        fetched + ttl.duration().clamp(self.ttl_min, self.ttl_max.max(self.ttl_min)) + LESS_THAN_A_SECOND
     }
 
     /// The lease of an address in an answer that is told at `now` at the earliest and until `told_until` at the
@@ -93,7 +95,7 @@ mod tests {
             let fetched = Tick(1_000_000_000);
             let now = fetched + Duration::from_micros(age);
             let told = terms.told_until(Ttl::from_wire(ttl), fetched);
-            prop_assert!(told.since(fetched) <= Duration::from_secs(min + span));
+            prop_assert!(answer_ttl(told, fetched).duration() <= Duration::from_secs(min + span));
             let lease = terms.lease(told, rule.map(Duration::from_secs), now);
             let ttl = answer_ttl(told, now);
             prop_assert!(now + ttl.duration() <= lease.told_until);

@@ -103,8 +103,30 @@ pub(super) struct Datagrams {
     socket: Socket,
     local: SocketAddr,
     buffers: Vec<[u8; LARGEST]>,
-    four: MultiHeaders<SockaddrIn>,
-    six: MultiHeaders<SockaddrIn6>,
+    headers: Headers,
+}
+
+/// The message headers of the socket's family. Receiving and sending have their own: `sendmmsg` leaves pointers
+/// to the peers' addresses behind in its headers, and `recvmmsg` would write through them.
+#[derive(Debug)]
+enum Headers {
+    Four { receive: MultiHeaders<SockaddrIn>, send: MultiHeaders<SockaddrIn> },
+    Six { receive: MultiHeaders<SockaddrIn6>, send: MultiHeaders<SockaddrIn6> },
+}
+
+impl Headers {
+    fn new(address: SocketAddr) -> Self {
+        fn headers<S: Family>(space: Vec<u8>) -> MultiHeaders<S> {
+            MultiHeaders::preallocate(BATCH, Some(space))
+        }
+        let four = || headers(nix::cmsg_space!(in_pktinfo));
+        let six = || headers(nix::cmsg_space!(in6_pktinfo));
+        if address.is_ipv4() {
+            Self::Four { receive: four(), send: four() }
+        } else {
+            Self::Six { receive: six(), send: six() }
+        }
+    }
 }
 
 /// One batch as received: borrowed packets with their routes.
@@ -126,18 +148,16 @@ impl Datagrams {
             socket: bound.socket,
             local: bound.local,
             buffers: vec![[0; LARGEST]; BATCH],
-            four: MultiHeaders::preallocate(BATCH, Some(nix::cmsg_space!(in_pktinfo))),
-            six: MultiHeaders::preallocate(BATCH, Some(nix::cmsg_space!(in6_pktinfo))),
+            headers: Headers::new(bound.local),
         }
     }
 
     /// Receives what is there, up to a batch; nothing where there is nothing.
     pub(super) fn receive(&mut self) -> Received<'_> {
         let fd = self.socket.as_raw_fd();
-        let routes = if self.local.is_ipv4() {
-            receive(fd, &mut self.four, &mut self.buffers, self.local)
-        } else {
-            receive(fd, &mut self.six, &mut self.buffers, self.local)
+        let routes = match &mut self.headers {
+            Headers::Four { receive: headers, .. } => receive(fd, headers, &mut self.buffers, self.local),
+            Headers::Six { receive: headers, .. } => receive(fd, headers, &mut self.buffers, self.local),
         };
         Received { buffers: &self.buffers, routes: routes.unwrap_or_default() }
     }
@@ -151,15 +171,17 @@ impl Datagrams {
         let fd = self.socket.as_raw_fd();
         for group in replies.chunk_by(|(_, a), (_, b)| (a.local, a.interface) == (b.local, b.interface)) {
             let Some((_, route)) = group.first() else { continue };
-            match route.local {
-                IpAddr::V4(local) => {
+            match (&mut self.headers, route.local) {
+                (Headers::Four { send: headers, .. }, IpAddr::V4(local)) => {
                     let info = SockaddrIn::info(local, route.interface);
-                    send(fd, &mut self.four, group, &[ControlMessage::Ipv4PacketInfo(&info)]);
+                    send(fd, headers, group, &[ControlMessage::Ipv4PacketInfo(&info)]);
                 }
-                IpAddr::V6(local) => {
+                (Headers::Six { send: headers, .. }, IpAddr::V6(local)) => {
                     let info = SockaddrIn6::info(local, route.interface);
-                    send(fd, &mut self.six, group, &[ControlMessage::Ipv6PacketInfo(&info)]);
+                    send(fd, headers, group, &[ControlMessage::Ipv6PacketInfo(&info)]);
                 }
+                // A route is made by the socket it came from.
+                _ => {}
             }
         }
     }
