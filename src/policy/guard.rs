@@ -204,7 +204,6 @@ fn carried(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -12,16 +12,15 @@ mod explain;
 mod guard;
 mod index;
 mod inspect;
+mod link;
 mod load;
 mod pattern;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod properties;
 mod resolvers;
 mod rule;
 mod segment;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod testing;
 mod verdict;
 
