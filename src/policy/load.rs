@@ -131,7 +131,7 @@ pub(super) fn read_prefix(document: &Document, found: &Found<String>) -> Option<
         return None;
     }
     if let (Prefix::V6(six), Some(four)) = (prefix, mapped(&prefix)) {
-        let fact = format!("\"{six}\" is IPv4 mapped into IPv6, and clients are known by their IPv4 address");
+        let fact = format!("\"{six}\" is IPv4 mapped into IPv6, a form that no address here has");
         document.note(&found.span, fact, format!("write \"{four}\""));
         return None;
     }
