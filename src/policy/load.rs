@@ -3,23 +3,21 @@
 //!
 //! Segments are numbered by name and rules by id, so that the order of files never matters.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use super::Policy;
-use super::guard::{Guard, Row};
-use super::index::{Audience, Entry, Index, MAX_GLOBS, Parents};
-use super::pattern::{Pattern, Shape};
-use super::rule::{Action, Rule, RuleDraft};
-use super::segment::{GrantScope, Segment, SegmentDraft};
-use super::verdict::{RuleIndex, SegmentIndex};
-use super::{rule, segment};
+use super::guard::Guard;
+use super::index::{Audience, Entry, Index, Parents};
+use super::link::Linker;
+use super::pattern::Pattern;
+use super::rule::{self, Action, Rule};
+use super::segment::{self, Segment};
+use super::verdict::RuleIndex;
 use crate::document::{Document, Found, Mistake, Place, Table};
-use crate::name::Name;
-use crate::net::{Prefix, PrefixMap};
+use crate::net::Prefix;
 
 /// One policy file: its name as the operator knows it, and its text.
 #[derive(Clone, Debug)]
@@ -66,7 +64,7 @@ pub(super) struct Placed<T> {
 /// # Errors
 /// Every mistake of every file, by place; nothing is built where there is one.
 pub fn compile(files: &[Source], settings: &Settings) -> Result<Policy, Vec<Mistake>> {
-    let mut loader = Loader { guard: Guard::new(settings), mistakes: Vec::new(), warnings: Vec::new() };
+    let mut linker = Linker { guard: Guard::new(settings), mistakes: Vec::new(), warnings: Vec::new() };
     let mut segments = Vec::new();
     let mut drafts = Vec::new();
     for source in files {
@@ -74,20 +72,20 @@ pub fn compile(files: &[Source], settings: &Settings) -> Result<Policy, Vec<Mist
         segments.extend(root.tables("segment").into_iter().filter_map(segment::read));
         drafts.extend(root.tables("rule").into_iter().filter_map(rule::read));
         root.finish(&["group"]);
-        loader.mistakes.extend(document.take_mistakes());
+        linker.mistakes.extend(document.take_mistakes());
     }
-    let (mut segments, clients) = loader.link_segments(segments);
-    let (mut rules, names) = loader.link_rules(drafts, &segments);
-    let forwarders = loader.link_forwarders(&settings.forwarders, &segments);
-    loader.check_globs(&rules, &names);
-    loader.warn_of_idle_segments(&segments, &rules);
+    let (mut segments, clients) = linker.link_segments(segments);
+    let (mut rules, names) = linker.link_rules(drafts, &segments);
+    let forwarders = linker.link_forwarders(&settings.forwarders, &segments);
+    linker.check_globs(&rules, &names);
+    linker.warn_of_idle_segments(&segments, &rules);
 
-    if !loader.mistakes.is_empty() {
-        loader.mistakes.sort();
-        loader.mistakes.dedup();
-        return Err(loader.mistakes);
+    if !linker.mistakes.is_empty() {
+        linker.mistakes.sort();
+        linker.mistakes.dedup();
+        return Err(linker.mistakes);
     }
-    loader.warnings.sort();
+    linker.warnings.sort();
     spread_networks(&mut segments, &mut rules);
     let entries = |action| entries(&rules, &names, action);
     let allowed = entries(Action::Allow);
@@ -99,8 +97,8 @@ pub fn compile(files: &[Source], settings: &Settings) -> Result<Policy, Vec<Mist
         clients,
         forwarder_names: settings.forwarders.iter().map(|forwarder| Arc::from(forwarder.name.as_str())).collect(),
         forwarders,
-        guard: loader.guard,
-        warnings: loader.warnings,
+        guard: linker.guard,
+        warnings: linker.warnings,
         segments,
         rules,
     })
@@ -133,7 +131,7 @@ pub(super) fn read_prefix(document: &Document, found: &Found<String>) -> Option<
         return None;
     }
     if let (Prefix::V6(six), Some(four)) = (prefix, mapped(&prefix)) {
-        let fact = format!("\"{six}\" is IPv4 mapped into IPv6, and clients are known by their IPv4 address");
+        let fact = format!("\"{six}\" is IPv4 mapped into IPv6, a form that no address here has");
         document.note(&found.span, fact, format!("write \"{four}\""));
         return None;
     }
@@ -159,7 +157,8 @@ fn revision(files: &[Source]) -> u64 {
     hash.finalize().first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
-fn number<T>(index: usize, make: impl Fn(u32) -> T) -> T {
+/// A place in a table as an index of its own type.
+pub(super) fn number<T>(index: usize, make: impl Fn(u32) -> T) -> T {
     make(u32::try_from(index).unwrap_or(u32::MAX))
 }
 
@@ -195,211 +194,7 @@ fn spread_networks(segments: &mut [Segment], rules: &mut [Rule]) {
     }
 }
 
-/// The checks that look across files.
-struct Loader {
-    guard: Guard,
-    mistakes: Vec<Mistake>,
-    warnings: Vec<Mistake>,
-}
-
-impl Loader {
-    fn mistake(&mut self, place: &Place, fact: String, remedy: &str) {
-        self.mistakes.push(Mistake::at(place.clone(), fact, remedy));
-    }
-
-    /// Segments in order of name, and whose the clients are.
-    fn link_segments(&mut self, mut drafts: Vec<SegmentDraft>) -> (Vec<Segment>, PrefixMap<SegmentIndex>) {
-        drafts.sort_by(|a, b| (&a.segment.name, &a.segment.place).cmp(&(&b.segment.name, &b.segment.place)));
-        let mut segments: Vec<Segment> = Vec::with_capacity(drafts.len());
-        let mut ids: HashMap<u32, usize> = HashMap::new();
-        let mut clients = PrefixMap::default();
-        let mut owners: [HashMap<Prefix, (Arc<str>, Place)>; 2] = [HashMap::new(), HashMap::new()];
-        for draft in drafts {
-            let segment = draft.segment;
-            if let Some(first) = segments.last().filter(|last| last.name == segment.name) {
-                let fact = format!("the segment {} is defined already, at {}", segment.name, first.place);
-                self.mistake(&segment.place, fact, "rename one");
-                continue;
-            }
-            if let Some(first) = ids.insert(segment.id.0, segments.len()).and_then(|at| segments.get(at)) {
-                let fact = format!(
-                    "the names {} and {} ({}) share the number {:?} in the kernel",
-                    segment.name, first.name, first.place, segment.id
-                );
-                self.mistake(&segment.place, fact, "rename one");
-            }
-            let [askers, sources] = &mut owners;
-            for (prefixes, owners) in [(&draft.clients, askers), (&draft.sources, sources)] {
-                for prefix in prefixes {
-                    let own = (Arc::clone(&segment.name), prefix.place.clone());
-                    match owners.get(&prefix.value) {
-                        Some((owner, first)) if *owner != segment.name => {
-                            let fact = format!("{} belongs to the segment {owner} already, at {first}", prefix.value);
-                            self.mistake(&prefix.place, fact, "leave it to one segment");
-                        }
-                        _ => drop(owners.insert(prefix.value, own)),
-                    }
-                }
-            }
-            for prefix in &draft.clients {
-                clients.insert(prefix.value, number(segments.len(), SegmentIndex));
-            }
-            segments.push(segment);
-        }
-        (segments, clients)
-    }
-
-    /// Rules in order of id, and the names of each.
-    fn link_rules(&mut self, mut drafts: Vec<RuleDraft>, segments: &[Segment]) -> (Vec<Rule>, Vec<Vec<Pattern>>) {
-        drafts.sort_by(|a, b| (&a.rule.id, &a.rule.place).cmp(&(&b.rule.id, &b.rule.place)));
-        let by_name: HashMap<&str, SegmentIndex> =
-            segments.iter().enumerate().map(|(index, segment)| (&*segment.name, number(index, SegmentIndex))).collect();
-        let mut rules: Vec<Rule> = Vec::with_capacity(drafts.len());
-        let mut names = Vec::with_capacity(drafts.len());
-        for draft in drafts {
-            if let Some(first) = rules.last().filter(|last| last.id == draft.rule.id) {
-                let fact = format!("the rule {} is defined already, at {}", first.id, first.place);
-                self.mistake(&draft.rule.place, fact, "give one of them another id");
-                continue;
-            }
-            self.check_private(&draft);
-            let audience = self.choose(&draft, segments, &by_name);
-            rules.push(Rule { audience, ..draft.rule });
-            names.push(draft.names);
-        }
-        (rules, names)
-    }
-
-    /// The segments that a rule is for.
-    fn choose(&mut self, draft: &RuleDraft, segments: &[Segment], by_name: &HashMap<&str, SegmentIndex>) -> Audience {
-        let mut unknown = false;
-        let mut listed: Option<Vec<SegmentIndex>> = None;
-        if let Some(wanted) = draft.segments.as_ref().filter(|wanted| !wanted.iter().any(|name| name.value == "*")) {
-            let known = listed.insert(Vec::new());
-            for name in wanted {
-                match by_name.get(name.value.as_str()) {
-                    Some(index) => known.push(*index),
-                    None => {
-                        unknown = true;
-                        let fact = format!("no segment is named \"{}\"", name.value);
-                        self.mistake(&name.place, fact, "name a segment, or \"*\" for all");
-                    }
-                }
-            }
-        }
-        if let Some(tags) = &draft.tags {
-            let has = |segment: &Segment, key: &str, values: &[String]| {
-                segment.tags.iter().any(|(tag, value)| tag == key && values.contains(value))
-            };
-            let matches = |index: &SegmentIndex| {
-                segments
-                    .get(index.0 as usize)
-                    .is_some_and(|segment| tags.iter().all(|(key, values)| has(segment, key, values)))
-            };
-            let pool =
-                listed.take().unwrap_or_else(|| (0..segments.len()).map(|index| number(index, SegmentIndex)).collect());
-            listed = Some(pool.into_iter().filter(matches).collect());
-        }
-        let Some(mut listed) = listed else { return Audience::All };
-        if listed.is_empty() && !unknown {
-            let fact = format!("the rule {} is for no segment", draft.rule.id);
-            self.mistake(&draft.choice, fact, "name a segment, or tags that a segment has");
-        }
-        listed.sort_unstable();
-        listed.dedup();
-        Audience::Listed(listed.into())
-    }
-
-    /// `private` never lifts what is never granted.
-    fn check_private(&mut self, draft: &RuleDraft) {
-        for private in &draft.private {
-            let closed = |row: &&Row| !row.local || row.prefix.contains(&private.value);
-            if let Some(row) = self.guard.never_within(private.value).find(closed) {
-                let fact = format!("`private` {} would open what is never granted: {row}", private.value);
-                let remedy = "write only the prefixes that are meant, without this one";
-                self.mistakes.push(Mistake::at(private.place.clone(), fact, remedy));
-            } else if let Some(row) = self.guard.never_within(private.value).next() {
-                let fact = format!("`private` {} holds {}, {row}: that stays closed", private.value, row.prefix);
-                self.warnings.push(Mistake::at(private.place.clone(), fact, "narrow it to silence this"));
-            }
-        }
-    }
-
-    fn link_forwarders(&mut self, forwarders: &[Forwarder], segments: &[Segment]) -> PrefixMap<(u32, SegmentIndex)> {
-        let mut map = PrefixMap::default();
-        let mut names: HashMap<&str, &Place> = HashMap::new();
-        let mut addresses: HashMap<Prefix, &Forwarder> = HashMap::new();
-        for (index, forwarder) in forwarders.iter().enumerate() {
-            let Forwarder { name, place, .. } = forwarder;
-            if let Some(first) = names.insert(name, place) {
-                self.mistake(place, format!("the forwarder {name} is defined already, at {first}"), "rename one");
-            }
-            let found = segments.binary_search_by(|segment| (*segment.name).cmp(forwarder.segment.as_str()));
-            let Some((at, segment)) = found.ok().and_then(|at| Some((at, segments.get(at)?))) else {
-                let fact = format!(
-                    "the forwarder {name} asks for the segment \"{}\", which no policy file defines",
-                    forwarder.segment
-                );
-                self.mistake(place, fact, "name a segment of the policy");
-                continue;
-            };
-            if segment.scope != GrantScope::Segment {
-                let fact = format!(
-                    "the forwarder {name} hides who asks, and the segment {} ({}) opens for who asks",
-                    segment.name, segment.place
-                );
-                self.mistake(place, fact, "write scope = \"segment\" in that segment");
-            }
-            for prefix in &forwarder.addresses {
-                if let Some(first) = addresses.insert(prefix.trunc(), forwarder).filter(|first| first.name != *name) {
-                    let fact = format!("{prefix} belongs to the forwarder {} already, at {}", first.name, first.place);
-                    self.mistake(place, fact, "leave it to one forwarder");
-                }
-                map.insert(*prefix, number(index, |index| (index, number(at, SegmentIndex))));
-            }
-        }
-        map
-    }
-
-    /// Globs of one suffix are tried one after the other, so their number is bounded.
-    fn check_globs(&mut self, rules: &[Rule], names: &[Vec<Pattern>]) {
-        let mut count: BTreeMap<&Name, usize> = BTreeMap::new();
-        for (rule, names) in rules.iter().zip(names) {
-            for pattern in names.iter().filter(|pattern| matches!(pattern.shape, Shape::Glob(_))) {
-                let count = count.entry(&pattern.base).or_default();
-                *count += 1;
-                if *count == MAX_GLOBS + 1 {
-                    let fact =
-                        format!("more than {MAX_GLOBS} patterns with `*` inside a label are on {}", pattern.base);
-                    self.mistakes.push(Mistake::at(
-                        rule.place.clone(),
-                        fact,
-                        "write fewer and wider ones, or whole names",
-                    ));
-                }
-            }
-        }
-    }
-
-    fn warn_of_idle_segments(&mut self, segments: &[Segment], rules: &[Rule]) {
-        let mut named = HashSet::new();
-        for rule in rules {
-            match &rule.audience {
-                Audience::All => return,
-                Audience::Listed(listed) => named.extend(listed.iter().copied()),
-            }
-        }
-        for (index, segment) in segments.iter().enumerate() {
-            if !named.contains(&number(index, SegmentIndex)) {
-                let fact = format!("no rule names the segment {}: everything is refused to it", segment.name);
-                self.warnings.push(Mistake::at(segment.place.clone(), fact, "add a rule for it, or remove it"));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -512,8 +307,8 @@ names    = []
         let two = source("2.toml", "[[segment]]\nname = \"b\"\n");
         let of = |files: &[Source]| compile(files, &Settings::default()).unwrap().revision();
         assert_eq!(of(&[one.clone(), two.clone()]), of(&[two.clone(), one.clone()]));
-        assert_ne!(of(&[one.clone()]), of(&[two]));
-        assert_ne!(of(&[one.clone()]), of(&[source("1.toml", &format!("{} ", one.text))]));
+        assert_ne!(of(std::slice::from_ref(&one)), of(&[two]));
+        assert_ne!(of(std::slice::from_ref(&one)), of(&[source("1.toml", &format!("{} ", one.text))]));
     }
 
     #[test]

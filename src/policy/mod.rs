@@ -12,16 +12,15 @@ mod explain;
 mod guard;
 mod index;
 mod inspect;
+mod link;
 mod load;
 mod pattern;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod properties;
 mod resolvers;
 mod rule;
 mod segment;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod testing;
 mod verdict;
 
@@ -160,5 +159,67 @@ impl Policy {
     #[must_use]
     pub fn next_change(&self, now: Wall) -> Option<Wall> {
         self.segments.iter().filter_map(|segment| segment.observe_until).filter(|until| *until > now).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{NOW, asker, policy};
+    use super::*;
+
+    #[test]
+    fn a_layout_holds_sources_and_static_rules_in_order() {
+        let policy = policy(
+            r#"
+[[segment]]
+name    = "office"
+clients = ["192.0.2.0/24", "2001:db8::7"]
+scope   = "segment"
+connects_from = ["client", "198.51.100.1"]
+[[segment]]
+name    = "branch"
+clients = ["203.0.113.0/24"]
+connects_from = ["198.51.100.2"]
+[[rule]]
+id       = "partner"
+action   = "allow"
+segments = ["office"]
+networks = ["192.88.98.0/24"]
+ports    = ["tcp/22", "icmp"]
+owner    = "platform"
+ticket   = "NET-7"
+[[rule]]
+id       = "time"
+action   = "allow"
+segments = ["*"]
+networks = ["192.88.97.1"]
+ports    = ["udp/123"]
+[[rule]]
+id       = "pages"
+action   = "allow"
+segments = ["branch"]
+names    = ["*.github.io"]
+allow_tenant_wildcard = true
+"#,
+        );
+        let written = |layout: &SegmentLayout| {
+            let sources = layout.sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let networks = layout.networks.iter().map(|(to, ports)| format!("{to} {ports}")).collect::<Vec<_>>();
+            format!("{}: {sources} | {}", layout.name, networks.join(", "))
+        };
+        let lines: Vec<_> = policy.layout(NOW).segments.iter().map(written).collect();
+        assert_eq!(
+            lines,
+            [
+                "branch: 198.51.100.2/32 | 192.88.97.1/32 udp/123",
+                "office: 192.0.2.0/24 198.51.100.1/32 2001:db8::7/128 | 192.88.97.1/32 udp/123, \
+                 192.88.98.0/24 tcp/22, 192.88.98.0/24 icmp",
+            ]
+        );
+        let branch = policy.segment(asker(&policy, "203.0.113.1"));
+        assert_eq!((branch.scope, branch.id), (GrantScope::Segment, SegmentId::of("branch")));
+        let partner = policy.rule(RuleIndex(1));
+        assert_eq!((&*partner.id, partner.owner.as_deref(), partner.place.line), ("partner", Some("platform"), 11));
+        assert_eq!(partner.ticket.as_deref(), Some("NET-7"));
     }
 }

@@ -208,7 +208,6 @@ pub(super) fn glob_matches(glob: &[u8], label: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

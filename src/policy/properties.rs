@@ -227,7 +227,7 @@ fn check_cleared(policy: &Policy, cleared: &Cleared, specs: &[Spec], segment: us
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn the_index_agrees_with_the_definition(specs in a_policy()) {

@@ -104,16 +104,19 @@ pub(super) fn read(table: Table) -> Option<RuleDraft> {
     refuse_misplaced(&table, allows, static_rule);
 
     let tenants = table.boolean("allow_tenant_wildcard").unwrap_or(false);
-    let names = read_patterns(&table, "names", (action == Some(Action::Allow)).then_some(tenants));
-    let except = read_patterns(&table, "except", None);
+    let written = table.strings("names");
+    if written.as_ref().is_some_and(Vec::is_empty) {
+        note_empty(&table, "names");
+    }
+    let reach = (action == Some(Action::Allow)).then_some(tenants);
+    let names = read_patterns(&document, written.unwrap_or_default(), reach);
+    let except = read_patterns(&document, table.strings("except").unwrap_or_default(), None);
     let networks = read_prefixes(&table, "networks").unwrap_or_default();
     if static_rule && networks.is_empty() && allows {
         note_empty(&table, "networks");
     }
     if !has_networks && !table.has("names") {
         document.note(table.span(), "the rule names nothing", "add names = [\"…\"], or networks = [\"…\"]");
-    } else if !static_rule && table.strings("names").is_some_and(|names| names.is_empty()) {
-        note_empty(&table, "names");
     }
     let ports = read_ports(&table, allows, static_rule);
     let types = if allows && !static_rule { read_types(&table) } else { Vec::new() };
@@ -203,9 +206,7 @@ fn note_empty(table: &Table, key: &'static str) {
 }
 
 /// A list of patterns. `tenants`: wildcards may not reach past one owner; `Some(true)`: may sit on a public suffix.
-fn read_patterns(table: &Table, key: &'static str, tenants: Option<bool>) -> Vec<Pattern> {
-    let document = table.document();
-    let found = table.strings(key).unwrap_or_default();
+fn read_patterns(document: &Document, found: Vec<Found<String>>, tenants: Option<bool>) -> Vec<Pattern> {
     let mut seen: HashMap<Pattern, Span> = HashMap::with_capacity(found.len());
     let mut patterns = Vec::with_capacity(found.len());
     for entry in found {

@@ -255,7 +255,6 @@ const fn days(year: i64, month: i64, day: i64) -> i64 {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

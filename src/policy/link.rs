@@ -1,0 +1,226 @@
+//! Linking: the checks that look across files, and what one part says by name of another.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::guard::{Guard, Row};
+use super::index::{Audience, MAX_GLOBS};
+use super::load::{Forwarder, number};
+use super::pattern::{Pattern, Shape};
+use super::rule::{Rule, RuleDraft};
+use super::segment::{GrantScope, Segment, SegmentDraft};
+use super::verdict::SegmentIndex;
+use crate::document::{Mistake, Place};
+use crate::name::Name;
+use crate::net::{Prefix, PrefixMap};
+
+/// Collects what is wrong while it links.
+pub(super) struct Linker {
+    pub(super) guard: Guard,
+    pub(super) mistakes: Vec<Mistake>,
+    pub(super) warnings: Vec<Mistake>,
+}
+
+impl Linker {
+    fn mistake(&mut self, place: &Place, fact: String, remedy: &str) {
+        self.mistakes.push(Mistake::at(place.clone(), fact, remedy));
+    }
+
+    /// Segments in order of name, and whose the clients are.
+    pub(super) fn link_segments(&mut self, mut drafts: Vec<SegmentDraft>) -> (Vec<Segment>, PrefixMap<SegmentIndex>) {
+        drafts.sort_by(|a, b| (&a.segment.name, &a.segment.place).cmp(&(&b.segment.name, &b.segment.place)));
+        let mut segments: Vec<Segment> = Vec::with_capacity(drafts.len());
+        let mut ids: HashMap<u32, usize> = HashMap::new();
+        let mut clients = PrefixMap::default();
+        let mut owners: [HashMap<Prefix, (Arc<str>, Place)>; 2] = [HashMap::new(), HashMap::new()];
+        for draft in drafts {
+            let segment = draft.segment;
+            if let Some(first) = segments.last().filter(|last| last.name == segment.name) {
+                let fact = format!("the segment {} is defined already, at {}", segment.name, first.place);
+                self.mistake(&segment.place, fact, "rename one");
+                continue;
+            }
+            if let Some(first) = ids.insert(segment.id.0, segments.len()).and_then(|at| segments.get(at)) {
+                let fact = format!(
+                    "the names {} and {} ({}) share the number {:?} in the kernel",
+                    segment.name, first.name, first.place, segment.id
+                );
+                self.mistake(&segment.place, fact, "rename one");
+            }
+            let [askers, sources] = &mut owners;
+            for (prefixes, owners) in [(&draft.clients, askers), (&draft.sources, sources)] {
+                for prefix in prefixes {
+                    let own = (Arc::clone(&segment.name), prefix.place.clone());
+                    match owners.get(&prefix.value) {
+                        Some((owner, first)) if *owner != segment.name => {
+                            let fact = format!("{} belongs to the segment {owner} already, at {first}", prefix.value);
+                            self.mistake(&prefix.place, fact, "leave it to one segment");
+                        }
+                        _ => drop(owners.insert(prefix.value, own)),
+                    }
+                }
+            }
+            for prefix in &draft.clients {
+                clients.insert(prefix.value, number(segments.len(), SegmentIndex));
+            }
+            segments.push(segment);
+        }
+        (segments, clients)
+    }
+
+    /// Rules in order of id, and the names of each.
+    pub(super) fn link_rules(
+        &mut self,
+        mut drafts: Vec<RuleDraft>,
+        segments: &[Segment],
+    ) -> (Vec<Rule>, Vec<Vec<Pattern>>) {
+        drafts.sort_by(|a, b| (&a.rule.id, &a.rule.place).cmp(&(&b.rule.id, &b.rule.place)));
+        let by_name: HashMap<&str, SegmentIndex> =
+            segments.iter().enumerate().map(|(index, segment)| (&*segment.name, number(index, SegmentIndex))).collect();
+        let mut rules: Vec<Rule> = Vec::with_capacity(drafts.len());
+        let mut names = Vec::with_capacity(drafts.len());
+        for draft in drafts {
+            if let Some(first) = rules.last().filter(|last| last.id == draft.rule.id) {
+                let fact = format!("the rule {} is defined already, at {}", first.id, first.place);
+                self.mistake(&draft.rule.place, fact, "give one of them another id");
+                continue;
+            }
+            self.check_private(&draft);
+            let audience = self.choose(&draft, segments, &by_name);
+            rules.push(Rule { audience, ..draft.rule });
+            names.push(draft.names);
+        }
+        (rules, names)
+    }
+
+    /// The segments that a rule is for.
+    fn choose(&mut self, draft: &RuleDraft, segments: &[Segment], by_name: &HashMap<&str, SegmentIndex>) -> Audience {
+        let mut unknown = false;
+        let mut listed: Option<Vec<SegmentIndex>> = None;
+        if let Some(wanted) = draft.segments.as_ref().filter(|wanted| !wanted.iter().any(|name| name.value == "*")) {
+            let known = listed.insert(Vec::new());
+            for name in wanted {
+                match by_name.get(name.value.as_str()) {
+                    Some(index) => known.push(*index),
+                    None => {
+                        unknown = true;
+                        let fact = format!("no segment is named \"{}\"", name.value);
+                        self.mistake(&name.place, fact, "name a segment, or \"*\" for all");
+                    }
+                }
+            }
+        }
+        if let Some(tags) = &draft.tags {
+            let has = |segment: &Segment, key: &str, values: &[String]| {
+                segment.tags.iter().any(|(tag, value)| tag == key && values.contains(value))
+            };
+            let matches = |index: &SegmentIndex| {
+                segments
+                    .get(index.0 as usize)
+                    .is_some_and(|segment| tags.iter().all(|(key, values)| has(segment, key, values)))
+            };
+            let pool =
+                listed.take().unwrap_or_else(|| (0..segments.len()).map(|index| number(index, SegmentIndex)).collect());
+            listed = Some(pool.into_iter().filter(matches).collect());
+        }
+        let Some(mut listed) = listed else { return Audience::All };
+        if listed.is_empty() && !unknown {
+            let fact = format!("the rule {} is for no segment", draft.rule.id);
+            self.mistake(&draft.choice, fact, "name a segment, or tags that a segment has");
+        }
+        listed.sort_unstable();
+        listed.dedup();
+        Audience::Listed(listed.into())
+    }
+
+    /// `private` never lifts what is never granted.
+    fn check_private(&mut self, draft: &RuleDraft) {
+        for private in &draft.private {
+            let closed = |row: &&Row| !row.local || row.prefix.contains(&private.value);
+            if let Some(row) = self.guard.never_within(private.value).find(closed) {
+                let fact = format!("`private` {} would open what is never granted: {row}", private.value);
+                let remedy = "write only the prefixes that are meant, without this one";
+                self.mistakes.push(Mistake::at(private.place.clone(), fact, remedy));
+            } else if let Some(row) = self.guard.never_within(private.value).next() {
+                let fact = format!("`private` {} holds {}, {row}: that stays closed", private.value, row.prefix);
+                self.warnings.push(Mistake::at(private.place.clone(), fact, "narrow it to silence this"));
+            }
+        }
+    }
+
+    pub(super) fn link_forwarders(
+        &mut self,
+        forwarders: &[Forwarder],
+        segments: &[Segment],
+    ) -> PrefixMap<(u32, SegmentIndex)> {
+        let mut map = PrefixMap::default();
+        let mut names: HashMap<&str, &Place> = HashMap::new();
+        let mut addresses: HashMap<Prefix, &Forwarder> = HashMap::new();
+        for (index, forwarder) in forwarders.iter().enumerate() {
+            let Forwarder { name, place, .. } = forwarder;
+            if let Some(first) = names.insert(name, place) {
+                self.mistake(place, format!("the forwarder {name} is defined already, at {first}"), "rename one");
+            }
+            let found = segments.binary_search_by(|segment| (*segment.name).cmp(forwarder.segment.as_str()));
+            let Some((at, segment)) = found.ok().and_then(|at| Some((at, segments.get(at)?))) else {
+                let fact = format!(
+                    "the forwarder {name} asks for the segment \"{}\", which no policy file defines",
+                    forwarder.segment
+                );
+                self.mistake(place, fact, "name a segment of the policy");
+                continue;
+            };
+            if segment.scope != GrantScope::Segment {
+                let fact = format!(
+                    "the forwarder {name} hides who asks, and the segment {} ({}) opens for who asks",
+                    segment.name, segment.place
+                );
+                self.mistake(place, fact, "write scope = \"segment\" in that segment");
+            }
+            for prefix in &forwarder.addresses {
+                if let Some(first) = addresses.insert(prefix.trunc(), forwarder).filter(|first| first.name != *name) {
+                    let fact = format!("{prefix} belongs to the forwarder {} already, at {}", first.name, first.place);
+                    self.mistake(place, fact, "leave it to one forwarder");
+                }
+                map.insert(*prefix, number(index, |index| (index, number(at, SegmentIndex))));
+            }
+        }
+        map
+    }
+
+    /// Globs of one suffix are tried one after the other, so their number is bounded.
+    pub(super) fn check_globs(&mut self, rules: &[Rule], names: &[Vec<Pattern>]) {
+        let mut count: BTreeMap<&Name, usize> = BTreeMap::new();
+        for (rule, names) in rules.iter().zip(names) {
+            for pattern in names.iter().filter(|pattern| matches!(pattern.shape, Shape::Glob(_))) {
+                let count = count.entry(&pattern.base).or_default();
+                *count += 1;
+                if *count == MAX_GLOBS + 1 {
+                    let fact =
+                        format!("more than {MAX_GLOBS} patterns with `*` inside a label are on {}", pattern.base);
+                    self.mistakes.push(Mistake::at(
+                        rule.place.clone(),
+                        fact,
+                        "write fewer and wider ones, or whole names",
+                    ));
+                }
+            }
+        }
+    }
+
+    pub(super) fn warn_of_idle_segments(&mut self, segments: &[Segment], rules: &[Rule]) {
+        let mut named = HashSet::new();
+        for rule in rules {
+            match &rule.audience {
+                Audience::All => return,
+                Audience::Listed(listed) => named.extend(listed.iter().copied()),
+            }
+        }
+        for (index, segment) in segments.iter().enumerate() {
+            if !named.contains(&number(index, SegmentIndex)) {
+                let fact = format!("no rule names the segment {}: everything is refused to it", segment.name);
+                self.warnings.push(Mistake::at(segment.place.clone(), fact, "add a rule for it, or remove it"));
+            }
+        }
+    }
+}
