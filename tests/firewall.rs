@@ -347,3 +347,392 @@ fn without_rights_it_is_forbidden() {
     .join()
     .unwrap();
 }
+
+/// A client, a gateway that forwards and is governed, a server; each a namespace.
+struct Net {
+    client: Host,
+    gateway: Host,
+    server: Host,
+}
+
+const CLIENT: [&str; 2] = ["192.0.2.1", "2001:db8:1::1"];
+const SERVER: [&str; 2] = ["198.51.100.1", "2001:db8:2::1"];
+const OTHER: [&str; 2] = ["198.51.100.2", "2001:db8:2::2"];
+
+fn set(setting: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/net/{setting}"), value).unwrap();
+}
+
+fn address(interface: &str, addresses: &[&str]) {
+    for address in addresses {
+        let address = format!("{address}/{}", if address.contains(':') { 64 } else { 24 });
+        let mut arguments = vec!["addr", "add", &address, "dev", interface];
+        if address.contains(':') {
+            arguments.push("nodad");
+        }
+        run("ip", &arguments);
+    }
+    run("ip", &["link", "set", interface, "up"]);
+}
+
+fn routes(gateway: [&'static str; 2]) {
+    for gateway in gateway {
+        let family = if gateway.contains(':') { "-6" } else { "-4" };
+        run("ip", &[family, "route", "add", "default", "via", gateway]);
+    }
+}
+
+impl Net {
+    fn new() -> Option<Self> {
+        let (client, gateway, server) = (host()?, host()?, host()?);
+        let (left, right) = (client.task.to_string(), server.task.to_string());
+        gateway.run(move || {
+            for (interface, task) in [("lan", left), ("wan", right)] {
+                run("ip", &["link", "add", interface, "type", "veth", "peer", "name", "eth0", "netns", &task]);
+            }
+            set("ipv4/ip_forward", "1");
+            set("ipv6/conf/all/forwarding", "1");
+            address("lan", &["192.0.2.254", "2001:db8:1::fe"]);
+            address("wan", &["198.51.100.254", "2001:db8:2::fe"]);
+        });
+        client.run(|| {
+            address("eth0", &CLIENT);
+            address("eth0", &["192.0.2.200", "2001:db8:1::200"]);
+            routes(["192.0.2.254", "2001:db8:1::fe"]);
+        });
+        server.run(|| {
+            address("eth0", &SERVER);
+            address("eth0", &OTHER);
+            routes(["198.51.100.254", "2001:db8:2::fe"]);
+            for port in [443, 80, 22, 53, 853] {
+                serve(TcpListener::bind(("::", port)).unwrap());
+                for address in SERVER.into_iter().chain(OTHER) {
+                    echo(UdpSocket::bind((address, port)).unwrap());
+                }
+            }
+        });
+        Some(Self { client, gateway, server })
+    }
+}
+
+/// Answers every byte of every connection with itself; ends with the process.
+fn serve(listener: TcpListener) {
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || drop(std::io::copy(&mut &stream, &mut &stream)));
+        }
+    });
+}
+
+fn echo(socket: UdpSocket) {
+    thread::spawn(move || {
+        let mut byte = [0];
+        while let Ok((_, from)) = socket.recv_from(&mut byte) {
+            drop(socket.send_to(&byte, from));
+        }
+    });
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Arrives,
+    /// Refused at once.
+    Refused,
+}
+
+/// A silent drop is no refusal; nobody here is slower than this.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn source(from: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip(from), port)
+}
+
+/// Connects from one address to another, and says a byte and hears it.
+fn tcp(from: &str, to: &str, port: u16) -> Result<TcpStream, ErrorKind> {
+    let to = SocketAddr::new(ip(to), port);
+    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None).unwrap();
+    socket.bind(&source(from, 0).into()).unwrap();
+    socket.connect_timeout(&to.into(), PATIENCE).map_err(|error| error.kind())?;
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    talk(&mut stream).map(|()| stream)
+}
+
+fn talk(stream: &mut TcpStream) -> Result<(), ErrorKind> {
+    let mut byte = [0];
+    stream.write_all(b"x").and_then(|()| stream.read_exact(&mut byte)).map_err(|error| error.kind())
+}
+
+fn udp(from: &str, to: &str, port: u16) -> Fate {
+    let socket = UdpSocket::bind(source(from, 0)).unwrap();
+    socket.connect(SocketAddr::new(ip(to), port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.send(b"x").unwrap();
+    let error = match socket.recv(&mut [0; 8]) {
+        Ok(_) => return Fate::Arrives,
+        Err(error) => error,
+    };
+    assert_ne!(error.kind(), ErrorKind::WouldBlock, "udp {from} {to} {port}: dropped in silence");
+    Fate::Refused
+}
+
+/// An echo request by a raw socket.
+fn ping(from: &str, to: &str) -> Fate {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let four = ip(to).is_ipv4();
+    let (domain, protocol) = if four { (Domain::IPV4, Protocol::ICMPV4) } else { (Domain::IPV6, Protocol::ICMPV6) };
+    let socket = Socket::new(domain, Type::RAW, Some(protocol)).unwrap();
+    socket.bind(&source(from, 0).into()).unwrap();
+    socket.connect(&SocketAddr::new(ip(to), 0).into()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Type, code, checksum (of IPv4; the kernel writes the other), identifier 0, sequence 1.
+    let request = if four { [8, 0, 0xf7, 0xfe, 0, 0, 0, 1] } else { [128, 0, 0, 0, 0, 0, 0, 1] };
+    socket.send(&request).unwrap();
+    let mut reply = [0; 128];
+    match (&socket).read(&mut reply) {
+        Ok(_) => {
+            assert_eq!(if four { reply[20] } else { reply[0] }, if four { 0 } else { 129 });
+            Fate::Arrives
+        }
+        Err(error) => {
+            assert_ne!(error.kind(), ErrorKind::WouldBlock, "ping {from} {to}: dropped in silence");
+            Fate::Refused
+        }
+    }
+}
+
+/// Tries `service` from the client.
+fn try_from(net: &Net, from: &'static str, to: &'static str, service: &'static str) -> Fate {
+    net.client.run(move || match service.split_once('/') {
+        Some(("tcp", port)) => match tcp(from, to, port.parse().unwrap()) {
+            Ok(_) => Fate::Arrives,
+            Err(kind) => {
+                assert_eq!(kind, ErrorKind::ConnectionRefused, "{from} {to} {service}");
+                Fate::Refused
+            }
+        },
+        Some((_, port)) => udp(from, to, port.parse().unwrap()),
+        None => ping(from, to),
+    })
+}
+
+/// Errors of ICMPv6 are limited to one a second and destination; the tests ask faster.
+fn unlimited() {
+    set("ipv4/icmp_ratelimit", "0");
+    set("ipv6/icmp/ratelimit", "0");
+}
+
+#[test]
+fn only_what_is_granted_passes_a_gateway() {
+    use Fate::{Arrives, Refused};
+    let Some(net) = Net::new() else { return };
+    let mut sources = vec!["192.0.2.0/25", "2001:db8:1::/120"];
+    let layout =
+        layout(vec![segment("office", &sources, &[("198.51.100.2/32", "tcp/22-23"), ("2001:db8:2::2/128", "icmp")])]);
+    sources.clear();
+    let (initial, clock) = (layout.clone(), Clock::system());
+    let mut wall = net.gateway.run(move || {
+        unlimited();
+        let mut wall = firewall(forward());
+        wall.adopt(&initial, clock.tick()).unwrap();
+        wall
+    });
+    for [family, (client, stranger), server, other] in (0..2)
+        .map(|at| {
+            [(CLIENT[at], ""), (CLIENT[at], ["192.0.2.200", "2001:db8:1::200"][at]), (SERVER[at], ""), (OTHER[at], "")]
+        })
+        .map(|[a, b, c, d]| [a, b, c, d])
+    {
+        let (client, server, other) = (family.0.max(client), server.0, other.0);
+        let grants = [
+            element(client, server, Service::Tcp(443)),
+            element(client, server, Service::Udp(443)),
+            element(client, server, Service::Icmp),
+            element(client, server, Service::Tcp(853)),
+            element("office", other, Service::Tcp(80)),
+        ];
+        wall = net.gateway.run(move || {
+            assert_eq!(open(&mut wall, &grants, MINUTE), [0; 0]);
+            wall
+        });
+        let four = ip(client).is_ipv4();
+        for (from, to, service, fate, why) in [
+            (client, server, "tcp/443", Arrives, "granted"),
+            (client, server, "udp/443", Arrives, "granted"),
+            (client, server, "icmp", Arrives, "granted"),
+            (client, server, "tcp/80", Refused, "another port"),
+            (client, server, "udp/80", Refused, "another port"),
+            (client, other, "tcp/443", Refused, "another address"),
+            (client, other, "udp/443", Refused, "another address"),
+            (client, other, "tcp/80", Arrives, "granted to the segment"),
+            (client, other, "udp/80", Refused, "another protocol"),
+            (client, server, "tcp/853", Refused, "DNS elsewhere, though granted"),
+            (client, server, "udp/53", Refused, "DNS elsewhere"),
+            (client, other, "tcp/22", if four { Arrives } else { Refused }, "a static rule, of IPv4"),
+            (client, other, "icmp", if four { Refused } else { Arrives }, "a static rule, of IPv6"),
+            (stranger, server, "tcp/443", Refused, "in no segment"),
+            (stranger, other, "tcp/80", Refused, "in no segment"),
+            (stranger, server, "udp/443", Refused, "in no segment"),
+        ] {
+            assert_eq!(try_from(&net, from, to, service), fate, "{from} → {to} {service}: {why}");
+        }
+        // Every protocol, for one client and for the segment; DNS still not.
+        let any = [element(client, server, Service::Any), element("office", other, Service::Any)];
+        wall = net.gateway.run(move || {
+            open(&mut wall, &any, MINUTE);
+            wall
+        });
+        for (to, service, fate) in [
+            (server, "tcp/80", Arrives),
+            (server, "udp/80", Arrives),
+            (other, "udp/22", Arrives),
+            (other, "icmp", Arrives),
+            (server, "udp/853", Refused),
+            (other, "tcp/53", Refused),
+        ] {
+            assert_eq!(try_from(&net, client, to, service), fate, "any: {client} → {to} {service}");
+        }
+    }
+    // From outside to inside: a connection that another table let in may be answered.
+    let listener = net.client.run(|| TcpListener::bind("[::]:8080").unwrap());
+    serve(listener);
+    for at in 0..2 {
+        net.server.run(move || tcp(SERVER[at], CLIENT[at], 8080).unwrap());
+    }
+    let text = net.gateway.run(|| run("nft", &["list", "ruleset"]));
+    if std::env::var("SHOW").is_ok() {
+        eprintln!("{text}");
+    }
+    drop(wall);
+}
+
+#[test]
+fn a_live_flow_survives_its_grant_and_a_restart() {
+    let Some(net) = Net::new() else { return };
+    let layout = layout(vec![segment("office", &["192.0.2.0/24", "2001:db8:1::/64"], &[])]);
+    for at in 0..2 {
+        let (client, server) = (CLIENT[at], SERVER[at]);
+        let first = layout.clone();
+        let mut wall = net.gateway.run(move || {
+            let mut wall = firewall(forward());
+            wall.adopt(&first, now()).unwrap();
+            open(&mut wall, &[element(client, server, Service::Tcp(443))], MINUTE);
+            wall
+        });
+        let mut stream = net.client.run(move || tcp(client, server, 443).unwrap());
+        // The grant ends by itself.
+        let second = layout.clone();
+        wall = net.gateway.run(move || {
+            open(&mut wall, &[element(client, server, Service::Tcp(443))], Duration::from_millis(10));
+            while !live(&mut wall, &second).is_empty() {}
+            wall
+        });
+        assert_eq!(try_from(&net, client, server, "tcp/443"), Fate::Refused, "a new flow");
+        talk(&mut stream).unwrap();
+        // The resolver dies: what was refused stays refused, what was live lives.
+        drop(wall);
+        assert_eq!(try_from(&net, client, server, "tcp/443"), Fate::Refused, "without an owner");
+        talk(&mut stream).unwrap();
+        let third = layout.clone();
+        let wall = net.gateway.run(move || {
+            let mut wall = firewall(forward());
+            wall.adopt(&third, now()).unwrap();
+            wall
+        });
+        talk(&mut stream).unwrap();
+        drop(wall);
+    }
+}
+
+#[test]
+fn settings_and_segments_decide_what_is_governed() {
+    use Fate::{Arrives, Refused};
+    let Some(net) = Net::new() else { return };
+    // The client is in the inner segment; what the outer one may is not its business.
+    let layout = layout(vec![
+        segment("inner", &["192.0.2.0/28", "2001:db8:1::/112"], &[]),
+        segment("observed", &["192.0.2.200/32", "2001:db8:1::200/128"], &[]),
+        segment(
+            "outer",
+            &["192.0.2.0/24", "2001:db8:1::/64"],
+            &[("198.51.100.0/24", "any"), ("2001:db8:2::/64", "any")],
+        ),
+    ]);
+    let wall = net.gateway.run(move || {
+        unlimited();
+        let mut wall = firewall(Settings {
+            ungated: vec!["198.51.100.2/32".parse().unwrap(), "2001:db8:2::2/128".parse().unwrap()],
+            resolvers: vec![ip(SERVER[0]), ip(SERVER[1])],
+            ..forward()
+        });
+        wall.adopt(&layout, now()).unwrap();
+        let shared: Vec<_> = SERVER.map(|server| element("outer", server, Service::Tcp(443))).into();
+        assert_eq!(open(&mut wall, &shared, MINUTE), [0; 0]);
+        wall
+    });
+    for at in 0..2 {
+        let (client, observed) = (CLIENT[at], ["192.0.2.200", "2001:db8:1::200"][at]);
+        for (from, to, service, fate, why) in [
+            (client, SERVER[at], "tcp/443", Refused, "granted to the outer segment"),
+            (client, SERVER[at], "tcp/80", Refused, "a static rule of the outer segment"),
+            (client, OTHER[at], "tcp/80", Arrives, "not governed"),
+            (client, SERVER[at], "udp/53", Arrives, "a resolver"),
+            (client, SERVER[at], "tcp/53", Arrives, "a resolver"),
+            (client, SERVER[at], "tcp/853", Refused, "not the resolver's port"),
+            (observed, SERVER[at], "tcp/80", Arrives, "observed"),
+            (observed, SERVER[at], "udp/853", Arrives, "observed"),
+        ] {
+            assert_eq!(try_from(&net, from, to, service), fate, "{from} → {to} {service}: {why}");
+        }
+    }
+    drop(wall);
+}
+
+#[test]
+fn a_host_governs_its_own_flows() {
+    use Fate::{Arrives, Refused};
+    let Some(net) = Net::new() else { return };
+    let mut wall = net.client.run(|| {
+        let mut wall = firewall(Settings { own_user: Some(65533), ..Settings::new(Hook::Output) });
+        wall.adopt(&layout(vec![segment("host", &["127.0.0.0/8", "::1/128"], &[])]), now()).unwrap();
+        wall
+    });
+    for at in 0..2 {
+        let (client, server) = (CLIENT[at], SERVER[at]);
+        assert_eq!(try_from(&net, client, server, "tcp/443"), Refused, "before");
+        wall = net.client.run(move || {
+            let loopback = ["127.0.0.1", "::1"][at];
+            // Asked from the loopback, from an address of the machine, and from elsewhere.
+            let elsewhere = ["203.0.113.9", "2001:db8:9::9"][at];
+            let grants = [
+                element(loopback, server, Service::Tcp(443)),
+                element(client, server, Service::Udp(443)),
+                element("host", server, Service::Icmp),
+                element(elsewhere, server, Service::Tcp(80)),
+            ];
+            assert_eq!(open(&mut wall, &grants, MINUTE), [0; 0]);
+            run("nft", &["list", "ruleset"]);
+            wall
+        });
+        for (service, fate) in
+            [("tcp/443", Arrives), ("udp/443", Arrives), ("icmp", Arrives), ("tcp/80", Refused), ("tcp/53", Refused)]
+        {
+            let got = net.client.run(move || match service.split_once('/') {
+                Some(("tcp", port)) => tcp(client, server, port.parse().unwrap()).map_or(Refused, |_| Arrives),
+                Some((_, port)) => udp(client, server, port.parse().unwrap()),
+                None => ping(client, server),
+            });
+            assert_eq!(got, fate, "{server} {service}");
+        }
+        // Within the machine, and answers to whoever asks it.
+        net.client.run(|| serve(TcpListener::bind("[::]:8081").unwrap()));
+        net.client.run(move || tcp(client, client, 8081).unwrap());
+        net.server.run(move || tcp(server, client, 8081).unwrap());
+        if at == 0 {
+            net.client.run(|| drop(run("ip", &["link", "show"])));
+        }
+        break;
+    }
+    drop(wall);
+}
