@@ -188,12 +188,15 @@ impl Rule<'_, '_> {
     }
 
     /// `@set`: the row of registers from `from` is in the set; of a map, its value goes to `to`.
-    fn lookup(&mut self, set: &str, from: u32, to: Option<u32>) {
+    fn lookup(&mut self, set: &str, from: u32, to: Option<u32>, inverted: bool) {
         self.expression("lookup", |a| {
             a.text(1, set);
             a.number(2, from);
             if let Some(to) = to {
                 a.number(3, to);
+            }
+            if inverted {
+                a.number(5, 1);
             }
         });
     }
@@ -223,22 +226,31 @@ impl Rule<'_, '_> {
     /// `ip saddr @set`, after [`Rule::family`] where both families pass.
     pub(super) fn source_in(&mut self, family: Family, set: &str) -> &mut Self {
         self.payload(NETWORK, family.source_offset(), family.width(), R);
-        self.lookup(set, R, None);
+        self.lookup(set, R, None, false);
         self
     }
 
     /// `ip daddr @set`.
     pub(super) fn destination_in(&mut self, family: Family, set: &str) -> &mut Self {
         self.payload(NETWORK, family.destination_offset(), family.width(), R);
-        self.lookup(set, R, None);
+        self.lookup(set, R, None, false);
         self
     }
 
     /// `meta l4proto . th dport @set`.
     pub(super) fn port_in(&mut self, set: &str) -> &mut Self {
+        self.port_lookup(set, false)
+    }
+
+    /// `meta l4proto . th dport != @set`.
+    pub(super) fn port_not_in(&mut self, set: &str) -> &mut Self {
+        self.port_lookup(set, true)
+    }
+
+    fn port_lookup(&mut self, set: &str, inverted: bool) -> &mut Self {
         self.meta(META_L4PROTO, R);
         self.payload(TRANSPORT, 2, 2, R + 1);
-        self.lookup(set, R, None);
+        self.lookup(set, R, None, inverted);
         self
     }
 
@@ -379,13 +391,10 @@ impl Rule<'_, '_> {
 pub(super) enum Source {
     /// The packet's source address.
     Packet,
-    /// This machine: the address and the segment under which its own flows stand.
-    Host {
-        /// The loopback address of the family.
-        client: IpAddr,
-        /// The segment that holds it.
-        segment: u32,
-    },
+    /// This machine: the address under which its own flows stand.
+    Host(IpAddr),
+    /// A segment: its number.
+    Segment(u32),
 }
 
 /// What comes after the two addresses of a key.
@@ -400,45 +409,37 @@ pub(super) enum Tail {
 }
 
 impl Rule<'_, '_> {
-    /// `ip saddr . ip daddr [. meta l4proto . th dport] @set`.
-    pub(super) fn client_granted(&mut self, source: Source, family: Family, tail: Tail, set: &str) -> &mut Self {
+    /// `ip saddr . ip daddr [. meta l4proto . th dport] @set`. Of a segment, the number is loaded into the register:
+    /// the packet's mark stays whoever's it is.
+    pub(super) fn granted(&mut self, source: Source, family: Family, tail: Tail, set: &str) -> &mut Self {
         let width = family.width();
-        match source {
-            Source::Packet => self.payload(NETWORK, family.source_offset(), width, R),
-            Source::Host { client: IpAddr::V4(client), .. } => self.load(R, &client.octets()),
-            Source::Host { client: IpAddr::V6(client), .. } => self.load(R, &client.octets()),
-        }
-        self.destination_and_tail(family, tail, R + width / 4);
-        self.lookup(set, R, None);
-        self
-    }
-
-    /// `ip saddr map @segment . ip daddr [. meta l4proto . th dport] @set`: the segment's number never leaves the
-    /// registers, so that the packet's mark stays whoever's it is.
-    pub(super) fn segment_granted(&mut self, source: Source, family: Family, tail: Tail, set: &str) -> &mut Self {
-        self.segment(source, family);
-        self.destination_and_tail(family, tail, R + 1);
-        self.lookup(set, R, None);
-        self
-    }
-
-    /// `ip saddr map @segment vmap @verdict`.
-    pub(super) fn judge(&mut self, source: Source, family: Family) {
-        self.segment(source, family);
-        self.lookup("verdict", R, Some(VERDICT));
-    }
-
-    /// The number of the source's segment in the first register; no segment ends the rule.
-    pub(super) fn segment(&mut self, source: Source, family: Family) -> &mut Self {
-        match source {
+        let next = match source {
             Source::Packet => {
-                // IPv6 addresses take four registers; the number takes the first one of them.
-                self.payload(NETWORK, family.source_offset(), family.width(), R);
-                self.lookup(&format!("segment{}", family.digit()), R, Some(R));
+                self.payload(NETWORK, family.source_offset(), width, R);
+                R + width / 4
             }
-            Source::Host { segment, .. } => self.load(R, &segment.to_ne_bytes()),
-        }
+            Source::Host(IpAddr::V4(client)) => {
+                self.load(R, &client.octets());
+                R + 1
+            }
+            Source::Host(IpAddr::V6(client)) => {
+                self.load(R, &client.octets());
+                R + 4
+            }
+            Source::Segment(number) => {
+                self.load(R, &number.to_ne_bytes());
+                R + 1
+            }
+        };
+        self.destination_and_tail(family, tail, next);
+        self.lookup(set, R, None, false);
         self
+    }
+
+    /// `ip saddr vmap @map`.
+    pub(super) fn judged_by(&mut self, family: Family, map: &str) {
+        self.payload(NETWORK, family.source_offset(), family.width(), R);
+        self.lookup(map, R, Some(VERDICT), false);
     }
 
     fn destination_and_tail(&mut self, family: Family, tail: Tail, register: u32) {

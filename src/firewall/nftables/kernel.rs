@@ -58,6 +58,8 @@ pub(super) struct Kernel {
     watch: Option<Watch>,
     /// Somebody else's change was heard and not told yet.
     drifted: bool,
+    /// The layout in force: what was written last, unless somebody else may have touched it.
+    layout: Option<Layout>,
     abilities: Abilities,
 }
 
@@ -66,7 +68,7 @@ impl Kernel {
     pub(super) fn open(table: &str, deadline: Duration) -> Result<Self, FirewallError> {
         let mut socket = Socket::open(deadline).map_err(|failure| failure.error("opening a netlink socket", table))?;
         let abilities = probe(&mut socket, table).map_err(|failure| failure.error("trying out nf_tables", table))?;
-        Ok(Self { table: table.to_owned(), socket, watch: None, drifted: false, abilities })
+        Ok(Self { table: table.to_owned(), socket, watch: None, drifted: false, layout: None, abilities })
     }
 
     /// Writes everything but the grants, in one transaction; grants that are there stay.
@@ -77,6 +79,10 @@ impl Kernel {
         if flags & OWNER == 0 && self.watch.is_none() {
             self.watch = Some(Watch::open().map_err(error)?);
         }
+        self.drifted |= self.listen()? != Heard::Nothing;
+        if self.drifted {
+            self.layout = None;
+        }
         let sets = self.list(Verb::GetSet, |message| sets::Present::read(message.attributes())).map_err(error)?;
         let chains =
             self.list(Verb::GetChain, |message| ruleset::Present::read(message.attributes())).map_err(error)?;
@@ -85,8 +91,10 @@ impl Kernel {
             a.text(1, &table);
             a.number(2, flags);
         });
-        ruleset::write(&mut batch, settings, layout, (&sets, &chains));
+        let there = ruleset::There { sets: &sets, chains: &chains, layout: self.layout.as_ref() };
+        ruleset::write(&mut batch, settings, layout, &there);
         self.socket.commit(batch).map_err(error)?;
+        self.layout = Some(layout.clone());
         // A large layout makes more events than the buffer holds. That is no drift: all of it was just written.
         if let Heard::Foreign = self.listen()? {
             self.drifted = true;
@@ -98,6 +106,7 @@ impl Kernel {
     pub(super) fn forget(&mut self) -> Result<(), FirewallError> {
         self.listen()?;
         self.drifted = false;
+        self.layout = None;
         Ok(())
     }
 

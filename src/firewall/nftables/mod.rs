@@ -158,11 +158,6 @@ impl Settings {
         }
         hook.map(|_| settings)
     }
-
-    /// True where there are rules, not only sets.
-    const fn has_chains(&self) -> bool {
-        !matches!(self.hook, Hook::Sets)
-    }
 }
 
 impl Plan for Settings {

@@ -1,13 +1,17 @@
 //! The chains of the table and their rules.
 //!
 //! ```text
-//! forward  deny sets, replies, flows that were admitted; a source in a segment → egress; inside without segment → closed
-//! output   the same for this machine's own flows, which stand under its loopback address
-//! egress4  related ICMP, ungated destinations, our resolvers; → grants4; then the segment's verdict
-//! grants4  DNS elsewhere → back, whatever is granted; grants of the client, of the segment, static rules → admit
-//! deny_X   log, refuse                observe_X   log, admit                closed   log, refuse
+//! forward    deny sets, replies, flows that were admitted; the source's segment; inside without segment → closed
+//! output     the same for this machine's own flows, which stand under its loopback address
+//! segment_X  → egress; grants of the segment, static rules → admit; else log, then refuse (in observe: admit)
+//! closed     → egress; log, refuse
+//! egress4    related ICMP, ungated destinations, our resolvers; DNS elsewhere → back, whatever is granted;
+//!            grants of the client → admit
 //! ```
-//! The packet mark and other bits of the connection mark belong to others: a segment's number stays in registers.
+//! The packet mark and other bits of the connection mark belong to others. What is used here is what the program
+//! nft can print: it dies of a map in a concatenation, and would take every listing of the machine with it.
+
+use std::collections::{HashMap, HashSet};
 
 use super::element::Grants;
 use super::expression::{Action, ESTABLISHED, Family, INVALID, RELATED, Rule, Source, TCP, Tail, UDP};
@@ -16,6 +20,8 @@ use super::wire::{APPEND, Batch, CREATE, Reader, Verb, number, text};
 use super::{Hook, Settings};
 use crate::net::{PrefixMap, SegmentId};
 use crate::policy::{Layout, SegmentLayout};
+
+const ICMP_SIX: u8 = Family::Six.icmp();
 
 /// Before the filters of others: what we refuse is refused before they see it, what we accept they still judge.
 const PRIORITY: i32 = -10;
@@ -56,234 +62,304 @@ impl Hook {
     }
 }
 
-/// The chain that judges what no grant of a segment admits.
+/// The chain of a segment.
 pub(super) fn chain_of(segment: &SegmentLayout) -> String {
-    format!("{}_{}", word(segment), segment.name)
-}
-
-const fn word(segment: &SegmentLayout) -> &'static str {
-    if segment.observe { "observe" } else { "deny" }
+    format!("segment_{}", segment.name)
 }
 
 /// Everything but the grants, in the order that the kernel needs: rules go before what they name, and come after it.
-/// `old_sets` and `old_chains` are what is there now.
-pub(super) fn write(
-    batch: &mut Batch,
-    settings: &Settings,
-    layout: &Layout,
-    (old_sets, old_chains): (&[sets::Present], &[Present]),
-) {
+pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, there: &There<'_>) {
     let table = settings.table.as_str();
-    let shapes = sets::shapes(settings);
     let chains = chains(settings, layout);
-    if !old_chains.is_empty() {
+    let stays = |old: &&Present| chains.iter().any(|chain| chain.name == old.name && chain.base == old.base);
+    let (stays, goes): (Vec<_>, Vec<_>) = there.chains.iter().partition(stays);
+    let stays: HashSet<&str> = stays.into_iter().map(|chain| chain.name.as_str()).collect();
+    let before = there.layout.map(|before| self::chains(settings, before)).unwrap_or_default();
+    let before: HashMap<&str, &Chain<'_>> = before.iter().map(|chain| (chain.name.as_str(), chain)).collect();
+    // A chain has the rules that it had, unless somebody may have touched them.
+    let fresh =
+        |chain: &&Chain<'_>| !stays.contains(chain.name.as_str()) || before.get(chain.name.as_str()) != Some(chain);
+    let fresh: Vec<_> = chains.iter().filter(fresh).collect();
+    if there.layout.is_none() && !there.chains.is_empty() {
         batch.message(Verb::DeleteRule, 0, |a| a.text(1, table));
-    }
-    let kept = |shape: &Shape| old_sets.iter().any(|old| shape.name == old.name && shape.fits(old));
-    let (kept, new): (Vec<_>, Vec<_>) = shapes.into_iter().partition(kept);
-    sets::flush(batch, table, &kept);
-    for old in old_chains {
-        let stays = chains.iter().any(|(name, base)| *name == old.name && *base == old.base);
-        if !stays {
-            batch.message(Verb::DeleteChain, 0, |a| {
+    } else {
+        for chain in fresh.iter().filter(|chain| stays.contains(chain.name.as_str())) {
+            batch.message(Verb::DeleteRule, 0, |a| {
                 a.text(1, table);
-                a.text(3, &old.name);
+                a.text(2, &chain.name);
             });
         }
     }
-    for old in old_sets.iter().filter(|old| !old.is_anonymous() && kept.iter().all(|shape| shape.name != old.name)) {
+
+    let (kept, new): (Vec<_>, Vec<_>) =
+        sets::shapes(settings).into_iter().partition(|shape| there.sets.iter().any(|old| shape.fits(old)));
+    let fill = sets::Fill::new(settings, layout, there.layout);
+    fill.flush(batch, &kept);
+    for old in goes {
+        batch.message(Verb::DeleteChain, 0, |a| {
+            a.text(1, table);
+            a.text(3, &old.name);
+        });
+    }
+    for old in there.sets.iter().filter(|old| !old.is_anonymous() && kept.iter().all(|shape| shape.name != old.name)) {
         batch.message(Verb::DeleteSet, 0, |a| {
             a.text(1, table);
             a.text(2, &old.name);
         });
     }
-    let resized = |shape: &&Shape| old_sets.iter().any(|old| old.name == shape.name && shape.resizes(old));
+    let resized = |shape: &&Shape| there.sets.iter().any(|old| shape.resizes(old));
     for (number, shape) in (1..).zip(kept.iter().filter(resized).chain(&new)) {
         shape.create(batch, table, number);
     }
-    for (name, base) in &chains {
+    for chain in fresh.iter().filter(|chain| !stays.contains(chain.name.as_str())) {
         batch.message(Verb::NewChain, CREATE, |a| {
             a.text(1, table);
-            a.text(3, name);
-            if let Some((hook, priority)) = base {
+            a.text(3, &chain.name);
+            if let Some((hook, priority)) = chain.base {
                 a.nest(4, |a| {
-                    a.number(1, *hook);
-                    a.number(2, *priority);
+                    a.number(1, hook);
+                    a.number(2, priority);
                 });
                 a.number(5, 1);
                 a.text(7, "filter");
             }
         });
     }
-    sets::fill(batch, settings, layout);
-    if settings.has_chains() {
-        Rules { batch, settings, layout }.write();
+    fill.write(batch);
+    for chain in fresh {
+        Rules { batch, settings, chain: &chain.name }.write(&chain.content);
     }
 }
 
-/// Every chain by name, with the hook and the priority of the base chain.
-fn chains(settings: &Settings, layout: &Layout) -> Vec<(String, Option<(u32, u32)>)> {
+/// What is there before something is written.
+pub(super) struct There<'a> {
+    pub(super) sets: &'a [sets::Present],
+    pub(super) chains: &'a [Present],
+    /// The layout that is in force, where it is known that nobody has touched it.
+    pub(super) layout: Option<&'a Layout>,
+}
+
+/// A chain as it is to be.
+#[derive(Debug, PartialEq, Eq)]
+struct Chain<'a> {
+    name: String,
+    base: Option<(u32, u32)>,
+    content: Content<'a>,
+}
+
+/// What decides the rules of a chain.
+#[derive(Debug, PartialEq, Eq)]
+enum Content<'a> {
+    Base(Hook, [Option<&'a str>; 2]),
+    Egress,
+    EgressOf(Family),
+    Closed,
+    Refuse,
+    Segment { id: SegmentId, name: &'a str, observe: bool, families: [Has; 2] },
+}
+
+/// What a segment has of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Has {
+    sources: bool,
+    networks: bool,
+}
+
+/// Every chain. Of the hook output only the segments that hold this machine are reached.
+fn chains<'a>(settings: &Settings, layout: &'a Layout) -> Vec<Chain<'a>> {
     let Some((name, hook)) = settings.hook.base() else { return Vec::new() };
-    let mut chains = vec![(name.to_owned(), Some((hook, PRIORITY.cast_unsigned())))];
-    chains.extend(["refuse", "closed"].map(|name| (name.to_owned(), None)));
-    for family in Family::BOTH {
-        chains.extend(["grants", "egress"].map(|name| (format!("{name}{}", family.digit()), None)));
+    let plain = |name: String, content| Chain { name, base: None, content };
+    let here = Family::BOTH.map(|family| segment_here(settings, layout, family));
+    let base = Content::Base(settings.hook, here.map(|segment| segment.map(|segment| segment.name.as_ref())));
+    let mut chains = vec![
+        Chain { name: name.to_owned(), base: Some((hook, PRIORITY.cast_unsigned())), content: base },
+        plain("egress".into(), Content::Egress),
+        plain("closed".into(), Content::Closed),
+        plain("refuse".into(), Content::Refuse),
+    ];
+    chains.extend(Family::BOTH.map(|family| plain(format!("egress{}", family.digit()), Content::EgressOf(family))));
+    for segment in &layout.segments {
+        let families = Family::BOTH.map(|family| Has {
+            sources: segment.sources.iter().any(|prefix| sets::of(*prefix) == family),
+            networks: segment.networks.iter().any(|(prefix, _)| sets::of(*prefix) == family),
+        });
+        let content =
+            Content::Segment { id: segment.id, name: segment.name.as_ref(), observe: segment.observe, families };
+        chains.push(plain(chain_of(segment), content));
     }
-    chains.extend(layout.segments.iter().map(|segment| (chain_of(segment), None)));
     chains
+}
+
+/// The segment that holds this machine, with hook output.
+fn segment_here<'a>(settings: &Settings, layout: &'a Layout, family: Family) -> Option<&'a SegmentLayout> {
+    if settings.hook != Hook::Output {
+        return None;
+    }
+    let mut map = PrefixMap::default();
+    for segment in &layout.segments {
+        for prefix in &segment.sources {
+            map.insert(*prefix, segment);
+        }
+    }
+    map.longest(super::local::address(family)).copied()
 }
 
 struct Rules<'a> {
     batch: &'a mut Batch,
     settings: &'a Settings,
-    layout: &'a Layout,
+    chain: &'a str,
 }
 
 impl Rules<'_> {
-    fn rule(&mut self, chain: &str, expressions: impl FnOnce(&mut Rule<'_, '_>)) {
+    fn rule(&mut self, expressions: impl FnOnce(&mut Rule<'_, '_>)) {
         self.batch.message(Verb::NewRule, CREATE | APPEND, |a| {
             a.text(1, &self.settings.table);
-            a.text(2, chain);
+            a.text(2, self.chain);
             a.nest(4, |a| expressions(&mut Rule(a)));
         });
     }
 
-    fn write(&mut self) {
+    fn write(&mut self, content: &Content<'_>) {
+        match *content {
+            Content::Base(Hook::Forward, _) => self.forward(),
+            Content::Base(Hook::Output, here) => self.output(here),
+            Content::Base(Hook::Sets, _) => {}
+            Content::Egress => {
+                for family in Family::BOTH {
+                    let egress = format!("egress{}", family.digit());
+                    self.rule(|r| r.family(family).act(Action::Jump(&egress)));
+                }
+            }
+            Content::EgressOf(family) => self.egress(family),
+            Content::Closed => {
+                self.rule(|r| r.act(Action::Jump("egress")));
+                self.log("outgate:deny:");
+                self.rule(|r| r.act(Action::Goto("refuse")));
+            }
+            Content::Refuse => {
+                self.rule(|r| r.protocol(TCP).reset());
+                self.rule(|r| r.prohibit());
+            }
+            Content::Segment { id, name, observe, families } => {
+                self.rule(|r| r.act(Action::Jump("egress")));
+                for (family, has) in Family::BOTH.into_iter().zip(families) {
+                    self.segment(id, family, has);
+                }
+                self.end(name, observe);
+            }
+        }
+    }
+
+    fn segment(&mut self, SegmentId(number): SegmentId, family: Family, has: Has) {
+        if !has.sources {
+            return;
+        }
+        let source = Source::Segment(number);
+        for grants in Grants::all().filter(|grants| grants.family == family && grants.shared) {
+            for tail in grants.tails() {
+                self.grant(source, family, *tail, grants.name());
+            }
+        }
+        if has.networks {
+            self.grant(source, family, Tail::Port, &format!("network{}", family.digit()));
+        }
+    }
+
+    /// A grant admits its flow; DNS elsewhere it never does, which has left the chain of the clients' grants before.
+    fn grant(&mut self, source: Source, family: Family, tail: Tail, set: &str) {
         let mark = self.settings.mark;
-        self.rule("refuse", |r| r.protocol(TCP).reset());
-        self.rule("refuse", |r| r.prohibit());
-        self.log("closed", "outgate:deny:");
-        self.rule("closed", |r| r.act(Action::Goto("refuse")));
-        for segment in &self.layout.segments {
-            let chain = chain_of(segment);
-            self.log(&chain, &format!("outgate:{}:{}", word(segment), segment.name));
-            self.rule(&chain, |r| {
-                if segment.observe { r.mark(mark).act(Action::Accept) } else { r.act(Action::Goto("refuse")) }
-            });
-        }
-        for family in Family::BOTH {
-            if let Some(source) = self.source(family) {
-                self.grants(family, source);
-                self.egress(family, source);
+        self.rule(|r| {
+            r.family(family);
+            if tail == Tail::Icmp {
+                r.protocol(family.icmp());
+            } else if let Source::Segment(_) = source {
+                r.port_not_in("dns");
             }
-        }
-        match self.settings.hook {
-            Hook::Forward => self.forward(),
-            Hook::Output => self.output(),
-            Hook::Sets => {}
-        }
+            r.granted(source, family, tail, set).mark(mark).act(Action::Accept);
+        });
     }
 
-    /// Where the flows of the hook come from; `None` where this machine is in no segment.
-    fn source(&self, family: Family) -> Option<Source> {
-        if self.settings.hook != Hook::Output {
-            return Some(Source::Packet);
-        }
-        let client = super::local::address(family);
-        let mut map = PrefixMap::default();
-        for segment in &self.layout.segments {
-            for prefix in &segment.sources {
-                map.insert(*prefix, segment.id);
-            }
-        }
-        map.longest(client).map(|SegmentId(segment)| Source::Host { client, segment: *segment })
+    /// What nothing has admitted.
+    fn end(&mut self, name: &str, observe: bool) {
+        let mark = self.settings.mark;
+        self.log(&format!("outgate:{}:{name}", if observe { "observe" } else { "deny" }));
+        self.rule(|r| if observe { r.mark(mark).act(Action::Accept) } else { r.act(Action::Goto("refuse")) });
     }
 
-    fn log(&mut self, chain: &str, prefix: &str) {
+    fn log(&mut self, prefix: &str) {
         let group = self.settings.nflog;
-        self.rule(chain, |r| r.limited().log(group, prefix));
+        self.rule(|r| r.limited().log(group, prefix));
     }
 
     /// What comes first in every hook: the emergency, and flows that were let in before.
-    fn head(&mut self, chain: &str) {
+    fn head(&mut self) {
         let mark = self.settings.mark;
         for family in Family::BOTH {
             let deny = format!("deny{}", family.digit());
-            self.rule(chain, |r| r.family(family).source_in(family, &deny).act(Action::Drop));
-            self.rule(chain, |r| r.family(family).destination_in(family, &deny).act(Action::Drop));
+            self.rule(|r| r.family(family).source_in(family, &deny).act(Action::Drop));
+            self.rule(|r| r.family(family).destination_in(family, &deny).act(Action::Drop));
         }
         // A reply is not egress: whoever let the flow in has judged it, this table or, for connections from
         // outside, another one.
-        self.rule(chain, |r| r.is_reply().state(ESTABLISHED).act(Action::Accept));
-        self.rule(chain, |r| r.state(ESTABLISHED).marked(mark).act(Action::Accept));
+        self.rule(|r| r.is_reply().state(ESTABLISHED).act(Action::Accept));
+        self.rule(|r| r.state(ESTABLISHED).marked(mark).act(Action::Accept));
     }
 
     fn forward(&mut self) {
-        self.head("forward");
+        self.head();
         for family in Family::BOTH {
-            let egress = format!("egress{}", family.digit());
-            self.rule("forward", |r| r.family(family).segment(Source::Packet, family).act(Action::Goto(&egress)));
+            self.rule(|r| r.family(family).judged_by(family, &format!("segment{}", family.digit())));
         }
         let settings = self.settings;
         for interface in &settings.inside {
-            self.rule("forward", |r| r.enters(interface).act(Action::Goto("closed")));
+            self.rule(|r| r.enters(interface).act(Action::Goto("closed")));
         }
     }
 
-    fn output(&mut self) {
+    fn output(&mut self, here: [Option<&str>; 2]) {
         let Settings { mark, own_user, .. } = *self.settings;
-        self.rule("output", |r| r.leaves("lo").act(Action::Accept));
-        self.head("output");
+        self.rule(|r| r.leaves("lo").act(Action::Accept));
+        self.head();
         // This process: upstreams and log sinks, wherever they are. The mark carries what it sends without a
         // socket (resets, the end of a connection).
         if let Some(user) = own_user {
-            self.rule("output", |r| r.user(user).mark(mark).act(Action::Accept));
+            self.rule(|r| r.user(user).mark(mark).act(Action::Accept));
         }
         // Neighbour and router discovery, multicast listeners (RFC 4861, RFC 3810).
         for (first, last) in [(130, 136), (143, 143)] {
-            self.rule("output", |r| r.protocol(Family::Six.icmp()).icmp_type(first, last).act(Action::Accept));
+            self.rule(|r| r.family(Family::Six).protocol(ICMP_SIX).icmp_type(first, last).act(Action::Accept));
         }
-        for (source, destination) in [(68, 67), (546, 547)] {
-            self.rule("output", |r| r.protocol(UDP).ports(source, destination).act(Action::Accept));
+        // DHCP (RFC 2131, RFC 8415).
+        for (family, source, destination) in [(Family::Four, 68, 67), (Family::Six, 546, 547)] {
+            self.rule(|r| r.family(family).protocol(UDP).ports(source, destination).act(Action::Accept));
         }
-        for family in Family::BOTH {
-            if self.source(family).is_some() {
-                let egress = format!("egress{}", family.digit());
-                self.rule("output", |r| r.family(family).act(Action::Goto(&egress)));
-            }
+        for (family, here) in Family::BOTH.into_iter().zip(here) {
+            let chain = here.map_or_else(|| "closed".to_owned(), |name| format!("segment_{name}"));
+            self.rule(|r| r.family(family).act(Action::Goto(&chain)));
         }
-        self.rule("output", |r| r.act(Action::Goto("closed")));
     }
 
-    fn egress(&mut self, family: Family, source: Source) {
+    fn egress(&mut self, family: Family) {
         let digit = family.digit();
-        let egress = format!("egress{digit}");
-        self.rule(&egress, |r| r.state(RELATED).protocol(family.icmp()).act(Action::Accept));
-        self.rule(&egress, |r| r.state(INVALID).act(Action::Drop));
-        self.rule(&egress, |r| r.destination_in(family, &format!("ungated{digit}")).act(Action::Accept));
+        self.rule(|r| r.state(RELATED).protocol(family.icmp()).act(Action::Accept));
+        self.rule(|r| r.state(INVALID).act(Action::Drop));
+        self.rule(|r| r.family(family).destination_in(family, &format!("ungated{digit}")).act(Action::Accept));
         for protocol in [UDP, TCP] {
             let resolver = format!("resolver{digit}");
-            self.rule(&egress, |r| {
-                r.destination_in(family, &resolver).protocol(protocol).destination_port(53).act(Action::Accept);
+            self.rule(|r| {
+                r.family(family).destination_in(family, &resolver).protocol(protocol).destination_port(53);
+                r.act(Action::Accept);
             });
         }
-        self.rule(&egress, |r| r.act(Action::Jump(&format!("grants{digit}"))));
-        self.rule(&egress, |r| r.judge(source, family));
-        self.rule(&egress, |r| r.act(Action::Goto("closed")));
-    }
-
-    fn grants(&mut self, family: Family, source: Source) {
-        let mark = self.settings.mark;
-        let chain = format!("grants{}", family.digit());
-        self.rule(&chain, |r| r.port_in("dns").act(Action::Return));
-        for grants in Grants::all().filter(|grants| grants.family == family) {
+        self.rule(|r| r.port_in("dns").act(Action::Return));
+        let source = match self.settings.hook {
+            Hook::Output => Source::Host(super::local::address(family)),
+            Hook::Forward | Hook::Sets => Source::Packet,
+        };
+        for grants in Grants::all().filter(|grants| grants.family == family && !grants.shared) {
             for tail in grants.tails() {
-                self.rule(&chain, |r| {
-                    if *tail == Tail::Icmp {
-                        r.protocol(family.icmp());
-                    }
-                    if grants.shared {
-                        r.segment_granted(source, family, *tail, grants.name());
-                    } else {
-                        r.client_granted(source, family, *tail, grants.name());
-                    }
-                    r.mark(mark).act(Action::Accept);
-                });
+                self.grant(source, family, *tail, grants.name());
             }
         }
-        let network = format!("network{}", family.digit());
-        self.rule(&chain, |r| {
-            r.segment_granted(source, family, Tail::Port, &network).mark(mark).act(Action::Accept);
-        });
     }
 }

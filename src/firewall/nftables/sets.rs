@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::Settings;
 use super::element::{Entry, Grants, Value, write};
 use super::expression::{Family, TCP, UDP};
 use super::ranges::{Range, flatten, union};
 use super::wire::{Attributes, Batch, CREATE, Reader, Verb, number, text};
+use super::{Hook, Settings};
 use crate::net::{Prefix, SegmentId, Services};
 use crate::policy::Layout;
 
@@ -128,12 +128,12 @@ impl Shape {
 
     /// True where the elements of `present` can stay.
     pub(super) fn fits(&self, present: &Present) -> bool {
-        (self.flags, self.key(), self.data()) == (present.flags, present.key, present.data)
+        self.name == present.name && (self.flags, self.key(), self.data()) == (present.flags, present.key, present.data)
     }
 
     /// True where `present` has another size; to declare it again changes that.
     pub(super) fn resizes(&self, present: &Present) -> bool {
-        self.size.is_some() && self.size != present.size
+        self.name == present.name && self.size.is_some() && self.size != present.size
     }
 
     /// True where the layout fills it; the others hold what came with time.
@@ -192,69 +192,134 @@ pub(super) fn shapes(settings: &Settings) -> Vec<Shape> {
     for family in Family::BOTH {
         let (address, digit) = (Part::Address(family), family.digit());
         add(format!("deny{digit}"), vec![address], INTERVAL | TIMEOUT, Gives::Nothing);
-        add(format!("segment{digit}"), vec![address], INTERVAL | MAP, Gives::Segment);
+        let gives = if settings.hook == Hook::Sets { Gives::Segment } else { Gives::Verdict };
+        add(format!("segment{digit}"), vec![address], INTERVAL | MAP, gives);
         let static_rule = vec![Part::Segment, address, Part::Protocol, Part::Port];
         add(format!("network{digit}"), static_rule, INTERVAL | CONCAT, Gives::Nothing);
         add(format!("ungated{digit}"), vec![address], INTERVAL, Gives::Nothing);
         add(format!("resolver{digit}"), vec![address], 0, Gives::Nothing);
     }
     add("dns".into(), vec![Part::Protocol, Part::Port], 0, Gives::Nothing);
-    if settings.has_chains() {
-        add("verdict".into(), vec![Part::Segment], MAP, Gives::Verdict);
-    }
     shapes
 }
 
-/// Empties every set that the layout fills.
-pub(super) fn flush(batch: &mut Batch, table: &str, shapes: &[Shape]) {
-    for shape in shapes.iter().filter(|shape| shape.is_static()) {
-        batch.message(Verb::DeleteElements, 0, |a| {
-            a.text(1, table);
-            a.text(2, &shape.name);
-        });
+/// What a set of the layout holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Segments(Family),
+    Networks(Family),
+    Ungated(Family),
+    Resolvers(Family),
+    Dns,
+}
+
+impl Content {
+    /// Those that change with the layout, then those that the settings fix.
+    fn all() -> impl Iterator<Item = Self> {
+        let families = Family::BOTH.into_iter();
+        families
+            .flat_map(|family| {
+                [Self::Segments(family), Self::Networks(family), Self::Ungated(family), Self::Resolvers(family)]
+            })
+            .chain([Self::Dns])
+    }
+
+    fn set(self) -> String {
+        match self {
+            Self::Segments(family) => format!("segment{}", family.digit()),
+            Self::Networks(family) => format!("network{}", family.digit()),
+            Self::Ungated(family) => format!("ungated{}", family.digit()),
+            Self::Resolvers(family) => format!("resolver{}", family.digit()),
+            Self::Dns => "dns".into(),
+        }
+    }
+
+    /// True where the set that holds it under one layout holds it under the other.
+    fn is_same(self, one: &Layout, other: &Layout) -> bool {
+        let (one, other) = (one.segments.iter(), other.segments.iter());
+        match self {
+            Self::Segments(_) => one.map(|s| (&s.name, &s.sources)).eq(other.map(|s| (&s.name, &s.sources))),
+            Self::Networks(_) => one.map(|s| (s.id, &s.networks)).eq(other.map(|s| (s.id, &s.networks))),
+            Self::Ungated(_) | Self::Resolvers(_) | Self::Dns => true,
+        }
     }
 }
 
-/// Fills every set that the layout fills.
-pub(super) fn fill(batch: &mut Batch, settings: &Settings, layout: &Layout) {
-    let table = settings.table.as_str();
-    for family in Family::BOTH {
-        let digit = family.digit();
-        let sources = layout.segments.iter().flat_map(|segment| {
-            segment.sources.iter().filter(move |prefix| of(**prefix) == family).map(|prefix| (*prefix, segment.id.0))
+/// The sets that a layout fills, as they are to be written.
+pub(super) struct Fill<'a> {
+    settings: &'a Settings,
+    layout: &'a Layout,
+    stale: Vec<Content>,
+}
+
+impl<'a> Fill<'a> {
+    /// Everything, or what differs from the layout `before`.
+    pub(super) fn new(settings: &'a Settings, layout: &'a Layout, before: Option<&Layout>) -> Self {
+        let stale = Content::all().filter(|content| before.is_none_or(|before| !content.is_same(layout, before)));
+        Self { settings, layout, stale: stale.collect() }
+    }
+
+    /// Empties those of `kept`.
+    pub(super) fn flush(&self, batch: &mut Batch, kept: &[Shape]) {
+        let stale = self.stale.iter().map(|content| content.set());
+        for set in stale.filter(|set| kept.iter().any(|shape| shape.name == *set)) {
+            batch.message(Verb::DeleteElements, 0, |a| {
+                a.text(1, &self.settings.table);
+                a.text(2, &set);
+            });
+        }
+    }
+
+    /// Fills them.
+    pub(super) fn write(&self, batch: &mut Batch) {
+        for content in &self.stale {
+            let set = content.set();
+            let set = (self.settings.table.as_str(), set.as_str());
+            match *content {
+                Content::Segments(family) => self.segments(batch, set, family),
+                Content::Networks(family) => self.networks(batch, set, family),
+                Content::Ungated(family) => {
+                    let prefixes = self.settings.ungated.iter().filter(|prefix| of(**prefix) == family);
+                    let flat = flatten(prefixes.map(|prefix| (*prefix, ())).collect(), |_| ());
+                    intervals(batch, set, family, flat.iter().map(|(range, ())| (*range, Value::None)));
+                }
+                Content::Resolvers(family) => {
+                    let addresses = self.settings.resolvers.iter().filter(|address| Family::of(**address) == family);
+                    let keys: Vec<_> = addresses.map(|address| bytes(family, to_number(*address))).collect();
+                    write(batch, Verb::NewElements, set, keys.iter().map(|key| Entry::new(key, Value::None)));
+                }
+                Content::Dns => {
+                    let ports = DNS_PORTS.iter().flat_map(|port| [service(TCP, *port), service(UDP, *port)]);
+                    let keys: Vec<_> = ports.collect();
+                    write(batch, Verb::NewElements, set, keys.iter().map(|key| Entry::new(key, Value::None)));
+                }
+            }
+        }
+    }
+
+    fn segments(&self, batch: &mut Batch, set: (&str, &str), family: Family) {
+        let sources = (0..).zip(&self.layout.segments).flat_map(|(index, segment)| {
+            segment.sources.iter().filter(move |prefix| of(**prefix) == family).map(move |prefix| (*prefix, index))
         });
-        let segments = flatten(sources.collect(), |open| open.last().map(|(_, number)| *number));
-        intervals(batch, (table, &format!("segment{digit}")), family, &segments);
+        let flat = flatten(sources.collect(), |open| open.last().map_or(0_usize, |(_, index)| *index));
+        let chains: Vec<_> = self.layout.segments.iter().map(super::ruleset::chain_of).collect();
+        let value = |index: usize| match self.settings.hook {
+            Hook::Sets => self.layout.segments.get(index).map_or(Value::None, |segment| Value::Number(segment.id.0)),
+            Hook::Forward | Hook::Output => chains.get(index).map_or(Value::None, |chain| Value::Chain(chain)),
+        };
+        intervals(batch, set, family, flat.iter().map(|(range, index)| (*range, value(*index))));
+    }
 
-        let ungated = settings.ungated.iter().copied().filter(|prefix| of(*prefix) == family);
-        let ungated = flatten(ungated.map(|prefix| (prefix, ())).collect(), |_| None);
-        intervals(batch, (table, &format!("ungated{digit}")), family, &ungated);
-
-        let resolvers = settings.resolvers.iter().filter(|address| Family::of(**address) == family);
-        let keys: Vec<_> = resolvers.map(|address| bytes(family, to_number(*address))).collect();
-        let entries = keys.iter().map(|key| Entry::new(key, Value::None));
-        write(batch, Verb::NewElements, (table, &format!("resolver{digit}")), entries);
-
-        let keys: Vec<_> =
-            layout.segments.iter().flat_map(|segment| networks(segment.id, family, &segment.networks)).collect();
+    fn networks(&self, batch: &mut Batch, set: (&str, &str), family: Family) {
+        let segments = self.layout.segments.iter();
+        let keys: Vec<_> = segments.flat_map(|segment| networks(segment.id, family, &segment.networks)).collect();
         let entries =
             keys.iter().map(|(first, last)| Entry { key: first, last: Some(last), closes: false, value: Value::None });
-        write(batch, Verb::NewElements, (table, &format!("network{digit}")), entries);
-    }
-    let keys: Vec<_> = DNS_PORTS.iter().flat_map(|port| [TCP, UDP].map(|protocol| service(protocol, *port))).collect();
-    write(batch, Verb::NewElements, (table, "dns"), keys.iter().map(|key| Entry::new(key, Value::None)));
-    if settings.has_chains() {
-        let verdicts: Vec<_> = layout
-            .segments
-            .iter()
-            .map(|segment| (segment.id.0.to_ne_bytes(), super::ruleset::chain_of(segment)))
-            .collect();
-        let entries = verdicts.iter().map(|(key, chain)| Entry::new(key, Value::Chain(chain)));
-        write(batch, Verb::NewElements, (table, "verdict"), entries);
+        write(batch, Verb::NewElements, set, entries);
     }
 }
 
-const fn of(prefix: Prefix) -> Family {
+pub(super) const fn of(prefix: Prefix) -> Family {
     match prefix {
         Prefix::V4(_) => Family::Four,
         Prefix::V6(_) => Family::Six,
@@ -283,13 +348,17 @@ fn service(protocol: u8, port: u16) -> [u8; 8] {
 }
 
 /// Ranges as a plain interval set holds them: an entry where one begins, another behind its end.
-fn intervals(batch: &mut Batch, set: (&str, &str), family: Family, ranges: &[(Range, Option<u32>)]) {
+fn intervals<'a>(
+    batch: &mut Batch,
+    set: (&str, &str),
+    family: Family,
+    ranges: impl Iterator<Item = (Range, Value<'a>)>,
+) {
     let highest = if family == Family::Four { u128::from(u32::MAX) } else { u128::MAX };
     let keys: Vec<_> = ranges
-        .iter()
-        .map(|(range, number)| {
+        .map(|(range, value)| {
             let end = (range.last < highest).then(|| bytes(family, range.last + 1));
-            (bytes(family, range.first), end, number.map_or(Value::None, Value::Number))
+            (bytes(family, range.first), end, value)
         })
         .collect();
     let entries = keys.iter().flat_map(|(first, end, value)| {
