@@ -93,7 +93,6 @@ fn negative_soa(authority: &[Record], name: &Name) -> Option<Record> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::record::{AddressTrust, ExtendedError};
