@@ -34,7 +34,7 @@ pub(super) fn answer(question: &Question, message: Message, origin: &Origin) -> 
         }
         let Some((cname, target)) = cname(&message.answers, &at)? else { break found };
         records.push(cname);
-        if target == question.name || records.iter().any(|record: &Record| record.name == target) {
+        if records.iter().any(|record: &Record| record.name == target) {
             return Err(Failure::Nonsense(Nonsense::Loop));
         }
         if records.len() > MAX_CHAIN {

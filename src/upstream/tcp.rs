@@ -258,6 +258,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_that_ends_under_a_query_is_opened_again() {
+        let fake = Fake::start(|seen, number| vec![if number == 1 { Vec::new() } else { good(&seen.message) }]).await;
+        let connection = Connection::new(fake.address);
+        for _ in 0..2 {
+            ask(&connection).await.unwrap();
+        }
+        let seen: Vec<u16> = fake.seen().iter().map(|seen| seen.from.port()).collect();
+        assert!(seen.len() == 3 && seen[0] == seen[1] && seen[1] != seen[2], "{seen:?}");
+    }
+
+    #[tokio::test]
     async fn a_server_that_always_hangs_up_is_tried_at_most_twice() {
         let fake = Fake::start(|_, _| vec![Vec::new()]).await;
         let connection = Connection::new(fake.address);
@@ -297,10 +308,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_fell_silent_is_given_up() {
-        let fake = Fake::start(|_, number| if number == 0 { Vec::new() } else { vec![vec![0; 12]] }).await;
-        let connection = Connection::new(fake.address);
-        assert_eq!(ask(&connection).await, Err(Failure::Network(io::ErrorKind::TimedOut)));
-        assert!(connection.task.lock().as_ref().unwrap().is_closed());
+        for answered in [0, 1] {
+            let fake = Fake::start(move |seen, number| match number < answered {
+                true => vec![good(&seen.message)],
+                false => Vec::new(),
+            })
+            .await;
+            let connection = Connection::new(fake.address);
+            // Well before an idle one.
+            let deadline = Instant::now() + STALLED * 3;
+            let query = || Query::new(&question()).unwrap();
+            let both = tokio::join!(connection.ask(query(), deadline), connection.ask(query(), deadline));
+            let silent = [both.0, both.1].into_iter().filter_map(Result::err).collect::<Vec<_>>();
+            assert_eq!(silent, vec![Failure::Network(io::ErrorKind::TimedOut); 2 - answered]);
+            assert!(connection.task.lock().as_ref().unwrap().is_closed());
+        }
     }
 
     #[test]
