@@ -8,10 +8,12 @@ use std::collections::HashSet;
 
 use super::failure::{Failure, Nonsense};
 use crate::name::Name;
-use crate::record::{Answer, Origin, Question, Rcode, Record, RecordType};
+use crate::record::{Answer, ExtendedError, Origin, Question, Rcode, Record, RecordType};
 use crate::time::Ttl;
 use crate::wire::Message;
 
+/// The most octets that are kept of a server's reason; it may send 64 KiB, and it ends up in records.
+const MAX_REASON: usize = 255;
 /// The longest CNAME chain; BIND stops at 16, Unbound at 11, real ones seldom have more than 4.
 const MAX_CHAIN: usize = 8;
 
@@ -21,7 +23,7 @@ const MAX_CHAIN: usize = 8;
 /// A code other than NOERROR and NXDOMAIN, or a message that contradicts itself.
 pub(super) fn answer(question: &Question, message: Message, origin: &Origin) -> Result<Answer, Failure> {
     if message.rcode != Rcode::NOERROR && message.rcode != Rcode::NXDOMAIN {
-        return Err(Failure::Rcode(message.rcode, message.ede));
+        return Err(Failure::Rcode(message.rcode, message.ede.map(shortened)));
     }
     let mut records = Vec::new();
     let mut at = question.name.clone();
@@ -32,7 +34,7 @@ pub(super) fn answer(question: &Question, message: Message, origin: &Origin) -> 
         }
         let Some((cname, target)) = cname(&message.answers, &at)? else { break found };
         records.push(cname);
-        if target == question.name || records.iter().any(|record: &Record| record.name == target) {
+        if records.iter().any(|record: &Record| record.name == target) {
             return Err(Failure::Nonsense(Nonsense::Loop));
         }
         if records.len() > MAX_CHAIN {
@@ -51,7 +53,19 @@ pub(super) fn answer(question: &Question, message: Message, origin: &Origin) -> 
         return Err(Failure::Nonsense(Nonsense::Referral));
     }
     records.extend(found);
-    Ok(Answer { rcode: message.rcode, authoritative: false, records, soa, ede: message.ede, origin: origin.clone() })
+    Ok(Answer {
+        rcode: message.rcode,
+        authoritative: false,
+        records,
+        soa,
+        ede: message.ede.map(shortened),
+        origin: origin.clone(),
+    })
+}
+
+fn shortened(ede: ExtendedError) -> ExtendedError {
+    let end = ede.text.floor_char_boundary(MAX_REASON);
+    ExtendedError::new(ede.code, ede.text.get(..end).unwrap_or_default())
 }
 
 /// The records of a name and type, each once, all with their smallest TTL.
@@ -93,10 +107,9 @@ fn negative_soa(authority: &[Record], name: &Name) -> Option<Record> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::record::{AddressTrust, ExtendedError};
+    use crate::record::AddressTrust;
     use std::sync::Arc;
 
     fn name(text: &str) -> Name {
@@ -241,12 +254,12 @@ mod tests {
 
     #[test]
     fn a_failure_keeps_its_reason() {
-        let mut failed = message(Rcode::SERVFAIL, Vec::new(), Vec::new());
-        failed.ede = Some(ExtendedError::new(6, "bogus"));
         let question = Question { name: name("a.example"), kind: RecordType::A };
-        assert_eq!(
-            answer(&question, failed, &origin()),
-            Err(Failure::Rcode(Rcode::SERVFAIL, Some(ExtendedError::new(6, "bogus"))))
-        );
+        for (sent, kept) in [("bogus", "bogus"), (&"ü".repeat(1000), &*"ü".repeat(127))] {
+            let mut failed = message(Rcode::SERVFAIL, Vec::new(), Vec::new());
+            failed.ede = Some(ExtendedError::new(6, sent));
+            let expected = Failure::Rcode(Rcode::SERVFAIL, Some(ExtendedError::new(6, kept)));
+            assert_eq!(answer(&question, failed, &origin()), Err(expected));
+        }
     }
 }

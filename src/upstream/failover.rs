@@ -57,10 +57,11 @@ pub(super) async fn exchange(
             Some(()) = refusals.recv() => may_hedge,
             () = sleep_until(next_at), if may_hedge => true,
         };
-        if ask_next && Instant::now() < deadline {
-            if let Some(server) = rest.next() {
-                next_at = race.ask(server);
-            }
+        if ask_next
+            && Instant::now() < deadline
+            && let Some(server) = rest.next()
+        {
+            next_at = race.ask(server);
         }
     }
     Err(UpstreamError::of(failed.into_iter().map(|(server, failure)| (server.address, failure)).collect()))
@@ -122,5 +123,213 @@ impl Race<'_> {
                 server.outrun();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Rcode, Record, RecordType};
+    use crate::time::{Clock, Ttl};
+    use crate::upstream::fake::{Fake, address, changed, closed_port, good, origin, question, response};
+    use crate::upstream::{ServerHealth, ServerSettings, Transport};
+
+    /// Longer than any of this takes: what ends early does not end by it.
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn servers(settings: &[ServerSettings], clock: &Clock) -> Vec<Arc<Server>> {
+        settings.iter().map(|settings| Arc::new(Server::new(*settings, clock))).collect()
+    }
+
+    async fn ask(servers: &[Arc<Server>], patience: Duration) -> Result<Answer, UpstreamError> {
+        exchange(servers, &question(), &origin(), Instant::now() + patience).await
+    }
+
+    fn report(server: &Server) -> ServerHealth {
+        server.report(&Arc::from("default"))
+    }
+
+    #[tokio::test]
+    async fn the_next_server_answers_where_the_first_does_not() {
+        type Respond = fn(&[u8]) -> Vec<Vec<u8>>;
+        let rows: [(&str, Respond); 8] = [
+            ("silent", |_| Vec::new()),
+            ("SERVFAIL", |query| vec![response(query, Rcode::SERVFAIL, &[])]),
+            ("REFUSED", |query| vec![response(query, Rcode::REFUSED, &[])]),
+            ("FORMERR", |query| vec![response(query, Rcode::FORMERR, &[])]),
+            ("NOTIMP", |query| vec![response(query, Rcode::NOTIMP, &[])]),
+            ("a count without its record", |query| vec![changed(response(query, Rcode::NOERROR, &[]), 7, 1)]),
+            ("NXDOMAIN with records", |query| vec![response(query, Rcode::NXDOMAIN, &[address()])]),
+            ("hangs up on TCP after TC", |query| vec![changed(response(query, Rcode::NOERROR, &[]), 2, 0x02)]),
+        ];
+        for (name, respond) in rows {
+            let bad = Fake::start(move |seen, _| if seen.over_tcp { vec![Vec::new()] } else { respond(&seen.message) });
+            let (bad, good) = (bad.await, Fake::start(|seen, _| vec![good(&seen.message)]).await);
+            let servers = servers(&[bad.settings(), good.settings()], &Clock::system());
+            assert_eq!(ask(&servers, LONG).await.unwrap().records, [address()], "{name}");
+            let (bad, good) = (report(&servers[0]), report(&servers[1]));
+            assert_eq!((bad.answered, bad.timeouts + bad.failures), (0, 1), "{name}: {bad:?}");
+            assert_eq!((good.answered, good.timeouts + good.failures), (1, 0), "{name}: {good:?}");
+            assert_eq!(servers[0].rank().0, Standing::Doubtful, "{name}: asked last for a while");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_packet_moves_on_at_once() {
+        let good = Fake::start(|seen, _| vec![good(&seen.message)]).await;
+        let closed = ServerSettings { address: closed_port().await, transport: Transport::Udp };
+        let servers = servers(&[closed, good.settings()], &Clock::system());
+        servers.iter().for_each(|server| server.heard(Duration::from_secs(5)));
+        ask(&servers, LONG).await.unwrap();
+        assert_eq!(report(&servers[1]).answered, 1);
+        assert_eq!(report(&servers[0]).timeouts, 0, "the first server's time was not waited for");
+    }
+
+    #[tokio::test]
+    async fn the_first_server_may_still_win_after_the_next_was_asked() {
+        // The second is silent, the first answers only what it is sent again.
+        let late = Fake::start(|seen, number| if number == 0 { Vec::new() } else { vec![good(&seen.message)] }).await;
+        let silent = Fake::start(|_, _| Vec::new()).await;
+        let servers = servers(&[late.settings(), silent.settings()], &Clock::system());
+        assert_eq!(ask(&servers, LONG).await.unwrap().records, [address()]);
+        assert!(!silent.seen().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_comes_over_tcp() {
+        let records: Vec<Record> = (0..16)
+            .map(|number| Record {
+                kind: RecordType::A,
+                ttl: Ttl::from_wire(60),
+                data: Arc::from(vec![number; 4]),
+                name: question().name,
+            })
+            .chain((0..14).map(|number| Record {
+                // Not asked for: on the wire for its length, not in the answer.
+                kind: RecordType::TXT,
+                ttl: Ttl::from_wire(60),
+                data: Arc::from([vec![255], vec![number; 255]].concat()),
+                name: question().name,
+            }))
+            .collect();
+        let expected = records[..16].to_vec();
+        let fake = Fake::start(move |seen, _| {
+            let whole = response(&seen.message, Rcode::NOERROR, &records);
+            assert!(whole.len() > 4096);
+            let cut = changed(response(&seen.message, Rcode::NOERROR, &[]), 2, 0x02);
+            vec![if seen.over_tcp { whole } else { cut }]
+        })
+        .await;
+        let servers = servers(&[fake.settings()], &Clock::system());
+        assert_eq!(ask(&servers, LONG).await.unwrap().records, expected);
+        assert_eq!(fake.seen().iter().map(|seen| seen.over_tcp).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(fake.seen().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn guesses_and_other_letter_case_are_answered_by_tcp() {
+        type Respond = fn(Vec<u8>) -> Vec<Vec<u8>>;
+        let rows: [(u64, Respond); 2] = [
+            (2, |good| vec![changed(good.clone(), 1, 1), changed(good, 0, 1)]),
+            (1, |good| vec![changed(good, 13, 0x20)]),
+        ];
+        for (mismatches, respond) in rows {
+            let fake = Fake::start(move |seen, _| {
+                let good = good(&seen.message);
+                if seen.over_tcp { vec![good] } else { respond(good) }
+            })
+            .await;
+            let servers = servers(&[fake.settings()], &Clock::system());
+            assert_eq!(ask(&servers, LONG).await.unwrap().records, [address()]);
+            assert_eq!(report(&servers[0]).mismatches, mismatches);
+            assert!(fake.seen()[1].over_tcp);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tcp_server_is_never_sent_a_datagram() {
+        let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
+        let settings = ServerSettings { address: fake.address, transport: Transport::Tcp };
+        ask(&servers(&[settings], &Clock::system()), LONG).await.unwrap();
+        assert!(fake.seen().iter().all(|seen| seen.over_tcp));
+    }
+
+    #[tokio::test]
+    async fn a_failure_says_what_each_server_did() {
+        let refuses = Fake::start(|seen, _| vec![response(&seen.message, Rcode::REFUSED, &[])]).await;
+        let silent = Fake::start(|_, _| Vec::new()).await;
+        let servers = servers(&[refuses.settings(), silent.settings()], &Clock::system());
+        let error = ask(&servers, Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("{} said REFUSED, {} did not answer", refuses.address, silent.address));
+        assert!(matches!(error, UpstreamError::ServerFailure { rcode: Rcode::REFUSED, .. }));
+        assert!(silent.seen().len() >= 3, "datagrams get lost: {}", silent.seen().len());
+    }
+
+    #[tokio::test]
+    async fn a_code_that_all_give_speaks_against_the_question() {
+        let fails = |seen: &crate::upstream::fake::Seen, _| vec![response(&seen.message, Rcode::SERVFAIL, &[])];
+        let (one, two) = (Fake::start(fails).await, Fake::start(fails).await);
+        let servers = servers(&[one.settings(), two.settings()], &Clock::manual());
+        for _ in 0..5 {
+            ask(&servers, LONG).await.unwrap_err();
+        }
+        assert!(servers.iter().all(|server| server.rank().0 == Standing::Ready));
+        assert_eq!((one.seen().len(), two.seen().len()), (5, 5));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_failed_thrice_is_left_out_until_its_trial() {
+        let clock = Clock::manual();
+        let healed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let bad = {
+            let healed = Arc::clone(&healed);
+            Fake::start(move |seen, _| {
+                let healed = healed.load(std::sync::atomic::Ordering::SeqCst);
+                vec![if healed { good(&seen.message) } else { response(&seen.message, Rcode::REFUSED, &[]) }]
+            })
+            .await
+        };
+        let good = Fake::start(|seen, _| vec![good(&seen.message)]).await;
+        let servers = servers(&[bad.settings(), good.settings()], &clock);
+        for _ in 0..3 {
+            ask(&servers, LONG).await.unwrap();
+            clock.advance(Duration::from_millis(1000));
+        }
+        assert_eq!(bad.seen().len(), 3);
+        clock.advance(Duration::from_millis(1000));
+        ask(&servers, LONG).await.unwrap();
+        assert_eq!(bad.seen().len(), 4, "the trial");
+        for _ in 0..10 {
+            ask(&servers, LONG).await.unwrap();
+        }
+        assert_eq!(bad.seen().len(), 4, "out");
+        assert!(report(&servers[0]).out);
+        healed.store(true, std::sync::atomic::Ordering::SeqCst);
+        clock.advance(Duration::from_secs(30));
+        ask(&servers, LONG).await.unwrap();
+        ask(&servers, LONG).await.unwrap();
+        assert_eq!(bad.seen().len(), 6, "back in its configured place");
+        assert!(!report(&servers[0]).out);
+    }
+
+    #[tokio::test]
+    async fn servers_that_are_out_are_asked_where_nothing_else_is_left() {
+        let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
+        let refuses = Fake::start(|seen, _| vec![response(&seen.message, Rcode::REFUSED, &[])]).await;
+        let servers = servers(&[fake.settings(), refuses.settings()], &Clock::manual());
+        for _ in 0..3 {
+            servers[0].blame();
+        }
+        assert_eq!(order(&servers).1, 1);
+        assert_eq!(ask(&servers, LONG).await.unwrap().records, [address()]);
+        for server in &servers {
+            (0..3).for_each(|_| server.blame());
+        }
+        assert_eq!(order(&servers).1, 2, "all are out: none is left out");
+    }
+
+    #[tokio::test]
+    async fn no_server_is_no_wait() {
+        assert_eq!(ask(&[], LONG).await.unwrap_err().to_string(), "no server was asked");
     }
 }

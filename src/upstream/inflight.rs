@@ -104,3 +104,99 @@ impl<K: Eq + Hash + Clone + Send + 'static> Inflight<K> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Rcode;
+    use crate::upstream::fake::origin;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::sync::{Notify, Semaphore};
+
+    fn answer() -> Answer {
+        Answer {
+            rcode: Rcode::NOERROR,
+            authoritative: false,
+            records: Vec::new(),
+            soa: None,
+            ede: None,
+            origin: origin(),
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_disturbs_nobody() {
+        let (inflight, begun, gate) = (Inflight::new(), AtomicU32::new(0), Arc::new(Notify::new()));
+        let begin = || {
+            begun.fetch_add(1, Ordering::SeqCst);
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.notified().await;
+                Ok(answer())
+            }
+        };
+        let first = inflight.join(&1, Instant::now() + Duration::from_millis(10), begin);
+        assert_eq!(first.await, Err(UpstreamError::Timeout(Attempts::default())));
+        let (second, third) = (inflight.join(&1, soon(), begin), inflight.join(&1, soon(), begin));
+        let opened = async { gate.notify_one() };
+        let (second, third, ()) = tokio::join!(second, third, opened);
+        assert_eq!((second, third), (Ok(answer()), Ok(answer())));
+        assert_eq!(begun.load(Ordering::SeqCst), 1);
+        assert!(inflight.0.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_came_late_asks_again_where_the_first_ran_out_of_time() {
+        let (inflight, begun) = (Inflight::new(), AtomicU32::new(0));
+        let begin = || {
+            let number = begun.fetch_add(1, Ordering::SeqCst);
+            async move {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                if number == 0 { Err(UpstreamError::Timeout(Attempts::default())) } else { Ok(answer()) }
+            }
+        };
+        let (first, late) = tokio::join!(inflight.join(&1, soon(), begin), inflight.join(&1, soon(), begin));
+        assert_eq!(first, Err(UpstreamError::Timeout(Attempts::default())));
+        assert_eq!(late, Ok(answer()));
+    }
+
+    #[tokio::test]
+    async fn at_the_cap_new_questions_fail_and_old_ones_are_shared() {
+        let (inflight, gate) = (Arc::new(Inflight::new()), Arc::new(Semaphore::new(0)));
+        let begin = |gate: &Arc<Semaphore>| {
+            let gate = Arc::clone(gate);
+            move || {
+                let gate = Arc::clone(&gate);
+                async move {
+                    let _open = gate.acquire().await.unwrap();
+                    Ok(answer())
+                }
+            }
+        };
+        let mut waiting = tokio::task::JoinSet::new();
+        for key in 0..CAP {
+            let (inflight, begin) = (Arc::clone(&inflight), begin(&gate));
+            waiting.spawn(async move { inflight.join(&key, soon(), begin).await });
+        }
+        while inflight.0.lock().len() < CAP {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(inflight.join(&CAP, soon(), begin(&gate)).await, Err(UpstreamError::Busy));
+        gate.add_permits(1);
+        assert_eq!(inflight.join(&0, soon(), begin(&gate)).await, Ok(answer()));
+        assert!(waiting.join_all().await.iter().all(Result::is_ok));
+        assert!(inflight.0.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_panic_leaves_no_trace() {
+        let inflight = Inflight::new();
+        let outcome = inflight.join(&1, soon(), || async { panic!("in a test") }).await;
+        assert_eq!(outcome, Err(UpstreamError::Timeout(Attempts::default())));
+        assert_eq!(inflight.join(&1, soon(), || async { Ok(answer()) }).await, Ok(answer()));
+    }
+}

@@ -17,6 +17,8 @@
 mod answer;
 mod failover;
 mod failure;
+#[cfg(test)]
+mod fake;
 mod health;
 mod inflight;
 mod query;
@@ -183,5 +185,108 @@ impl Upstreams {
             upstream.servers.iter().map(|server| server.report(upstream.name())).collect::<Vec<_>>()
         };
         self.upstreams.iter().flat_map(of_upstream).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::RecordType;
+    use fake::{Fake, good, question};
+
+    fn settings(name: &str, zones: &[&str], segments: &[&str], servers: &[ServerSettings]) -> Settings {
+        Settings {
+            name: Arc::from(name),
+            zones: zones.iter().map(|zone| Name::parse(zone).unwrap()).collect(),
+            segments: segments.iter().map(|segment| (Arc::from(*segment), None)).collect(),
+            servers: servers.to_vec(),
+            private: Vec::new(),
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[test]
+    fn the_longest_zone_wins_then_the_view() {
+        let upstreams = Upstreams::new(
+            vec![
+                settings("default", &[], &[], &[]),
+                settings("corp", &["corp.example", "10.in-addr.arpa"], &[], &[]),
+                settings("office", &["corp.example"], &["office"], &[]),
+                settings("lab", &["lab.corp.example"], &["lab"], &[]),
+                settings("guests", &[], &["guests"], &[]),
+            ],
+            &Clock::manual(),
+        );
+        for (segment, name, expected) in [
+            ("build", "www.example.org", "default"),
+            ("build", ".", "default"),
+            ("guests", "www.example.org", "guests"),
+            ("build", "corp.example", "corp"),
+            ("build", "a.b.corp.example", "corp"),
+            ("build", "notcorp.example", "default"),
+            ("build", "1.0.0.10.in-addr.arpa", "corp"),
+            ("office", "corp.example", "office"),
+            ("guests", "corp.example", "corp"),
+            ("lab", "x.lab.corp.example", "lab"),
+            ("office", "x.lab.corp.example", "office"),
+            ("build", "x.lab.corp.example", "corp"),
+        ] {
+            let name = Name::parse(name).unwrap();
+            let upstream = upstreams.route(segment, name.as_wire()).unwrap();
+            assert_eq!(&**upstream.name(), expected, "{segment} {name}");
+        }
+        let only = Upstreams::new(vec![settings("corp", &["corp.example"], &[], &[])], &Clock::manual());
+        assert!(only.route("build", question().name.as_wire()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_hundred_who_ask_the_same_are_one_packet_in_each_view() {
+        let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
+        let servers = [fake.settings()];
+        let upstreams = Arc::new(Upstreams::new(
+            vec![settings("default", &[], &[], &servers), settings("office", &[], &["office"], &servers)],
+            &Clock::system(),
+        ));
+        let mut asking = tokio::task::JoinSet::new();
+        for number in 0..200 {
+            let upstreams = Arc::clone(&upstreams);
+            asking.spawn(async move {
+                let segment = if number % 2 == 0 { "build" } else { "office" };
+                let upstream = upstreams.route(segment, question().name.as_wire()).unwrap();
+                let answer = upstreams.ask_once(upstream, &question(), soon()).await.unwrap();
+                (segment, answer.origin.name)
+            });
+        }
+        for (segment, upstream) in asking.join_all().await {
+            assert_eq!(&*upstream, if segment == "office" { "office" } else { "default" });
+        }
+        assert_eq!(fake.seen().len(), 2);
+        assert_eq!(upstreams.health().iter().map(|server| server.answered).collect::<Vec<_>>(), [1, 1]);
+    }
+
+    /// I2: whoever asks, in whatever segment and at whatever time, the packets are the same but for id and case.
+    #[tokio::test]
+    async fn i2_packets_of_one_question_are_alike() {
+        let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
+        let upstreams = Upstreams::new(vec![settings("default", &[], &[], &[fake.settings()])], &Clock::system());
+        let asked = Question { name: Name::parse("WWW.Example.ORG.").unwrap(), kind: RecordType::A };
+        for (segment, question) in [("build", question()), ("office", asked), ("build", question())] {
+            let upstream = upstreams.route(segment, question.name.as_wire()).unwrap();
+            upstreams.ask_once(upstream, &question, soon()).await.unwrap();
+        }
+        let seen = fake.seen();
+        let masked = |message: &[u8]| {
+            let mut message = message.to_vec();
+            message[..2].fill(0);
+            message[12..29].make_ascii_lowercase();
+            message
+        };
+        assert_eq!(seen.len(), 3);
+        assert!(seen.iter().all(|one| masked(&one.message) == masked(&seen[0].message)));
+        assert!(seen.iter().any(|one| one.message != seen[0].message));
+        assert!(seen.iter().any(|one| one.from.port() != seen[0].from.port()));
     }
 }

@@ -92,7 +92,6 @@ pub(super) fn is_truncated(message: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::name::Name;

@@ -110,7 +110,7 @@ impl Server {
         refused: impl FnMut(),
     ) -> Result<Answer, Failure> {
         let started = self.clock.tick();
-        let heard = || self.health.lock().heard(self.clock.tick().since(started));
+        let heard = || self.heard(self.clock.tick().since(started));
         let query = Query::new(question)?;
         let over_udp = match self.transport {
             Transport::Tcp => None,
@@ -139,6 +139,11 @@ impl Server {
             }
         };
         answer(question, wire::parse_message(&message).map_err(Failure::Unreadable)?, origin)
+    }
+
+    /// A reply came after this time.
+    pub(super) fn heard(&self, round_trip: Duration) {
+        self.health.lock().heard(round_trip);
     }
 
     /// It failed where it should not have.

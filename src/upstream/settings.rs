@@ -213,7 +213,6 @@ fn read_private(table: &Table) -> Vec<Prefix> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

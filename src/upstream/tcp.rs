@@ -197,3 +197,143 @@ fn free_id(pending: &mut HashMap<u16, Reply>) -> io::Result<u16> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::Name;
+    use crate::record::Question;
+    use crate::upstream::fake::{Fake, changed, closed_port, good, question};
+    use std::collections::HashSet;
+    use std::sync::Arc;
+    use tokio::net::TcpListener;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    async fn ask(connection: &Connection) -> Result<Vec<u8>, Failure> {
+        connection.ask(Query::new(&question()).unwrap(), soon()).await
+    }
+
+    #[tokio::test]
+    async fn one_connection_carries_many_queries_answered_in_any_order() {
+        const QUERIES: usize = 50;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connection = Arc::new(Connection::new(listener.local_addr().unwrap()));
+        let mut asking = tokio::task::JoinSet::new();
+        for number in 0..QUERIES {
+            let connection = Arc::clone(&connection);
+            asking.spawn(async move {
+                let question = Question { name: Name::parse(&format!("n{number}.example.org")).unwrap(), ..question() };
+                connection.ask(Query::new(&question).unwrap(), soon()).await.unwrap()
+            });
+        }
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut queries = Vec::new();
+        while queries.len() < QUERIES {
+            let mut message = vec![0; usize::from(stream.read_u16().await.unwrap())];
+            stream.read_exact(&mut message).await.unwrap();
+            queries.push(message);
+        }
+        let ids: HashSet<&[u8]> = queries.iter().map(|query| &query[..2]).collect();
+        assert_eq!(ids.len(), QUERIES, "ids differ");
+        // Backwards, all in one write, and an unknown id in front.
+        let unknown = (0..=u16::MAX).map(u16::to_be_bytes).find(|id| !ids.contains(id.as_slice())).unwrap();
+        let mut replies = frame(&[&unknown, &good(&queries[0])[2..]].concat()).unwrap();
+        queries.iter().rev().for_each(|query| replies.extend(frame(&good(query)).unwrap()));
+        stream.write_all(&replies).await.unwrap();
+        assert_eq!(asking.join_all().await.len(), QUERIES, "each got the reply to its own question");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_server_closed_is_opened_again() {
+        let fake = Fake::start(|seen, _| vec![good(&seen.message), Vec::new()]).await;
+        let connection = Connection::new(fake.address);
+        for _ in 0..5 {
+            ask(&connection).await.unwrap();
+        }
+        let ports: HashSet<u16> = fake.seen().iter().map(|seen| seen.from.port()).collect();
+        assert_eq!(ports.len(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_under_a_query_is_opened_again() {
+        let fake = Fake::start(|seen, number| vec![if number == 1 { Vec::new() } else { good(&seen.message) }]).await;
+        let connection = Connection::new(fake.address);
+        for _ in 0..2 {
+            ask(&connection).await.unwrap();
+        }
+        let seen: Vec<u16> = fake.seen().iter().map(|seen| seen.from.port()).collect();
+        assert!(seen.len() == 3 && seen[0] == seen[1] && seen[1] != seen[2], "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_always_hangs_up_is_tried_at_most_twice() {
+        let fake = Fake::start(|_, _| vec![Vec::new()]).await;
+        let connection = Connection::new(fake.address);
+        for _ in 0..2 {
+            let error = ask(&connection).await.unwrap_err();
+            assert!(matches!(error, Failure::Network(_)), "{error:?}");
+        }
+        assert!(fake.seen().len() <= 4);
+    }
+
+    #[tokio::test]
+    async fn only_the_reply_to_the_question_counts_in_any_letter_case() {
+        type Spoil = fn(Vec<u8>) -> Vec<u8>;
+        let rows: [(Spoil, Option<Nonsense>); 4] = [
+            (|message| changed(message, 14, 1), Some(Nonsense::Question)),
+            (|message| changed(message, 2, 0x80), Some(Nonsense::Question)),
+            (|message| changed(message, 2, 0x02), Some(Nonsense::Truncated)),
+            (
+                |mut message| {
+                    message[12..29].make_ascii_uppercase();
+                    message
+                },
+                None,
+            ),
+        ];
+        for (spoil, expected) in rows {
+            let fake = Fake::start(move |seen, _| vec![spoil(good(&seen.message))]).await;
+            assert_eq!(ask(&Connection::new(fake.address)).await.err(), expected.map(Failure::Nonsense));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_no_network() {
+        let connection = Connection::new(closed_port().await);
+        assert_eq!(ask(&connection).await, Err(Failure::Network(io::ErrorKind::ConnectionRefused)));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_fell_silent_is_given_up() {
+        for answered in [0, 1] {
+            let fake = Fake::start(move |seen, number| match number < answered {
+                true => vec![good(&seen.message)],
+                false => Vec::new(),
+            })
+            .await;
+            let connection = Connection::new(fake.address);
+            // Well before an idle one.
+            let deadline = Instant::now() + STALLED * 3;
+            let query = || Query::new(&question()).unwrap();
+            let both = tokio::join!(connection.ask(query(), deadline), connection.ask(query(), deadline));
+            let silent = [both.0, both.1].into_iter().filter_map(Result::err).collect::<Vec<_>>();
+            assert_eq!(silent, vec![Failure::Network(io::ErrorKind::TimedOut); 2 - answered]);
+            assert!(connection.task.lock().as_ref().unwrap().is_closed());
+        }
+    }
+
+    #[test]
+    fn messages_are_taken_whole() {
+        let mut received = Vec::new();
+        for byte in [0, 2, 7, 8, 0, 0, 0, 1] {
+            received.push(byte);
+        }
+        assert_eq!(take_message(&mut received), Some(vec![7, 8]));
+        assert_eq!(take_message(&mut received), Some(Vec::new()));
+        assert_eq!(take_message(&mut received), None);
+        assert_eq!(received, [0, 1]);
+    }
+}

@@ -111,8 +111,9 @@ impl Sockets {
         // One octet more than asked for, to see what is too long.
         let mut buffer = [0; UDP_SIZE as usize + 1];
         let (mut sends, mut refusals, mut mismatches) = (0, 0, 0);
-        // Whatever the server's pace, the query goes out three times before the deadline: datagrams get lost.
-        let mut resend = pace.resend.min(pace.deadline.saturating_duration_since(Instant::now()) / 3);
+        // Datagrams get lost. Whatever the server's pace, the query goes out three times: now, after a quarter of the
+        // time and after three.
+        let mut resend = pace.resend.min(pace.deadline.saturating_duration_since(Instant::now()) / 4);
         loop {
             let sent = match slot.socket.send(query.bytes()).await {
                 // An ICMP error of the send before is told by this one, which then did not send.
@@ -252,5 +253,184 @@ fn random_port() -> io::Result<u16> {
         if port >= FIRST_PORT {
             return Ok(port);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::fake::{Fake, changed, closed_port, good, question};
+    use std::collections::{HashMap, HashSet};
+    use std::sync::Arc;
+    use tokio::sync::Barrier;
+
+    fn pace(resend_ms: u64, deadline_ms: u64) -> Pace {
+        let (resend, deadline) = (Duration::from_millis(resend_ms), Duration::from_millis(deadline_ms));
+        Pace { deadline: Instant::now() + deadline, resend }
+    }
+
+    async fn ask(sockets: &Sockets, pace: &Pace) -> (Result<Outcome, Failure>, u32) {
+        let mut mismatches = 0;
+        let query = Query::new(&question()).unwrap();
+        let outcome = sockets.ask(&query, pace, || (), || mismatches += 1).await;
+        (outcome, mismatches)
+    }
+
+    #[tokio::test]
+    async fn ports_vary_and_are_used_again_only_at_a_rate() {
+        let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
+        let clock = Clock::manual();
+        let sockets = Sockets::new(fake.address, clock.clone());
+        for _ in 0..SOCKETS {
+            assert!(matches!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Reply(_)), 0)));
+        }
+        let ports = |from: usize| -> HashSet<u16> { fake.seen()[from..].iter().map(|seen| seen.from.port()).collect() };
+        let first = ports(0);
+        assert!(first.len() >= 400, "{} of 512", first.len());
+        assert!(first.iter().all(|port| *port >= FIRST_PORT));
+        for _ in 0..SOCKETS {
+            ask(&sockets, &pace(2000, 9000)).await.0.unwrap();
+        }
+        let second = ports(SOCKETS);
+        assert!(second.len() >= 256, "picked at random: {}", second.len());
+        assert!(second.difference(&first).count() < 64, "open ones are used again");
+        clock.advance(LIFE);
+        for _ in 0..32 {
+            ask(&sockets, &pace(2000, 9000)).await.0.unwrap();
+        }
+        assert!(ports(2 * SOCKETS).intersection(&first).count() < 8, "after 10 s no socket is what it was");
+        assert!(sockets.pool.lock().idle.len() <= 32);
+    }
+
+    #[tokio::test]
+    async fn a_socket_ends_after_its_uses() {
+        let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
+        let sockets = Sockets::new(fake.address, Clock::manual());
+        // As if all the others were busy: the one idle socket is picked each time.
+        sockets.pool.lock().busy = SOCKETS;
+        for _ in 0..3 * USES {
+            ask(&sockets, &pace(2000, 9000)).await.0.unwrap();
+        }
+        let mut uses = HashMap::new();
+        fake.seen().iter().for_each(|seen| *uses.entry(seen.from.port()).or_insert(0) += 1);
+        assert_eq!(uses.into_values().collect::<Vec<u32>>(), [USES; 3]);
+    }
+
+    #[tokio::test]
+    async fn each_socket_has_one_query_in_flight() {
+        const QUERIES: usize = 600;
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let sockets = Arc::new(Sockets::new(socket.local_addr().unwrap(), Clock::manual()));
+        let start = Arc::new(Barrier::new(QUERIES));
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..QUERIES {
+            let (sockets, start) = (Arc::clone(&sockets), Arc::clone(&start));
+            tasks.spawn(async move {
+                start.wait().await;
+                ask(&sockets, &pace(20_000, 60_000)).await.0.unwrap()
+            });
+        }
+        // Nothing is answered before everything is in flight.
+        let mut queries = HashMap::new();
+        let mut buffer = [0; 512];
+        while queries.len() < QUERIES {
+            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(queries.insert(from, buffer[..length].to_vec()), None, "one query a socket");
+        }
+        for (from, query) in queries {
+            socket.send_to(&good(&query), from).await.unwrap();
+        }
+        assert_eq!(tasks.join_all().await.len(), QUERIES);
+        assert_eq!(sockets.pool.lock().busy, 0);
+    }
+
+    #[tokio::test]
+    async fn one_forged_message_is_ignored_and_two_mean_tcp() {
+        type Forge = fn(Vec<u8>) -> Vec<u8>;
+        let rows: [(&str, Forge); 7] = [
+            ("id", |message| changed(message, 0, 1)),
+            ("question", |message| changed(message, 14, 1)),
+            ("type", |message| {
+                let end = message.iter().skip(12).position(|byte| *byte == 0).unwrap() + 12;
+                changed(message, end + 2, 1)
+            }),
+            ("a query", |message| changed(message, 2, 0x80)),
+            ("opcode", |message| changed(message, 2, 0x10)),
+            ("no question", |message| changed(message, 5, 1)),
+            ("nothing", |_| Vec::new()),
+        ];
+        for (name, forge) in rows {
+            let fake = Fake::start(move |seen, number| {
+                let (good, bad) = (good(&seen.message), forge(good(&seen.message)));
+                if number == 0 { vec![bad, good] } else { vec![bad.clone(), bad, good] }
+            })
+            .await;
+            let sockets = Sockets::new(fake.address, Clock::manual());
+            assert!(matches!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Reply(_)), 1)), "{name}");
+            assert!(sockets.pool.lock().idle.is_empty(), "a socket that was guessed at is not used again");
+            assert_eq!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Suspect), 2), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_from_elsewhere_never_arrives() {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let elsewhere = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let sockets = Sockets::new(socket.local_addr().unwrap(), Clock::manual());
+        let answering = async {
+            let mut buffer = [0; 512];
+            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+            for _ in 0..3 {
+                let _refused = elsewhere.send_to(&good(&buffer[..length]), from).await;
+            }
+            socket.send_to(&good(&buffer[..length]), from).await.unwrap();
+        };
+        let pace = pace(2000, 9000);
+        let (outcome, ()) = tokio::join!(ask(&sockets, &pace), answering);
+        assert!(matches!(outcome, (Ok(Outcome::Reply(_)), 0)), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_whole_answer_goes_to_tcp() {
+        type Spoil = fn(Vec<u8>) -> Vec<u8>;
+        let rows: [(&str, u32, Spoil); 3] = [
+            ("truncated", 0, |message| changed(message, 2, 0x02)),
+            ("longer than was asked for", 0, |message| [message, vec![0; usize::from(UDP_SIZE)]].concat()),
+            ("in other letter case", 1, |message| changed(message, 13, 0x20)),
+        ];
+        for (name, mismatches, spoil) in rows {
+            let fake = Fake::start(move |seen, _| vec![spoil(good(&seen.message))]).await;
+            let sockets = Sockets::new(fake.address, Clock::manual());
+            assert_eq!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Incomplete), mismatches), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_query_is_sent_again_on_its_socket() {
+        let fake = Fake::start(|seen, number| if number < 2 { Vec::new() } else { vec![good(&seen.message)] }).await;
+        let sockets = Sockets::new(fake.address, Clock::manual());
+        assert!(matches!(ask(&sockets, &pace(20, 9000)).await, (Ok(Outcome::Reply(_)), 0)));
+        let seen = fake.seen();
+        assert!(seen.iter().all(|one| one.from == seen[0].from && one.message == seen[0].message));
+        assert!(sockets.pool.lock().idle.is_empty(), "a late reply would meet the next query");
+    }
+
+    #[tokio::test]
+    async fn silence_ends_at_the_deadline_after_three_queries() {
+        let fake = Fake::start(|_, _| Vec::new()).await;
+        let sockets = Sockets::new(fake.address, Clock::manual());
+        assert_eq!(ask(&sockets, &pace(60_000, 400)).await, (Err(Failure::Timeout), 0));
+        assert_eq!(fake.seen().len(), 3);
+        assert_eq!(sockets.pool.lock().busy, 0);
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_told_at_once_and_believed_the_second_time() {
+        let sockets = Sockets::new(closed_port().await, Clock::manual());
+        let mut refused = 0;
+        let query = Query::new(&question()).unwrap();
+        let outcome = sockets.ask(&query, &pace(20, 60_000), || refused += 1, || ()).await;
+        assert_eq!(outcome, Err(Failure::Network(io::ErrorKind::ConnectionRefused)));
+        assert_eq!(refused, 2);
     }
 }
