@@ -94,8 +94,19 @@ class Asker:
         return packets.parse(message), result
 
 
-def crowd(namespace, work, tasks):
-    """Runs `work(task)` for every task at the same time, a process each, in one namespace; the results."""
-    context = multiprocessing.get_context("fork")
-    with concurrent.futures.ProcessPoolExecutor(len(tasks), context, namespace.enter) as pool:
-        return list(pool.map(work, tasks))
+class Crowd:
+    """`work(task)` for every task at the same time, a process each, in one namespace."""
+
+    def __init__(self, namespace, work, tasks):
+        context = multiprocessing.get_context("fork")
+        self._pool = concurrent.futures.ProcessPoolExecutor(len(tasks), context, namespace.enter)
+        self._futures = [self._pool.submit(work, task) for task in tasks]
+
+    def done(self):
+        """Whether every client has finished."""
+        return all(future.done() for future in self._futures)
+
+    def results(self):
+        """Waits for every client; what each one gave, in the order of the tasks."""
+        with self._pool:
+            return [future.result() for future in self._futures]

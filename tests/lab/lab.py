@@ -76,8 +76,8 @@ class Lab:
         self.directory = None
 
     def __enter__(self):
-        # A lab that is told to stop still cleans up: the exception runs every `finally` on its way.
-        signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        # Told to stop, a lab cleans up as after Ctrl-C: the exception runs every `finally` on its way.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             network.sweep(PREFIX)
             self.directory = tempfile.mkdtemp(prefix=f"{PREFIX}-")

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -100,3 +101,22 @@ def sweep(prefix):
         pid = name.removeprefix(f"{prefix}-").split("-")[0]
         if name.startswith(f"{prefix}-") and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
             run("ip", "netns", "delete", name)
+
+
+class Tap:
+    """Every frame that passes one interface from now on."""
+
+    def __init__(self, namespace, interface):
+        every_protocol = 0x0003
+        with namespace.inside():
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(every_protocol))
+        self._socket.bind((interface, 0))
+        self._socket.setblocking(False)
+
+    def carried(self, text):
+        """Whether anything that passed since the last call held these bytes, in either case."""
+        found = False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found |= text in self._socket.recv(65535).lower()
+        return found
