@@ -82,7 +82,7 @@ def probe(task):
         if tried.outcome != expected:
             unexpected.append(f"{source} {address}, to be {expected}: {tried}")
         time.sleep(0.002)
-    return {"address": address, "seen": dict(seen), "unexpected": unexpected}
+    return {"address": address, "seen": dict(seen), "unexpected": unexpected[:5]}
 
 
 def speak(task):
@@ -169,9 +169,11 @@ def main():
             (record["client"], record["port"], record.get("qid"), record.get("qname"))
             for record in built.node.records("query"))
         unwritten = collections.Counter(told) - written
+        torn = built.node.records("torn")
         verified, code = built.node.verify_log()
         sums = {key: sum((count[key] for count in loaded), type(loaded[0][key])()) for key in loaded[0]}
-        print(json.dumps({"kills": KILLS, "load": sums, "answers": len(told), "unwritten": list(unwritten)[:5],
+        shown = {**sums, "wrong": sums["wrong"][:5]}
+        print(json.dumps({"kills": KILLS, "load": shown, "answers": len(told), "unwritten": list(unwritten)[:5],
                           "probes": probed, "live": spoken, "log verify": verified.strip().splitlines()[-3:]}))
         unexpected = [fact for part in (*probed, *spoken) for fact in part["unexpected"]]
         faults = [fault for fault, so in (
@@ -179,6 +181,7 @@ def main():
             (f"{len(sums['wrong'])} answers could not be used: {sums['wrong'][:3]}", sums["wrong"]),
             (f"across restarts: {unexpected[:3]}", unexpected),
             (f"a grant that had ended is open again: {revived}", revived),
+            (f"{len(torn)} torn lines after {KILLS} kills: {torn[:3]}", len(torn) > KILLS),
             (f"the load was too small to mean anything: {sums['resolved']} answers", sums["resolved"] < 20 * KILLS),
             (f"outgate log verify exits with {code}", code != 0),
             ("outgate has ended: " + built.node.diagnostics(), not built.node.alive()),
@@ -188,4 +191,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(lab.told(main))

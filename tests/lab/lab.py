@@ -16,6 +16,7 @@ Leaving the block stops every process that it started and removes every namespac
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 
@@ -63,6 +64,17 @@ def require():
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         raise Missing(f"{', '.join(missing)} not found; apt-get install iproute2 knot bind9-dnsutils nftables")
+
+
+def told(story):
+    """The exit code of a story: its own, 2 where this machine cannot hold the lab, 130 after Ctrl-C."""
+    try:
+        return story()
+    except Missing as missing:
+        print(missing, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 class Lab:

@@ -123,6 +123,13 @@ def binary():
     return built
 
 
+def _record(line):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {"type": "torn", "line": line}
+
+
 class Node:
     """One outgate on the gateway."""
 
@@ -212,14 +219,15 @@ class Node:
             return "".join(file.readlines()[-lines:])
 
     def records(self, kind=None):
-        """Every record of the log, archive first. Space that is reserved and not written yet reads as NUL."""
+        """Every record of the log, archive first. Space that is reserved and not written yet reads as NUL; a
+        line that a kill cut off reads as a record of type "torn"."""
         archive = f"{self._directory}/archive"
         files = sorted(f"{archive}/{name}" for name in os.listdir(archive)) if os.path.isdir(archive) else []
         found = []
         for path in [file for file in files if ".jsonl" in file] + [f"{self._directory}/query.jsonl"]:
             with open(path, "rb") as file:
                 lines = [line.strip(b"\0\n") for line in file]
-            records = [json.loads(line) for line in lines if line]
+            records = [_record(line) for line in lines if line]
             found += [record for record in records if kind is None or record["type"] == kind]
         return found
 
