@@ -30,7 +30,7 @@ NAMES = 2000
 # The seed of a failing run is printed; put it here to repeat its choices.
 SEED = random.SystemRandom().getrandbits(32)
 # Shared with every client that is forked: set when the last restart is over.
-OVER = multiprocessing.Event()
+OVER = multiprocessing.get_context("fork").Event()
 
 
 def load(task):

@@ -163,6 +163,7 @@ def main():
             (f"{len(first['wrong']) + len(second['wrong'])} answers could not be used", first["wrong"] or second["wrong"]),
             (f"{first['unanswered']} names were never answered", first["unanswered"]),
             (f"{first['connected']} of {FRESH} names connected", first["connected"] != FRESH),
+            (f"too few answers to mean anything: {second['resolved']}", second["resolved"] < 1000),
             (f"{repeated_syns} SYNs were lost", repeated_syns),
             ("the policy was never reloaded", second["revisions"] < 3),
             ("outgate has ended: " + built.node.diagnostics(), not built.node.alive()),

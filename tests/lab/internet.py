@@ -10,7 +10,8 @@ import ipaddress
 import os
 import sys
 
-RESOLVER4, RESOLVER6 = "198.51.100.53", "2001:db8:5::53"
+# Outside of every prefix that a rule calls private: no rule may open a resolver.
+RESOLVER4, RESOLVER6 = "203.0.113.53", "2001:db8:f::53"
 # Addresses that answer like any other, and that no name of an allowed rule ever had.
 NEVER4, NEVER6 = "198.51.100.66", "2001:db8:5::66"
 BLOCKS = ["198.51.100.0/24", "198.18.0.0/16", "2001:db8:5::/64"]

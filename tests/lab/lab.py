@@ -141,7 +141,8 @@ class Lab:
 
         addresses(gateway, "inside0", "192.0.2.1/24", "2001:db8:c::1/64")
         addresses(gateway, "outside0", "203.0.113.1/24", "2001:db8:f::1/64")
-        addresses(outside, "gateway0", "203.0.113.2/24", "2001:db8:f::2/64")
+        addresses(outside, "gateway0", "203.0.113.2/24", "2001:db8:f::2/64",
+                  f"{internet.RESOLVER4}/24", f"{internet.RESOLVER6}/64")
         gateway.sysctl("ipv4/ip_forward", "1")
         gateway.sysctl("ipv6/conf/all/forwarding", "1")
         for block in internet.BLOCKS:

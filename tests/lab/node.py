@@ -25,7 +25,7 @@ directory = "{directory}/zones"
 
 [[upstream]]
 name    = "internet"
-servers = ["udp://198.51.100.53:53", "udp://[2001:db8:5::53]:53"]
+servers = ["udp://203.0.113.53:53", "udp://[2001:db8:f::53]:53"]
 
 [grant]                              # seconds where an operator writes minutes: one sees it end
 ttl_min = "1s"
@@ -79,6 +79,7 @@ id       = "shop"
 action   = "allow"
 segments = ["checkout"]
 names    = ["*.example.com"]
+cname    = "trust"
 private  = ["198.51.100.0/24", "2001:db8:5::/64"]
 reason   = "{reason}"
 
