@@ -1,0 +1,112 @@
+"""A client: asks, and connects the instant it is told. Works in whatever namespace its thread stands in."""
+
+import concurrent.futures
+import dataclasses
+import errno
+import multiprocessing
+import socket
+import struct
+import time
+
+import packets
+
+# Of <linux/in.h>: bind chooses no port, connect does; Python 3.11 does not name it.
+IP_BIND_ADDRESS_NO_PORT = 24
+# Refused by a reset, or by ICMP "administratively prohibited" of either family.
+REFUSALS = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENETUNREACH)
+
+
+def _family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def stream(source, timeout):
+    """A TCP socket that will connect from `source`, and that is gone without TIME_WAIT once closed."""
+    made = socket.socket(_family(source), socket.SOCK_STREAM)
+    if _family(source) == socket.AF_INET:
+        made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    made.bind((source, 0))
+    made.settimeout(timeout)
+    return made
+
+
+@dataclasses.dataclass
+class Attempt:
+    """How a connection attempt ended: connected, refused (at once, by a packet) or silent (no answer)."""
+
+    outcome: str
+    milliseconds: float
+    detail: str = ""
+
+    def __str__(self):
+        return f"{self.outcome}{' ' + self.detail if self.detail else ''} after {self.milliseconds:.1f} ms"
+
+
+def attempt(made, address, port=443):
+    """Connects a socket of `stream`; the caller closes it."""
+    start = time.monotonic()
+    try:
+        made.connect((address, port))
+        outcome, detail = "connected", ""
+    except TimeoutError:
+        outcome, detail = "silent", ""
+    except OSError as error:
+        outcome = "refused" if error.errno in REFUSALS else "failed"
+        detail = errno.errorcode.get(error.errno, str(error.errno))
+    return Attempt(outcome, (time.monotonic() - start) * 1000, detail)
+
+
+def connect(source, address, port=443, timeout=2.0):
+    """One connection attempt, closed at once."""
+    with stream(source, timeout) as made:
+        return attempt(made, address, port)
+
+
+class Asker:
+    """A client's UDP socket to its server. Every answer that it ever got is in `told`."""
+
+    def __init__(self, source, server):
+        self.source = source
+        self.told = []
+        self._identity = 0
+        self._socket = socket.socket(_family(source), socket.SOCK_DGRAM)
+        self._socket.bind((source, 0))
+        self._socket.connect((server, 53))
+        self.port = self._socket.getsockname()[1]
+
+    def ask(self, name, kind, then=lambda message: None, timeout=2.0):
+        """One question, once. `then` is handed the message before anybody looks at it; the reply and what
+        `then` gave, or (None, None) where no answer came."""
+        self._identity = (self._identity + 1) & 0xFFFF
+        deadline = time.monotonic() + timeout
+        try:
+            self._socket.send(packets.query(self._identity, name, kind))
+            while True:
+                self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+                message = self._socket.recv(4096)
+                if message[:2] == struct.pack("!H", self._identity):
+                    break
+        except (TimeoutError, ConnectionRefusedError):
+            return None, None
+        result = then(message)
+        self.told.append((self.source, self.port, self._identity, name))
+        return packets.parse(message), result
+
+
+class Crowd:
+    """`work(task)` for every task at the same time, a process each, in one namespace."""
+
+    def __init__(self, namespace, work, tasks):
+        context = multiprocessing.get_context("fork")
+        self._pool = concurrent.futures.ProcessPoolExecutor(len(tasks), context, namespace.enter)
+        self._futures = [self._pool.submit(work, task) for task in tasks]
+
+    def done(self):
+        """Whether every client has finished."""
+        return all(future.done() for future in self._futures)
+
+    def results(self):
+        """Waits for every client; what each one gave, in the order of the tasks."""
+        with self._pool:
+            return [future.result() for future in self._futures]

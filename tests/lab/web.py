@@ -1,0 +1,83 @@
+"""Web servers for a whole internet: TCP and UDP echo on ports 80 and 443 of every local address.
+
+A program of its own; the lab starts it in the internet's namespace. A TCP client is greeted with one line,
+the address that it reached, and then gets back whatever it sends.
+"""
+
+import selectors
+import socket
+
+PORTS = [80, 443]
+# Of <linux/in.h> and <linux/in6.h>; Python 3.11 does not name the first.
+IP_PKTINFO = 8
+
+
+def listener(family, kind, port):
+    """A socket of one family on every address; a datagram socket learns which address was asked."""
+    bound = socket.socket(family, kind)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    bound.bind(("", port))
+    bound.setblocking(False)
+    if kind == socket.SOCK_STREAM:
+        bound.listen(4096)
+    elif family == socket.AF_INET:
+        bound.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    else:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    return bound
+
+
+def main():
+    """Serves until killed."""
+    ready = selectors.DefaultSelector()
+
+    def accept(bound):
+        for _ in range(64):
+            try:
+                stream, _ = bound.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                continue
+            stream.setblocking(False)
+            try:
+                stream.send(f"{stream.getsockname()[0]}\n".encode())
+            except OSError:
+                stream.close()
+                continue
+            ready.register(stream, selectors.EVENT_READ, echo)
+
+    def echo(stream):
+        try:
+            data = stream.recv(4096)
+            if data:
+                stream.send(data)
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        ready.unregister(stream)
+        stream.close()
+
+    def reflect(bound):
+        try:
+            data, ancillary, _, peer = bound.recvmsg(4096, 256)
+            # The reply leaves from the address that was asked: the same control message, sent back.
+            bound.sendmsg([data], ancillary, 0, peer)
+        except OSError:
+            pass
+
+    for port in PORTS:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            ready.register(listener(family, socket.SOCK_STREAM, port), selectors.EVENT_READ, accept)
+            ready.register(listener(family, socket.SOCK_DGRAM, port), selectors.EVENT_READ, reflect)
+    while True:
+        for key, _ in ready.select():
+            key.data(key.fileobj)
+
+
+if __name__ == "__main__":
+    main()
