@@ -255,7 +255,10 @@ impl Drop for Shard {
 mod tests {
     use super::*;
     use crate::audit::fixture::{Directory, query, write};
-    use crate::audit::verify;
+    use crate::audit::{Finding, verify};
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
 
     #[test]
     fn a_line_that_was_torn_is_ended_and_nothing_else_is_lost() {
@@ -273,8 +276,49 @@ mod tests {
         drop(shards);
         log.close().unwrap();
         let report = verify(&directory.log(), &mut |_| ()).unwrap();
-        assert_eq!(report.faults, [crate::audit::Finding::Torn { place: ("query.jsonl".into(), 5) }]);
+        assert_eq!(report.faults, [Finding::Torn { place: ("query.jsonl".into(), 5) }]);
         assert_eq!(report.records, 3 + 2 + 2 + 2);
+    }
+
+    /// A pipe that nobody empties takes a part of a write, as a disk that fills up does.
+    #[test]
+    fn a_write_cut_short_keeps_its_whole_lines_and_declares_the_rest() {
+        let directory = Directory::new();
+        let clock = Clock::manual();
+        let (log, mut shards) = directory.open(&clock, 1, 1);
+        let shard = &mut shards[0];
+        let (mut reader, writer) = io::pipe().unwrap();
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let file = std::mem::replace(&mut *shard.seat.handle.lock(), Handle::of(OwnedFd::from(writer).into()));
+        for _ in 0..400 {
+            let id = shard.reserve();
+            shard.append(id, &query(clock.now().wall));
+        }
+        shard.commit().unwrap_err();
+        shard.commit().unwrap_err();
+        assert!(!log.usable());
+        let written = log.counts();
+        let mut bytes = vec![0; usize::try_from(shard.seat.bytes.load(Ordering::Relaxed)).unwrap()];
+        reader.read_exact(&mut bytes).unwrap();
+        write(shard, &clock, 1);
+        assert!(log.usable());
+        // The pipe's end is the file's beginning: put together, they are what a disk would hold.
+        let pipe = std::mem::replace(&mut *shard.seat.handle.lock(), file);
+        drop(pipe);
+        reader.read_to_end(&mut bytes).unwrap();
+        shard.seat.handle.lock().write_all(&bytes).unwrap();
+        drop(shards);
+        log.close().unwrap();
+
+        let report = verify(&directory.log(), &mut |_| ()).unwrap();
+        assert_eq!(written.records - 1 + written.refused, 400);
+        assert!(written.refused > 0 && written.records > 100, "{written:?}");
+        assert!(matches!(report.faults.as_slice(), [Finding::Torn { .. }]), "{report}");
+        let first = RecordId { boot: 1, shard: 1, sequence: written.records };
+        assert_eq!(report.notes, [Finding::Declared { first, last: 400 }]);
+        assert!(directory.text().lines().all(|line| line.matches("{\"v\":1").count() == 1));
+        // Opened, whole lines, the gap, one more, closed.
+        assert_eq!(report.records, 1 + (written.records - 1) + 1 + 1 + 1);
     }
 
     #[test]

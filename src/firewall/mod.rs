@@ -206,7 +206,7 @@ pub enum FirewallError {
     Deadline,
     /// The rules of hook output let the resolver's own user pass, and that would be root.
     #[error(
-        "with hook = \"output\" everything that the resolver's own user sends passes, and that would be root; run outgate as a user of its own, or name it in own_user"
+        "with hook = \"output\" everything that the resolver's own user sends passes, and that would be root; run outgate as a user of its own, or name it in own_uid"
     )]
     OwnUser,
     /// It was used before it was adopted.
@@ -223,7 +223,6 @@ pub enum FirewallError {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::document::Document;
@@ -256,7 +255,7 @@ mod tests {
         let (settings, mistakes) = read(concat!(
             "name = \"gateway\"\nkind = \"nftables\"\nhook = \"forward\"\ninside = [\"eth1\", \"veth*\"]\n",
             "ungated = [\"10.0.0.0/8\"]\nrequired = false\ndeadline = \"50ms\"\ntable = \"egress\"\nmark = 0x40\n",
-            "nflog = 9\nsize = 4096\nresolvers = [\"192.0.2.53\"]\nown_user = 65533\n",
+            "nflog = 9\nsize = 4096\nresolvers = [\"192.0.2.53\"]\nown_uid = 65533\n",
         ));
         assert_eq!(mistakes, [""; 0]);
         let settings = settings.unwrap();
@@ -271,7 +270,7 @@ mod tests {
             nflog: 9,
             size: 4096,
             resolvers: vec!["192.0.2.53".parse().unwrap()],
-            own_user: Some(65533),
+            own_uid: Some(65533),
         };
         assert_eq!(format!("{:?}", settings.plan), format!("{wanted:?}"));
     }
@@ -279,7 +278,8 @@ mod tests {
     #[test]
     fn mistakes_name_place_fact_and_remedy() {
         let (settings, mistakes) = read(concat!(
-            "kind = \"nftables\"\nhook = \"forward\"\nmark = 3\ntable = \"a b\"\nown_user = 0\nflowtable = \"accepted\"\nsizes = 4\n",
+            "kind = \"nftables\"\nhook = \"forward\"\nmark = 3\ntable = \"a b\"\n",
+            "own_uid = 0\nflowtable = \"accepted\"\nsizes = 4\n",
         ));
         assert!(settings.is_none());
         assert_eq!(
@@ -289,7 +289,7 @@ mod tests {
                 "f.toml:2:8: hook = \"forward\" needs `inside`\n  add inside = [\"eth1\"]: what enters there from no segment is refused",
                 "f.toml:3:8: `mark` is not a single bit\n  write one bit that nobody else uses, e.g. 0x00010000",
                 "f.toml:4:9: `table` is no name for a table of nftables\n  write a letter, then letters, digits, _ and -, at most 63",
-                "f.toml:5:12: `own_user` is root, whose every program would pass\n  run outgate as a user of its own",
+                "f.toml:5:11: `own_uid` is root, whose every program would pass\n  run outgate as a user of its own",
                 "f.toml:6:1: `flowtable` is not supported by this version\n  remove it",
                 "f.toml:7:1: `sizes` is not a key here\n  did you mean `size`?",
             ]

@@ -123,6 +123,11 @@ const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_MARK: u32 = 3;
 
+/// `tcp reset`: type and code of a reject.
+pub(super) const RESET: (u32, u8) = (1, 0);
+/// `icmpx admin-prohibited`.
+pub(super) const PROHIBITED: (u32, u8) = (2, 3);
+
 /// One rule being written: a list of expressions.
 pub(super) struct Rule<'a, 'b>(pub(super) &'a mut Attributes<'b>);
 
@@ -368,17 +373,8 @@ impl Rule<'_, '_> {
         });
     }
 
-    /// `reject with tcp reset`.
-    pub(super) fn reset(&mut self) {
-        self.reject(1, 0);
-    }
-
-    /// `reject with icmpx admin-prohibited`.
-    pub(super) fn prohibit(&mut self) {
-        self.reject(2, 3);
-    }
-
-    fn reject(&mut self, kind: u32, code: u8) {
+    /// `reject with`.
+    pub(super) fn reject(&mut self, (kind, code): (u32, u8)) {
         self.expression("reject", |a| {
             a.number(1, kind);
             a.bytes(2, &[code]);

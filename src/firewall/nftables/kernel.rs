@@ -9,7 +9,7 @@ use super::element::{self, Entry, Grants, Key, Value};
 use super::expression::Family;
 use super::socket::{Failure, Heard, Socket, Watch};
 use super::wire::{Attributes, Batch, CREATE, Message, Verb, number, text};
-use super::{Settings, ruleset, sets};
+use super::{Hook, Settings, ruleset, sets};
 use crate::firewall::{FirewallError, Load};
 use crate::net::Element;
 use crate::policy::Layout;
@@ -66,8 +66,8 @@ pub(super) struct Kernel {
 impl Kernel {
     /// Opens the sockets and tries out what the kernel can.
     pub(super) fn open(table: &str, deadline: Duration) -> Result<Self, FirewallError> {
-        let mut socket = Socket::open(deadline).map_err(|failure| failure.error("opening a netlink socket", table))?;
-        let abilities = probe(&mut socket, table).map_err(|failure| failure.error("trying out nf_tables", table))?;
+        let mut socket = Socket::open(deadline).map_err(|failure| failure.lacks("nf_tables sockets", table))?;
+        let abilities = probe(&mut socket, table).map_err(|failure| failure.lacks("sets with timeouts", table))?;
         Ok(Self { table: table.to_owned(), socket, watch: None, drifted: false, layout: None, abilities })
     }
 
@@ -93,7 +93,7 @@ impl Kernel {
         });
         let there = ruleset::There { sets: &sets, chains: &chains, layout: self.layout.as_ref() };
         ruleset::write(&mut batch, settings, layout, &there);
-        self.socket.commit(batch).map_err(error)?;
+        self.socket.commit(batch).map_err(|failure| failure.lacks("the ruleset", &table))?;
         self.layout = Some(layout.clone());
         // A large layout makes more events than the buffer holds. That is no drift: all of it was just written.
         if let Heard::Foreign = self.listen()? {
@@ -203,6 +203,8 @@ impl Kernel {
                         .failed
                         .extend(works.iter().chain(open.drain(..).flatten()).flat_map(|work| work.indexes.iter()));
                 }
+                // Added to be deleted (no destroy), and there was no room: then it is not there.
+                [work] if work.timeout.is_none() && failure.errno == Errno::ENFILE => {}
                 [work] => outcome.failed.extend(&work.indexes),
                 _ => {
                     let (first, second) = works.split_at(works.len() / 2);
@@ -287,7 +289,10 @@ fn probe(socket: &mut Socket, table: &str) -> Result<Abilities, Failure> {
         declare(&mut batch, flags);
         remove(&mut batch);
         declare(&mut batch, flags);
-        match sets::shapes(&Settings::new(super::Hook::Sets)).iter().find(|shape| shape.name == grants.name()) {
+        match sets::shapes(&Settings { size: 16, ..Settings::new(Hook::Sets) })
+            .iter()
+            .find(|shape| shape.name == grants.name())
+        {
             Some(shape) => shape.create(&mut batch, &name, 1),
             None => return Ok(abilities),
         }
@@ -329,4 +334,54 @@ fn probe(socket: &mut Socket, table: &str) -> Result<Abilities, Failure> {
     remove(&mut batch);
     socket.commit(batch)?;
     Ok(abilities)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+    use smallvec::smallvec;
+
+    use super::*;
+
+    /// The ways of kernels that are not this one.
+    #[test]
+    fn elements_change_on_kernels_that_can_less() {
+        let test = || {
+            // tests/firewall.rs says where it could not be tried.
+            if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+                return;
+            }
+            let settings = Settings { size: 3, ..Settings::new(Hook::Sets) };
+            let clock = Clock::system();
+            for (number, (refresh, destroy)) in [(false, false), (false, true), (true, false)].into_iter().enumerate() {
+                let mut kernel = Kernel::open(&format!("t{number}"), Duration::from_secs(5)).unwrap();
+                let settings = Settings { table: format!("t{number}"), ..settings.clone() };
+                kernel.abilities = Abilities { refresh, destroy, owner: number != 0 };
+                kernel.lay(&settings, &Layout::default()).unwrap();
+                let grants = Grants { family: Family::Four, shared: true, any: true };
+                let work = |key: u8, timeout| Work {
+                    grants,
+                    key: Key::from_slice(&[0, 0, 0, 1, 192, 0, 2, key]),
+                    timeout,
+                    indexes: smallvec![usize::from(key)],
+                };
+                let mut apply = |works: &[Work]| {
+                    let mut failed = Vec::new();
+                    let end = clock.tick() + Duration::from_secs(9);
+                    kernel.apply(works, Outcome { clock: &clock, end, failed: &mut failed }).unwrap();
+                    let elements = kernel.elements(Tick(0)).unwrap();
+                    let lives: Vec<_> = elements.iter().map(|(_, end)| end.0.div_ceil(10_000_000) * 10).collect();
+                    (failed, lives)
+                };
+                for (timeout, seconds) in [(50_000, 50), (50_000, 50), (90_000, 90), (20_000, 20)] {
+                    assert_eq!(apply(&[work(1, Some(timeout))]), (vec![], vec![seconds]), "{refresh} {destroy}");
+                }
+                let full = [work(1, Some(20_000)), work(2, Some(20_000)), work(3, Some(20_000)), work(4, Some(20_000))];
+                assert_eq!(apply(&full), (vec![4], vec![20, 20, 20]), "{refresh} {destroy}");
+                let gone = [work(1, None), work(2, None), work(3, None), work(9, None)];
+                assert_eq!(apply(&gone), (vec![], vec![]), "{refresh} {destroy}");
+            }
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
 }

@@ -10,6 +10,7 @@ mod element;
 mod expression;
 mod kernel;
 mod local;
+mod networks;
 mod ranges;
 mod ruleset;
 mod sets;
@@ -65,7 +66,7 @@ pub struct Settings {
     pub resolvers: Vec<IpAddr>,
     /// Hook output: the user under whom this process runs; its flows pass, since it asks upstreams and ships logs.
     /// `None`: whoever runs it when it starts. Never root, whose every program would pass.
-    pub own_user: Option<u32>,
+    pub own_uid: Option<u32>,
 }
 
 impl Settings {
@@ -81,7 +82,7 @@ impl Settings {
             nflog: 5,
             size: 2_097_152,
             resolvers: Vec::new(),
-            own_user: None,
+            own_uid: None,
         }
     }
 
@@ -145,15 +146,15 @@ impl Settings {
         if let Some(size) = number("size", 1..=1 << 30) {
             settings.size = size;
         }
-        if let Some(user) = table.integer("own_user", 0..=0xffff_fffe).and_then(|user| u32::try_from(user).ok()) {
+        if let Some(user) = table.integer("own_uid", 0..=0xffff_fffe).and_then(|user| u32::try_from(user).ok()) {
             if user == 0 {
                 note(
-                    "own_user",
-                    "`own_user` is root, whose every program would pass",
+                    "own_uid",
+                    "`own_uid` is root, whose every program would pass",
                     "run outgate as a user of its own",
                 );
             } else {
-                settings.own_user = Some(user);
+                settings.own_uid = Some(user);
             }
         }
         hook.map(|_| settings)
@@ -187,10 +188,10 @@ impl Nftables {
     /// # Errors
     /// [`FirewallError::OwnUser`] where the rules would let every program of root pass.
     pub fn new(common: Common, mut settings: Settings, clock: Clock) -> Result<Self, FirewallError> {
-        if settings.hook == Hook::Output && settings.own_user.is_none() {
-            settings.own_user = Some(nix::unistd::geteuid().as_raw());
+        if settings.hook == Hook::Output && settings.own_uid.is_none() {
+            settings.own_uid = Some(nix::unistd::geteuid().as_raw());
         }
-        if settings.own_user == Some(0) {
+        if settings.own_uid == Some(0) {
             return Err(FirewallError::OwnUser);
         }
         Ok(Self { common, settings, clock, kernel: None, reasons: Reasons::default(), sweep_at: 1024 })

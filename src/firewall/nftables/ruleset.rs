@@ -14,7 +14,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::element::Grants;
-use super::expression::{Action, ESTABLISHED, Family, INVALID, RELATED, Rule, Source, TCP, Tail, UDP};
+use super::expression::{
+    Action, ESTABLISHED, Family, INVALID, PROHIBITED, RELATED, RESET, Rule, Source, TCP, Tail, UDP,
+};
 use super::sets::{self, Shape};
 use super::wire::{APPEND, Batch, CREATE, Reader, Verb, number, text};
 use super::{Hook, Settings};
@@ -26,11 +28,14 @@ const ICMP_SIX: u8 = Family::Six.icmp();
 /// Before the filters of others: what we refuse is refused before they see it, what we accept they still judge.
 const PRIORITY: i32 = -10;
 
-/// A chain as the kernel lists it: its name and, of a base chain, hook and priority.
+/// Hook and priority of a base chain; `None` for every other.
+type Base = Option<(u32, u32)>;
+
+/// A chain as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Present {
     pub(super) name: String,
-    base: Option<(u32, u32)>,
+    base: Base,
 }
 
 impl Present {
@@ -71,7 +76,8 @@ pub(super) fn chain_of(segment: &SegmentLayout) -> String {
 pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, there: &There<'_>) {
     let table = settings.table.as_str();
     let chains = chains(settings, layout);
-    let stays = |old: &&Present| chains.iter().any(|chain| chain.name == old.name && chain.base == old.base);
+    let wanted: HashMap<&str, Base> = chains.iter().map(|chain| (chain.name.as_str(), chain.base)).collect();
+    let stays = |old: &&Present| wanted.get(old.name.as_str()) == Some(&old.base);
     let (stays, goes): (Vec<_>, Vec<_>) = there.chains.iter().partition(stays);
     let stays: HashSet<&str> = stays.into_iter().map(|chain| chain.name.as_str()).collect();
     let before = there.layout.map(|before| self::chains(settings, before)).unwrap_or_default();
@@ -143,7 +149,7 @@ pub(super) struct There<'a> {
 #[derive(Debug, PartialEq, Eq)]
 struct Chain<'a> {
     name: String,
-    base: Option<(u32, u32)>,
+    base: Base,
     content: Content<'a>,
 }
 
@@ -237,8 +243,8 @@ impl Rules<'_> {
                 self.rule(|r| r.act(Action::Goto("refuse")));
             }
             Content::Refuse => {
-                self.rule(|r| r.protocol(TCP).reset());
-                self.rule(|r| r.prohibit());
+                self.rule(|r| r.protocol(TCP).reject(RESET));
+                self.rule(|r| r.reject(PROHIBITED));
             }
             Content::Segment { id, name, observe, families } => {
                 self.rule(|r| r.act(Action::Jump("egress")));
@@ -317,12 +323,12 @@ impl Rules<'_> {
     }
 
     fn output(&mut self, here: [Option<&str>; 2]) {
-        let Settings { mark, own_user, .. } = *self.settings;
+        let Settings { mark, own_uid, .. } = *self.settings;
         self.rule(|r| r.leaves("lo").act(Action::Accept));
         self.head();
         // This process: upstreams and log sinks, wherever they are. The mark carries what it sends without a
         // socket (resets, the end of a connection).
-        if let Some(user) = own_user {
+        if let Some(user) = own_uid {
             self.rule(|r| r.user(user).mark(mark).act(Action::Accept));
         }
         // Neighbour and router discovery, multicast listeners (RFC 4861, RFC 3810).

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use super::element::{Entry, Grants, Value, write};
 use super::expression::{Family, TCP, UDP};
-use super::ranges::{Range, flatten, union};
+use super::ranges::{Range, flatten};
 use super::wire::{Attributes, Batch, CREATE, Reader, Verb, number, text};
 use super::{Hook, Settings};
-use crate::net::{Prefix, SegmentId, Services};
+use crate::net::Prefix;
 use crate::policy::Layout;
 
 /// Flags of a set.
@@ -167,6 +167,10 @@ impl Shape {
                 }
             });
             a.number(10, number);
+            if self.gives == Gives::Segment {
+                // NFTNL_UDATA_SET_DATABYTEORDER, four bytes: in host order (1), so that nft prints the number as it is.
+                a.bytes(13, &[[1, 4].as_slice(), &1_u32.to_ne_bytes()].concat());
+            }
             if !self.is_static() {
                 a.number(12, COLLECT_MILLISECONDS);
             }
@@ -312,7 +316,8 @@ impl<'a> Fill<'a> {
 
     fn networks(&self, batch: &mut Batch, set: (&str, &str), family: Family) {
         let segments = self.layout.segments.iter();
-        let keys: Vec<_> = segments.flat_map(|segment| networks(segment.id, family, &segment.networks)).collect();
+        let keys: Vec<_> =
+            segments.flat_map(|segment| super::networks::boxes(segment.id, family, &segment.networks)).collect();
         let entries =
             keys.iter().map(|(first, last)| Entry { key: first, last: Some(last), closes: false, value: Value::None });
         write(batch, Verb::NewElements, set, entries);
@@ -334,7 +339,7 @@ const fn to_number(address: IpAddr) -> u128 {
 }
 
 /// An address in network order.
-fn bytes(family: Family, number: u128) -> Vec<u8> {
+pub(super) fn bytes(family: Family, number: u128) -> Vec<u8> {
     let all = number.to_be_bytes();
     match family {
         Family::Four => all.last_chunk::<4>().map_or_else(Vec::new, |four| four.to_vec()),
@@ -342,7 +347,7 @@ fn bytes(family: Family, number: u128) -> Vec<u8> {
     }
 }
 
-fn service(protocol: u8, port: u16) -> [u8; 8] {
+pub(super) fn service(protocol: u8, port: u16) -> [u8; 8] {
     let [high, low] = port.to_be_bytes();
     [protocol, 0, 0, 0, high, low, 0, 0]
 }
@@ -369,116 +374,13 @@ fn intervals<'a>(
     write(batch, Verb::NewElements, set, entries);
 }
 
-/// Protocol and port as one number, so that a rule's services are ranges.
-const PORTS: u128 = 1 << 16;
-
-fn line(services: Services, family: Family) -> Range {
-    let ports = |protocol: u8, first: u16, last: u16| Range {
-        first: u128::from(protocol) * PORTS + u128::from(first),
-        last: u128::from(protocol) * PORTS + u128::from(last),
-    };
-    match services {
-        Services::Tcp(first, last) => ports(TCP, first, last),
-        Services::Udp(first, last) => ports(UDP, first, last),
-        Services::Icmp => ports(family.icmp(), 0, u16::MAX),
-        Services::Any => Range { first: 0, last: 256 * PORTS - 1 },
-    }
-}
-
-/// The static rules of one segment as first and last keys of disjoint boxes: rules may overlap, boxes of one set
-/// may not.
-fn networks(id: SegmentId, family: Family, rules: &[(Prefix, Services)]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let rules = rules.iter().filter(|(prefix, _)| of(*prefix) == family);
-    let flat = flatten(rules.copied().collect(), |open| {
-        union(open.iter().map(|(_, services)| line(*services, family)).collect())
-    });
-    let mut keys = Vec::new();
-    for (range, services) in flat {
-        for services in services.iter().flat_map(|services| boxes(*services)) {
-            let key = |address: u128, (protocol, port): (u8, u16)| {
-                let mut key = id.0.to_ne_bytes().to_vec();
-                key.extend(bytes(family, address));
-                key.extend(service(protocol, port));
-                key
-            };
-            keys.push((key(range.first, services.0), key(range.last, services.1)));
-        }
-    }
-    keys
-}
-
-/// A range of protocol and port as boxes of protocols × ports.
-fn boxes(range: Range) -> Vec<((u8, u16), (u8, u16))> {
-    let split = |number: u128| ((number / PORTS) as u8, (number % PORTS) as u16);
-    let ((first, low), (last, high)) = (split(range.first), split(range.last));
-    if first == last || (low == 0 && high == u16::MAX) {
-        return vec![((first, low), (last, high))];
-    }
-    let mut boxes = Vec::new();
-    let mut middle = (first, last);
-    if low > 0 {
-        boxes.push(((first, low), (first, u16::MAX)));
-        middle.0 += 1;
-    }
-    if high < u16::MAX {
-        boxes.push(((last, 0), (last, high)));
-        middle.1 -= 1;
-    }
-    if middle.0 <= middle.1 {
-        boxes.push(((middle.0, 0), (middle.1, u16::MAX)));
-    }
-    boxes
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn any_services() -> impl Strategy<Value = Services> {
-        let ports = || (any::<u16>(), any::<u16>()).prop_map(|(a, b)| (a.min(b), a.max(b)));
-        prop_oneof![
-            ports().prop_map(|(a, b)| Services::Tcp(a, b)),
-            ports().prop_map(|(a, b)| Services::Udp(a, b)),
-            Just(Services::Icmp),
-            Just(Services::Any),
-        ]
-    }
-
-    /// A key of `networks` as numbers: address, protocol, port.
-    fn point(key: &[u8]) -> (u32, u8, u16) {
-        (u32::from_be_bytes(key[4..8].try_into().unwrap()), key[8], u16::from_be_bytes(key[12..14].try_into().unwrap()))
-    }
-
     proptest! {
-        #[test]
-        fn boxes_of_static_rules_are_disjoint_and_cover_the_rules(
-            rules in prop::collection::vec((any::<u8>(), 24u8..=32, any_services()), 0..8),
-            probes in prop::collection::vec((any::<u8>(), prop_oneof![Just(1u8), Just(6), Just(17), any::<u8>()], any::<u16>()), 32),
-        ) {
-            let rules: Vec<(Prefix, Services)> = rules.into_iter()
-                .map(|(low, length, services)| (format!("192.0.2.{low}/{length}").parse::<Prefix>().unwrap().trunc(), services))
-                .collect();
-            let keys = networks(SegmentId(9), Family::Four, &rules);
-            for (low, protocol, port) in probes {
-                let address = u32::from_be_bytes([192, 0, 2, low]);
-                let inside = keys.iter().filter(|(first, last)| {
-                    let (first, last) = (point(first), point(last));
-                    (first.0..=last.0).contains(&address) && (first.1..=last.1).contains(&protocol) && (first.2..=last.2).contains(&port)
-                }).count();
-                let wanted = rules.iter().any(|(prefix, services)| {
-                    prefix.contains(&IpAddr::from(address.to_be_bytes())) && match *services {
-                        Services::Tcp(a, b) => protocol == 6 && (a..=b).contains(&port),
-                        Services::Udp(a, b) => protocol == 17 && (a..=b).contains(&port),
-                        Services::Icmp => protocol == 1,
-                        Services::Any => true,
-                    }
-                });
-                prop_assert_eq!(inside, usize::from(wanted));
-            }
-        }
-
         #[test]
         fn reading_foreign_sets_ends(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
             let _ = Present::read(Reader(&bytes));

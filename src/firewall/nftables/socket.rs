@@ -41,10 +41,19 @@ impl Failure {
             Errno::EPERM if self.whole => FirewallError::Forbidden,
             Errno::EPERM => FirewallError::Owned(table.to_owned()),
             Errno::EAGAIN => FirewallError::Deadline,
-            Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT => {
-                FirewallError::Unsupported(format!("{what} ({})", words()))
-            }
             errno => FirewallError::Kernel { what: what.to_owned(), why: format!("{errno:?}: {}", words()) },
+        }
+    }
+}
+
+impl Failure {
+    /// The same, where nothing but a part of the kernel can be missing.
+    pub(super) fn lacks(self, what: &str, table: &str) -> FirewallError {
+        match self.errno {
+            Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT => {
+                FirewallError::Unsupported(format!("{what} ({})", self.errno.desc()))
+            }
+            _ => self.error(what, table),
         }
     }
 }
