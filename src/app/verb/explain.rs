@@ -46,30 +46,41 @@ pub(crate) fn run(
     let segment = policy.segment(asker);
     let rules: Vec<Value> =
         policy.matching(asker, name.as_wire()).into_iter().map(|rule| rule_report(policy, rule)).collect();
-    let mut report = json!({
+    let mut report = Report(json!({
         "client": client.to_string(), "qname": name.to_string(), "qtype": kind.to_string(),
         "segment": &*segment.name, "asked_by": policy.forwarder(asker).map(|name| &**name),
         "mode": if segment.observes(now.wall) { "observe" } else { "enforce" },
         "rules": rules,
-    });
+    }));
     match decide(policy, asker, name.as_wire(), kind, now.wall) {
         Verdict::Refuse(refusal) => {
             let (code, text) = policy.describe(&refusal);
-            report["verdict"] = "deny".into();
-            report["reason"] = refusal.reason.as_str().into();
-            report["rule"] = refusal.rule.map(|rule| policy.rule_id(rule).to_string()).into();
-            report["shown"] = shown(refusal.shown).into();
-            report["ede"] = json!({ "code": code, "text": text });
+            report.set("verdict", "deny".into());
+            report.set("reason", refusal.reason.as_str().into());
+            report.set("rule", refusal.rule.map(|rule| policy.rule_id(rule).to_string()).into());
+            report.set("shown", shown(refusal.shown).into());
+            report.set("ede", json!({ "code": code, "text": text }));
         }
         Verdict::Permit(permit) => {
             explain_permit(&mut report, &config, permit, &loaded.zones, &upstreams);
         }
     }
-    show(&report, as_json)
+    show(&report.0, as_json)
+}
+
+/// A JSON object that is filled as the decision goes on.
+struct Report(Value);
+
+impl Report {
+    fn set(&mut self, key: &str, value: impl Into<Value>) {
+        if let Value::Object(fields) = &mut self.0 {
+            fields.insert(key.to_owned(), value.into());
+        }
+    }
 }
 
 fn explain_permit(
-    report: &mut Value,
+    report: &mut Report,
     config: &Config,
     permit: Permit,
     zones: &crate::zones::Zones,
@@ -82,24 +93,27 @@ fn explain_permit(
         GrantScope::Segment => "segment",
     };
     let observed = permit.observed();
-    report["verdict"] = if observed.is_some() { "deny" } else { "allow" }.into();
-    report["reason"] = observed.map_or("rule", |(_, reason)| reason.as_str()).into();
-    report["enforced"] = observed.is_none().into();
-    report["rule"] = permit.rule().map(|rule| policy.rule_id(rule).to_string()).into();
-    report["scope"] = scope.into();
+    report.set("verdict", if observed.is_some() { "deny" } else { "allow" }.into());
+    report.set("reason", observed.map_or("rule", |(_, reason)| reason.as_str()).into());
+    report.set("enforced", observed.is_none().into());
+    report.set("rule", permit.rule().map(|rule| policy.rule_id(rule).to_string()).into());
+    report.set("scope", scope.into());
     let terms = config.terms;
-    report["open_for"] = format!(
-        "the answer's TTL ({} to {}) and {} grace, {} at least",
-        write_duration(terms.ttl_min),
-        write_duration(terms.ttl_max),
-        write_duration(terms.grace),
-        write_duration(terms.hold)
-    )
-    .into();
+    report.set(
+        "open_for",
+        format!(
+            "the answer's TTL ({} to {}) and {} grace, {} at least",
+            write_duration(terms.ttl_min),
+            write_duration(terms.ttl_max),
+            write_duration(terms.grace),
+            write_duration(terms.hold)
+        )
+        .into(),
+    );
     let question: Question = permit.question().clone();
     match zones.answer(&question) {
         Some(answer) => {
-            report["answered_by"] = format!("local zone {}", answer.origin.name).into();
+            report.set("answered_by", format!("local zone {}", answer.origin.name).into());
             let cleared = inspect(permit, answer);
             let mut opened: Vec<String> = Vec::new();
             for group in cleared.openings().chunk_by(|a, b| a.element.to == b.element.to) {
@@ -107,22 +121,25 @@ fn explain_permit(
                 let services: Vec<String> = Services::merge(&services).iter().map(ToString::to_string).collect();
                 opened.extend(group.first().map(|opening| format!("{} {}", opening.element.to, services.join(" "))));
             }
-            report["opened"] = opened.into();
+            report.set("opened", opened.into());
             let told: Vec<String> = cleared.answer().records.iter().map(told).collect();
-            report["shown"] = format!("{} {}", cleared.answer().rcode, told.join("; ")).trim().into();
+            report.set("shown", format!("{} {}", cleared.answer().rcode, told.join("; ")).trim().into());
             if let Some(withheld) = cleared.withheld() {
-                report["reason"] = withheld.reason.as_str().into();
-                report["verdict"] = "deny".into();
-                report["why"] = withheld.why.to_string().into();
+                report.set("reason", withheld.reason.as_str().into());
+                report.set("verdict", "deny".into());
+                report.set("why", withheld.why.to_string().into());
             }
         }
         None => {
             let upstream = upstreams.route(&segment.name, question.name.as_wire());
-            report["answered_by"] = upstream
-                .map_or_else(|| "no upstream: SERVFAIL".into(), |upstream| format!("upstream {}", upstream.name()))
-                .into();
-            report["opened"] = json!(["the addresses of the answer, by the ports above, after inspection"]);
-            report["shown"] = "the inspected answer".into();
+            report.set(
+                "answered_by",
+                upstream
+                    .map_or_else(|| "no upstream: SERVFAIL".into(), |upstream| format!("upstream {}", upstream.name()))
+                    .into(),
+            );
+            report.set("opened", json!(["the addresses of the answer, by the ports above, after inspection"]));
+            report.set("shown", "the inspected answer".into());
         }
     }
 }

@@ -26,9 +26,9 @@ pub(crate) struct Filter {
 pub(crate) fn status(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failure> {
     let status = ask(file, Method::GET, "/v1/status")?;
     if as_json {
-        print(&format!("{status}\n"))?
+        print(&format!("{status}\n"))?;
     } else {
-        print(&render_status(&status, coloured()))?
+        print(&render_status(&status, coloured()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -133,7 +133,7 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
     drop(lock);
     match closed {
         Ok(Some(log)) => {
-            log.close().map_err(|error| Failure::Failed(format!("the log could not be closed: {error}")))?
+            log.close().map_err(|error| Failure::Failed(format!("the log could not be closed: {error}")))?;
         }
         Ok(None) | Err(_) => tracing::error!("the log's thread had ended before"),
     }
