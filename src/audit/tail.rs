@@ -162,3 +162,31 @@ fn start_of_last(file: &mut File, count: usize) -> io::Result<u64> {
     }
     Ok(at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_add_up() {
+        let line = r#"{"v":1,"type":"query","client":"192.0.2.7","segment":"office","qname":"a.example.org","verdict":"deny"}"#;
+        let all = Filter {
+            verdict: Some("deny".into()),
+            segment: Some("office".into()),
+            client: "192.0.2.0/24".parse().ok(),
+            name: Name::parse("example.org").ok(),
+        };
+        let rows = [
+            (Filter::default(), true),
+            (all.clone(), true),
+            (Filter { verdict: Some("allow".into()), ..all.clone() }, false),
+            (Filter { segment: Some("off".into()), ..all.clone() }, false),
+            (Filter { client: "198.51.100.0/24".parse().ok(), ..all.clone() }, false),
+            (Filter { name: Name::parse("ample.org").ok(), ..all.clone() }, false),
+        ];
+        for (filter, shown) in rows {
+            assert_eq!(filter.admits(line), shown, "{filter:?}");
+        }
+        assert!(Filter::default().admits("torn") && !all.admits("torn"));
+    }
+}
