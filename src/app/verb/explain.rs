@@ -72,9 +72,9 @@ pub(crate) fn run(
 struct Report(Value);
 
 impl Report {
-    fn set(&mut self, key: &str, value: impl Into<Value>) {
+    fn set(&mut self, key: &str, value: Value) {
         if let Value::Object(fields) = &mut self.0 {
-            fields.insert(key.to_owned(), value.into());
+            fields.insert(key.to_owned(), value);
         }
     }
 }
