@@ -10,3 +10,4 @@ mod harness;
 mod upstream;
 
 mod errors;
+mod packets;
