@@ -7,6 +7,7 @@ use crate::audit::{CacheUse, RecordId, Transport};
 use crate::gate::inflight::Slot;
 use crate::gate::reply::{Conclusion, Failure, Outbox};
 use crate::gate::{Gate, Rulebook, who};
+use crate::metric::Path;
 use crate::net::canonical;
 use crate::policy::{Reason, Verdict, decide};
 use crate::record::{ExtendedError, Question};
@@ -84,7 +85,7 @@ impl Gate {
             }
         };
         let settle = |conclusion: &Conclusion| {
-            outbox.seal(id, arrival, &query, rulebook, conclusion, self.clock.now(), route);
+            outbox.seal(id, arrival, Path::Fast, &query, rulebook, conclusion, self.clock.now(), route);
             Fast::Done
         };
         let Some(asker) = rulebook.policy.asker(arrival.client()) else { return settle(&Conclusion::NoSegment) };
@@ -109,7 +110,10 @@ impl Gate {
         let rulebook = self.rulebook.load();
         // It was parsed before it became a job; that it parses again is not taken on faith.
         match wire::parse(&job.packet) {
-            Ok(query) => outbox.seal(job.id, job.arrival, &query, &rulebook, conclusion, self.clock.now(), route),
+            Ok(query) => {
+                let now = self.clock.now();
+                outbox.seal(job.id, job.arrival, Path::Slow, &query, &rulebook, conclusion, now, route);
+            }
             Err(malformed) => {
                 outbox.seal_malformed(job.id, job.arrival, &malformed, &rulebook, self.clock.now(), route);
             }

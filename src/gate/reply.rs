@@ -202,6 +202,7 @@ impl<R> Outbox<R> {
                     reason: Reason::Audit as usize,
                     refused: true,
                     response: None,
+                    known: None,
                     ..sample
                 };
             }
@@ -230,6 +231,7 @@ impl<R> Outbox<R> {
         &mut self,
         id: RecordId,
         arrival: Arrival,
+        path: Path,
         query: &Query<'_>,
         rulebook: &Rulebook,
         conclusion: &Conclusion,
@@ -286,7 +288,7 @@ impl<R> Outbox<R> {
             }
         };
         let asked = Some((&*query.name, query.kind));
-        self.record(id, arrival, Some(query.echo.id), asked, rulebook, &told, now);
+        self.record(id, arrival, path, Some(query.echo.id), asked, rulebook, &told, now);
         self.replies.push((start..self.bytes.len(), route()));
     }
 
@@ -327,7 +329,7 @@ impl<R> Outbox<R> {
             self.replies.push((start..self.bytes.len(), route()));
         }
         let asked = malformed.name.as_deref().zip(malformed.kind);
-        self.record(id, arrival, malformed.id, asked, rulebook, &told, now);
+        self.record(id, arrival, Path::Fast, malformed.id, asked, rulebook, &told, now);
     }
 
     #[expect(clippy::too_many_arguments, reason = "as for seal")]
@@ -335,6 +337,7 @@ impl<R> Outbox<R> {
         &mut self,
         id: RecordId,
         arrival: Arrival,
+        path: Path,
         qid: Option<u16>,
         asked: Option<(&[u8], crate::record::RecordType)>,
         rulebook: &Rulebook,
@@ -380,7 +383,12 @@ impl<R> Outbox<R> {
             refused: told.outcome != Outcome::Allow,
             response: told.rcode,
             transport: arrival.transport as usize,
-            path: if told.cache.is_some_and(|cache| cache != CacheUse::Hit) { Path::Slow } else { Path::Fast },
+            path,
+            known: match told.cache {
+                Some(CacheUse::Hit | CacheUse::Open) if told.outcome == Outcome::Allow => Some(true),
+                Some(CacheUse::Miss) if told.outcome == Outcome::Allow => Some(false),
+                _ => None,
+            },
             elapsed: latency,
         });
         self.shard.append(id, &Event::Query(event));

@@ -14,8 +14,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use parking_lot::Mutex;
 
 use super::{
-    Counter, Distribution, Gauge, Histogram, Info, Kind, Metric, Path, QUERIES, QUERY_DURATION, REFUSALS, RESPONSES,
-    Row, SILENCES, TABLE, Tallies, Words,
+    CACHE_HITS, CACHE_MISSES, Counter, Distribution, Gauge, Histogram, Info, Kind, Metric, Path, QUERIES,
+    QUERY_DURATION, REFUSALS, RESPONSES, Row, SILENCES, TABLE, Tallies, Words,
 };
 
 /// The recorder asks for the origin of a metric and makes no use of it.
@@ -97,6 +97,8 @@ impl Registry {
         self.tallies.refusals(&merged, |labels, total| self.absolute(REFUSALS, labels, total));
         self.tallies.silences(&merged, |labels, total| self.absolute(SILENCES, labels, total));
         self.tallies.responses(&merged, |labels, total| self.absolute(RESPONSES, labels, total));
+        self.absolute(CACHE_HITS, [], merged.hits);
+        self.absolute(CACHE_MISSES, [], merged.misses);
 
         let mut out = self.handle.render();
         for metric in TABLE {
@@ -261,6 +263,7 @@ mod tests {
             response: Some(Rcode::NXDOMAIN),
             transport: 1,
             path: Path::Slow,
+            known: None,
             elapsed: Duration::from_millis(3),
         };
         tally.count(&sample);
