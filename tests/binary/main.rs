@@ -11,3 +11,5 @@ mod upstream;
 
 mod errors;
 mod packets;
+mod serving;
+mod streams;
