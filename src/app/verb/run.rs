@@ -32,6 +32,9 @@ pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // Without it, a message that cannot be written is told by eprintln!, which panics where standard error is
+        // gone: no reason for a node to end.
+        .log_internal_errors(false)
         .init();
     let config = Config::read(file).map_err(Failure::Mistakes)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("slow").build();
