@@ -10,6 +10,8 @@ mod harness;
 mod upstream;
 
 mod errors;
+mod life;
 mod packets;
+mod reload;
 mod serving;
 mod streams;
