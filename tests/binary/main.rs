@@ -9,6 +9,8 @@ mod dns;
 mod harness;
 mod upstream;
 
+mod crash;
+mod disk;
 mod errors;
 mod life;
 mod packets;
