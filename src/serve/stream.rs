@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::silence::Silence;
 use super::tcp::StreamGate;
 use crate::audit::Transport;
 use crate::gate::{Arrival, Fast, Finished, Gate, Outbox};
@@ -14,13 +15,28 @@ use crate::gate::{Arrival, Fast, Finished, Gate, Outbox};
 pub struct StreamDoor {
     gate: Arc<Gate>,
     outbox: Mutex<Outbox<()>>,
+    silence: Silence,
 }
 
 impl StreamDoor {
     /// A door over its own outbox.
     #[must_use]
-    pub const fn new(gate: Arc<Gate>, outbox: Outbox<()>) -> Self {
-        Self { gate, outbox: Mutex::new(outbox) }
+    pub fn new(gate: Arc<Gate>, outbox: Outbox<()>) -> Self {
+        Self { gate, outbox: Mutex::new(outbox), silence: Silence::default() }
+    }
+
+    /// Records the one reply in the outbox, and only then takes its bytes.
+    fn release(&self, outbox: &mut Outbox<()>) -> Option<Vec<u8>> {
+        match outbox.release() {
+            Ok(released) => {
+                self.silence.end();
+                released.iter().next().map(|(bytes, ())| bytes.to_vec())
+            }
+            Err(error) => {
+                self.silence.begin(&error);
+                None
+            }
+        }
     }
 }
 
@@ -31,24 +47,13 @@ impl StreamGate for StreamDoor {
             let rulebook = self.gate.rulebook();
             let mut outbox = self.outbox.lock();
             match self.gate.fast(&rulebook, &packet, arrival, &mut outbox, || ()) {
-                Fast::Done => return release(&mut outbox),
+                Fast::Done => return self.release(&mut outbox),
                 Fast::Slow(job) => job,
             }
         };
         let conclusion = self.gate.slow(&fast).await;
         let mut outbox = self.outbox.lock();
         self.gate.finish(&Finished { job: fast, conclusion }, &mut outbox, || ());
-        release(&mut outbox)
-    }
-}
-
-/// Records the one reply in the outbox, and only then takes its bytes.
-fn release(outbox: &mut Outbox<()>) -> Option<Vec<u8>> {
-    match outbox.release() {
-        Ok(released) => released.iter().next().map(|(bytes, ())| bytes.to_vec()),
-        Err(error) => {
-            tracing::error!(%error, "no record, no answer: a stream's reply was dropped");
-            None
-        }
+        self.release(&mut outbox)
     }
 }

@@ -19,6 +19,7 @@ use socket::{Datagrams, Route};
 use crate::audit::{Shard, Transport};
 use crate::gate::{Arrival, Fast, Finished, Gate, Outbox, Passed};
 use crate::metric::Tally;
+use crate::serve::silence::Silence;
 
 /// Datagrams per system call.
 const BATCH: usize = 64;
@@ -115,7 +116,7 @@ impl Worker {
     pub fn run(self) {
         let sockets = self.sockets.into_iter().map(Datagrams::new).collect();
         let Self { gate, outbox, returns, passed, runtime, stop, .. } = self;
-        Serving { gate, sockets, outbox, returns, passed, runtime }.run(&stop);
+        Serving { gate, sockets, outbox, silence: Silence::default(), returns, passed, runtime }.run(&stop);
     }
 }
 
@@ -124,6 +125,7 @@ struct Serving {
     gate: Arc<Gate>,
     sockets: Vec<Datagrams>,
     outbox: Outbox<Way>,
+    silence: Silence,
     returns: Arc<Returns>,
     passed: Arc<AtomicU64>,
     runtime: tokio::runtime::Handle,
@@ -214,13 +216,14 @@ impl Serving {
         }
         match self.outbox.release() {
             Ok(released) => {
+                self.silence.end();
                 for (index, socket) in self.sockets.iter_mut().enumerate() {
                     socket.send(
                         released.iter().filter(|(_, way)| way.socket == index).map(|(bytes, way)| (bytes, way.route)),
                     );
                 }
             }
-            Err(error) => tracing::error!(%error, "no record, no answer: a batch of replies was dropped"),
+            Err(error) => self.silence.begin(&error),
         }
     }
 }
