@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::cli::{ConfigFile, Failure};
@@ -75,9 +76,11 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
         let (door, limits, stopped) = (Arc::clone(&stream_door), Arc::clone(&stream_limits), stopped.clone());
         doors.push(runtime.spawn(tcp::serve(listener, door, limits, stopped)));
     }
+    // Monitoring sees the node drain: its doors close last.
+    let (stop_side_doors, drained) = watch::channel(false);
     let side_doors = [
-        health.map(|listener| runtime.spawn(health::serve(listener, Arc::new(Arc::clone(&node)), stopped.clone()))),
-        Some(runtime.spawn(admin::serve(admin, Arc::new(Arc::clone(&node)), stopped.clone()))),
+        health.map(|listener| runtime.spawn(health::serve(listener, Arc::new(Arc::clone(&node)), drained.clone()))),
+        Some(runtime.spawn(admin::serve(admin, Arc::new(Arc::clone(&node)), drained))),
     ];
     let spawn = |(index, worker): (usize, crate::serve::udp::Worker)| {
         std::thread::Builder::new().name(format!("udp-{index}")).spawn(move || worker.run())
@@ -107,6 +110,7 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
         if tokio::time::timeout(DRAIN, drain).await.is_err() {
             tracing::warn!("a stream door did not drain in time and is cut");
         }
+        drop(stop_side_doors);
         for door in side_doors.into_iter().flatten() {
             door.abort();
             let _ = door.await;
