@@ -87,6 +87,43 @@ fn a_full_disk_silences_it_until_there_is_room() {
 }
 
 #[test]
+fn a_full_disk_does_not_hold_up_the_end() {
+    if !privileged() {
+        return;
+    }
+    with_own_mounts(|| {
+        let upstream = Upstream::start();
+        let site = site("refuse", &upstream);
+        let mut node = site.start();
+        fill(&site.path("disk/filler"));
+        let client = Client::new(site.dns).patience(Duration::from_millis(300));
+        until("the disk is full", || {
+            (0..100).all(|_| client.ask(&a("www.corp.example")).is_some());
+            ready(&site).0 == 503
+        });
+        let before = site.metric("outgate_audit_refused_total");
+        let mut stream = Stream::new(site.dns);
+        for _ in 0..300 {
+            stream.send(&a("www.corp.example").to_vec().unwrap());
+        }
+        until("they are refused", || site.metric("outgate_audit_refused_total") >= before + 300.0);
+        assert_eq!(node.stop(), Some(1));
+        let said = node.stderr();
+        assert!(said.contains("no record, no answer"), "{said}");
+        let last = said.lines().last().unwrap();
+        assert_eq!(
+            last,
+            "outgate: the log could not be closed: disk/query.jsonl: no space left; free some, or lower [audit] \
+             rotate_size and max_size"
+        );
+        // One message for each reply that was dropped would fill another disk.
+        assert!(said.lines().count() < 100, "{} lines", said.lines().count());
+        fs::remove_file(site.path("disk/filler")).unwrap();
+        assert_eq!(site.start().stop(), Some(0));
+    });
+}
+
+#[test]
 fn with_on_full_drop_it_answers_and_declares_what_is_missing() {
     if !privileged() {
         return;

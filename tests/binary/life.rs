@@ -56,6 +56,24 @@ fn what_was_taken_is_answered_before_the_end() {
 }
 
 #[test]
+fn monitoring_sees_that_it_is_stopping() {
+    let upstream = slow(Duration::from_secs(1));
+    let site = Site::new().with_servers(&[upstream.address]);
+    let mut node = site.start();
+    let client = Client::new(site.dns);
+    client.socket.send(&a("x.example.net").to_vec().unwrap()).unwrap();
+    until("the upstream is asked", || upstream.asked() >= 1);
+    node.signal(Signal::SIGTERM);
+    until("it is not ready any more", || site.get("/health/ready").is_some_and(|(status, _)| status == 503));
+    assert_eq!(site.get("/health/ready").unwrap().1.trim(), r#"{"ready":false,"waiting":["the node is stopping"]}"#);
+    assert_eq!(site.run(&["status"]).code, Some(0));
+    assert!(client.receive().is_some());
+    assert_eq!(node.wait(), Some(0));
+    assert!(site.get("/health/live").is_none() && !site.path("admin.sock").exists());
+    closed_in_order(&site);
+}
+
+#[test]
 fn an_idle_connection_does_not_hold_up_the_end() {
     let site = Site::new();
     let mut node = site.start();
