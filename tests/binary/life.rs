@@ -113,6 +113,44 @@ fn a_signal_during_the_start_ends_it_in_order_or_at_once() {
     closed_in_order(&site);
 }
 
+/// Takes a lease on a file: whoever opens it waits until this ends, as on a network file system that hangs.
+const HOLD: &str = "import fcntl, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = open(sys.argv[1], 'r+')
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+sys.stdin.read()";
+
+#[test]
+fn a_reload_that_hangs_does_not_prevent_the_end() {
+    let site = Site::new();
+    let mut node = site.start();
+    let policy = site.path("policy/loop.toml").display().to_string();
+    let holder =
+        Command::new("python3").args(["-c", HOLD, &policy]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let Ok(mut holder) = holder else {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "needs python3");
+        eprintln!("skipped: needs python3");
+        return;
+    };
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "held\n");
+    node.signal(Signal::SIGHUP);
+    until("the reload waits for its file", || {
+        fs::read_to_string("/proc/locks")
+            .unwrap()
+            .lines()
+            .any(|line| line.contains("LEASE") && line.contains("BREAKING"))
+    });
+    // Nobody who asks notices.
+    assert_eq!(addresses(&Client::new(site.dns).told("www.corp.example")), ["192.0.2.80"]);
+    assert_eq!(node.stop(), Some(0), "{}", node.stderr());
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    closed_in_order(&site);
+}
+
 #[test]
 fn a_reader_of_its_messages_that_goes_away_is_no_reason_to_end() {
     let site = Site::new();

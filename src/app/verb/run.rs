@@ -44,7 +44,10 @@ pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
     // Before anything is bound: a signal that comes early must not be lost.
     let signals = runtime.block_on(async { Signals::new() })?;
     let started = runtime.block_on(start(config))?;
-    serve(&runtime, started, signals)
+    let ended = serve(&runtime, started, signals);
+    // Dropped, it would wait for a reload that hangs.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The signals that the node obeys.
@@ -143,10 +146,24 @@ async fn obey(node: &Arc<RunningNode>, signals: &mut Signals) {
             _ = signals.terminate.recv() => return,
             _ = signals.interrupt.recv() => return,
             _ = signals.hangup.recv() => {
-                // Its outcome is recorded and logged; the node goes on either way.
-                let _ = node.reload_now().await;
+                let reload = node.reload_now();
+                tokio::pin!(reload);
+                tokio::select! {
+                    // Its outcome is recorded and logged; the node goes on either way.
+                    _ = &mut reload => {}
+                    _ = signals.terminate.recv() => return finish(reload).await,
+                    _ = signals.interrupt.recv() => return finish(reload).await,
+                }
             }
         }
+    }
+}
+
+/// A reload that was begun is finished before the node stops, unless its files cannot be read to the end (a network
+/// file system that hangs).
+async fn finish<T>(reload: impl Future<Output = T>) {
+    if tokio::time::timeout(DRAIN, reload).await.is_err() {
+        tracing::warn!("a reload did not end in time and is given up; the policy before stays in force");
     }
 }
 
