@@ -1,5 +1,6 @@
 //! `outgate.toml`: the sum of the rooms' settings.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,9 @@ use crate::{audit, firewall, policy, upstream, zones};
 
 /// The file that is read where none is named.
 const DEFAULT_FILE: &str = "outgate.toml";
+
+/// The largest configuration read: far above any; policies have files of their own.
+const LARGEST_FILE: u64 = 16 << 20;
 
 /// The whole configuration. Paths are relative to the file's directory.
 pub(super) struct Config {
@@ -48,7 +52,7 @@ impl Config {
         let file = named.config.clone().or_else(|| default.exists().then(|| default.to_owned()));
         let text = match &file {
             None => String::new(),
-            Some(file) => std::fs::read_to_string(file).map_err(|error| {
+            Some(file) => read_text(file).map_err(|error| {
                 let fact = format!("{} cannot be read: {error}", file.display());
                 vec![Mistake::general(fact, "name the configuration with -c, or make it readable for this user")]
             })?,
@@ -97,6 +101,16 @@ impl Config {
             file,
         })
     }
+}
+
+/// Reads a whole file, which may be a pipe but not endless.
+fn read_text(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(file)?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
+    if read as u64 > LARGEST_FILE {
+        return Err(std::io::Error::other(format!("it is larger than {} MiB", LARGEST_FILE >> 20)));
+    }
+    Ok(text)
 }
 
 fn host_name() -> String {
