@@ -235,6 +235,15 @@ impl Nftables {
         works.sort_by_key(|work| work.grants);
         (works, failed)
     }
+
+    fn make(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError> {
+        let (works, mut failed) = self.plan(changes, now);
+        let kernel = self.kernel.as_mut().ok_or(FirewallError::NotAdopted)?;
+        let end = now + self.common.deadline;
+        kernel.apply(&works, Outcome { clock: &self.clock, end, failed: &mut failed })?;
+        failed.sort_unstable();
+        Ok(failed)
+    }
 }
 
 impl Firewall for Nftables {
@@ -262,23 +271,21 @@ impl Firewall for Nftables {
     }
 
     fn apply(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError> {
-        let (works, mut failed) = self.plan(changes, now);
-        let kernel = self.kernel.as_mut().ok_or(FirewallError::NotAdopted)?;
-        let end = now + self.common.deadline;
-        let outcome = Outcome { clock: &self.clock, end, failed: &mut failed };
-        kernel.apply(&works, outcome)?;
-        failed.sort_unstable();
-        if self.settings.hook == Hook::Output {
-            let here = local::addresses();
-            for change in failed.iter().filter_map(|index| changes.get(*index)) {
-                let _ = self.reasons.translate(Change::Close { element: *change.element() }, now, &here);
-            }
-            if self.reasons.len() >= self.sweep_at {
-                self.reasons.sweep(now);
-                self.sweep_at = 1024.max(2 * self.reasons.len());
+        if self.settings.hook != Hook::Output {
+            return self.make(changes, now);
+        }
+        let before: Vec<_> = changes.iter().map(|change| self.reasons.end(change.element())).collect();
+        let made = self.make(changes, now);
+        for (index, (change, end)) in changes.iter().zip(before).enumerate().rev() {
+            if made.as_ref().map_or(true, |failed| failed.binary_search(&index).is_ok()) {
+                self.reasons.put_back(change.element(), end);
             }
         }
-        Ok(failed)
+        if self.reasons.len() >= self.sweep_at {
+            self.reasons.sweep(now);
+            self.sweep_at = 1024.max(2 * self.reasons.len());
+        }
+        made
     }
 
     fn drifted(&mut self) -> Result<bool, FirewallError> {

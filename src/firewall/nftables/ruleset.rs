@@ -348,8 +348,8 @@ impl Rules<'_> {
     fn egress(&mut self, family: Family) {
         let digit = family.digit();
         self.rule(|r| r.state(RELATED).protocol(family.icmp()).act(Action::Accept));
-        self.rule(|r| r.state(INVALID).act(Action::Drop));
         self.rule(|r| r.family(family).destination_in(family, &format!("ungated{digit}")).act(Action::Accept));
+        self.rule(|r| r.state(INVALID).act(Action::Drop));
         for protocol in [UDP, TCP] {
             let resolver = format!("resolver{digit}");
             self.rule(|r| {
