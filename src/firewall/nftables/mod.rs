@@ -5,6 +5,9 @@
 //! table, and changes that others make to it are heard.
 //!
 //! Every write is one transaction: a batch of messages that takes effect in one instant or not at all.
+//!
+//! Each segment has a chain, and the kernel walks all chains at every commit: a transaction of one grant takes some
+//! 10 µs with few segments, some 100 µs with 10,000.
 
 mod element;
 mod expression;
@@ -199,7 +202,7 @@ impl Nftables {
 
     /// Changes as the kernel is to make them: one work per element, the last change wins; those that no element can
     /// be made of, failed; those that concern nobody here, done.
-    fn plan(&mut self, changes: &[Change], now: Tick) -> (Vec<Work>, Vec<usize>) {
+    fn works(&mut self, changes: &[Change], now: Tick) -> (Vec<Work>, Vec<usize>) {
         let here = if self.settings.hook == Hook::Output { Some(local::addresses()) } else { None };
         let mut places: HashMap<(Grants, Key), usize> = HashMap::with_capacity(changes.len());
         let mut works: Vec<Work> = Vec::with_capacity(changes.len());
@@ -237,7 +240,7 @@ impl Nftables {
     }
 
     fn make(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError> {
-        let (works, mut failed) = self.plan(changes, now);
+        let (works, mut failed) = self.works(changes, now);
         let kernel = self.kernel.as_mut().ok_or(FirewallError::NotAdopted)?;
         let end = now + self.common.deadline;
         kernel.apply(&works, Outcome { clock: &self.clock, end, failed: &mut failed })?;
