@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Sender, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -655,6 +655,50 @@ fn a_live_flow_survives_its_grant_and_a_restart() {
         talk(&mut stream).unwrap();
         drop(wall);
     }
+}
+
+#[test]
+fn a_change_of_layout_opens_and_closes_nothing_for_a_moment() {
+    let Some(net) = Net::new() else { return };
+    let office = || segment("office", &["192.0.2.0/24"], &[]);
+    let other = || segment("other", &["192.0.2.128/25", "203.0.113.0/24"], &[("198.51.100.0/24", "any")]);
+    let grants = [element(CLIENT[0], SERVER[0], Service::Tcp(443)), element("office", SERVER[0], Service::Tcp(80))];
+    let mut wall = net.gateway.run(move || {
+        let mut wall = firewall(forward());
+        wall.adopt(&layout(vec![office()]), now()).unwrap();
+        open(&mut wall, &grants, MINUTE);
+        wall
+    });
+    let (done, end) = channel::<()>();
+    thread::scope(|scope| {
+        let gateway = &net.gateway;
+        scope.spawn(move || {
+            gateway.run(move || {
+                for round in 0..20 {
+                    wall.arrange(&layout(vec![office(), other()])).unwrap();
+                    open(&mut wall, &grants, MINUTE + Duration::from_secs(round));
+                    wall.adopt(&layout(vec![office()]), now()).unwrap();
+                    // As after a crash: the next process takes over.
+                    drop(wall);
+                    wall = firewall(forward());
+                    wall.adopt(&layout(vec![office()]), now()).unwrap();
+                }
+                drop(done);
+                wall
+            })
+        });
+        let tries = net.client.run(move || {
+            let mut tries = 0;
+            while end.try_recv() == Err(TryRecvError::Empty) {
+                tcp(CLIENT[0], SERVER[0], 443).unwrap();
+                tcp(CLIENT[0], SERVER[0], 80).unwrap();
+                assert_eq!(tcp(CLIENT[0], SERVER[0], 22).map(|_| ()), Err(ErrorKind::ConnectionRefused));
+                tries += 1;
+            }
+            tries
+        });
+        assert!(tries > 0);
+    });
 }
 
 #[test]
