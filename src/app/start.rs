@@ -23,7 +23,7 @@ use crate::document::Mistake;
 use crate::firewall;
 use crate::gate::{Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots};
 use crate::grant::{Caps, Ledger};
-use crate::metric::Registry;
+use crate::metric::{self, Registry};
 use crate::serve::tcp::{Limits, Streams};
 use crate::serve::udp::{BindError, Worker, bind};
 use crate::serve::{StreamDoor, admin};
@@ -91,15 +91,18 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let rulebook = Rulebook::new(policy, zones, 1, clock.now().wall, registry.tallies());
     let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
     let build = |settings: &firewall::Settings| {
-        let failed = |error| Failure::Failed(format!("firewall \"{}\": {error}", settings.common.name));
-        settings.build(&clock).map_err(failed)
+        let name = &settings.common.name;
+        let firewall = settings.build(&clock);
+        let firewall = firewall.map_err(|error| Failure::Failed(format!("firewall \"{name}\": {error}")))?;
+        Ok((firewall, registry.histogram(metric::FIREWALL_ACK, [name])))
     };
-    let firewalls = config.firewalls.iter().map(build).collect::<Result<Vec<_>, _>>()?;
+    let firewalls = config.firewalls.iter().map(build).collect::<Result<Vec<_>, Failure>>()?;
     let firewall_deadline =
         config.firewalls.iter().map(|firewall| firewall.common.deadline).max().unwrap_or(QUERY_DEADLINE);
     let parts = GranterParts {
         ledger: Ledger::new(config.terms, Caps::default()),
         firewalls,
+        held: registry.histogram(metric::ANSWERS_HELD, []),
         shard: shard()?,
         rulebook: Arc::clone(&rulebook),
         clock: clock.clone(),

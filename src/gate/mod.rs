@@ -8,7 +8,6 @@
 mod fast;
 mod granter;
 mod inflight;
-mod journal;
 mod reply;
 mod slow;
 
@@ -21,7 +20,9 @@ use arc_swap::ArcSwap;
 use foldhash::quality::RandomState;
 
 pub use fast::{Arrival, Fast, Finished, Job};
-pub use granter::{GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, NotGranted};
+pub use granter::{
+    EnforcerCounts, GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, NotGranted,
+};
 pub use inflight::{Slot, Slots};
 pub use reply::{Conclusion, Failure, Outbox, Prepared, Released};
 

@@ -381,6 +381,7 @@ impl<R> Outbox<R> {
             response: told.rcode,
             transport: arrival.transport as usize,
             path: if told.cache.is_some_and(|cache| cache != CacheUse::Hit) { Path::Slow } else { Path::Fast },
+            cached: told.cache.map(|cache| cache != CacheUse::Miss),
             elapsed: latency,
         });
         self.shard.append(id, &Event::Query(event));
