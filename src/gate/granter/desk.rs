@@ -253,11 +253,12 @@ impl Desk {
         let rulebook = self.rulebook.load_full();
         self.enforcers.repair(&self.ledger, || rulebook.policy.layout(now.wall), now.tick);
         let ended = rulebook.layout_ends.is_some_and(|end| end <= now.wall);
-        if ended && !rulebook.relaid.swap(true, Ordering::Relaxed) {
-            if let Err((firewall, error)) = self.arrange(&rulebook) {
-                tracing::error!(%firewall, %error, "an observe segment ended and could not be enforced in the firewall yet");
-                rulebook.relaid.store(false, Ordering::Relaxed);
-            }
+        if ended
+            && !rulebook.relaid.swap(true, Ordering::Relaxed)
+            && let Err((firewall, error)) = self.arrange(&rulebook)
+        {
+            tracing::error!(%firewall, %error, "an observe segment ended and could not be enforced in the firewall yet");
+            rulebook.relaid.store(false, Ordering::Relaxed);
         }
         self.count();
     }

@@ -184,8 +184,7 @@ impl Serving {
                     jobs += 1;
                     let (gate, returns) = (Arc::clone(&self.gate), Arc::clone(&self.returns));
                     self.runtime.spawn(async move {
-                        let conclusion = gate.slow(&job).await;
-                        returns.give(Finished { job, conclusion }, way);
+                        returns.give(gate.slow(job).await, way);
                     });
                 }
             }
