@@ -129,6 +129,8 @@ pub struct Outbox<R> {
     bytes: Vec<u8>,
     replies: Vec<(Range<usize>, R)>,
     samples: Vec<Sample>,
+    /// The last batch could not be recorded: said once, not once a batch.
+    silenced: bool,
 }
 
 /// A batch whose records are in the kernel: its bytes may leave.
@@ -187,7 +189,7 @@ impl<R> Outbox<R> {
     /// An empty outbox over a shard.
     #[must_use]
     pub const fn new(shard: Shard, tally: Tally) -> Self {
-        Self { shard, tally, bytes: Vec::new(), replies: Vec::new(), samples: Vec::new() }
+        Self { shard, tally, bytes: Vec::new(), replies: Vec::new(), samples: Vec::new(), silenced: false }
     }
 
     /// The id of the record of a packet that was just received.
@@ -219,10 +221,19 @@ impl<R> Outbox<R> {
             }
             self.tally.count(&sample);
         }
+        let before = std::mem::replace(&mut self.silenced, committed.is_err());
         match committed {
-            Ok(()) => Ok(Released { outbox: self }),
+            Ok(()) => {
+                if before {
+                    tracing::info!("the query log can be written again; answers are sent again");
+                }
+                Ok(Released { outbox: self })
+            }
             Err(error) => {
                 self.clear();
+                if !before {
+                    tracing::error!(%error, "no record, no answer: clients hear nothing until the query log can be written");
+                }
                 Err(error)
             }
         }
