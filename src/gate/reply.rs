@@ -163,6 +163,8 @@ pub(super) struct Sealing<'a> {
     pub(super) rulebook: &'a Rulebook,
     /// The end of its latency, the start of its TTL.
     pub(super) now: Now,
+    /// Who concluded it.
+    pub(super) path: Path,
 }
 
 /// What became of a query, as its record says it.
@@ -216,6 +218,7 @@ impl<R> Outbox<R> {
                     reason: Reason::Audit as usize,
                     refused: true,
                     response: None,
+                    known: None,
                     ..sample
                 };
             }
@@ -252,7 +255,7 @@ impl<R> Outbox<R> {
         conclusion: &Conclusion,
         route: impl FnOnce() -> R,
     ) {
-        let Sealing { id, arrival, rulebook, now } = sealing;
+        let Sealing { id, arrival, rulebook, now, .. } = sealing;
         let policy = &rulebook.policy;
         let limit = match arrival.transport {
             Transport::Udp => query.echo.udp_limit(),
@@ -329,7 +332,7 @@ impl<R> Outbox<R> {
     }
 
     fn record(&mut self, sealing: &Sealing<'_>, qid: Option<u16>, asked: Option<(&[u8], RecordType)>, told: &Told<'_>) {
-        let Sealing { id, arrival, rulebook, now } = sealing;
+        let Sealing { id, arrival, rulebook, now, path } = sealing;
         let policy = &rulebook.policy;
         let asker = policy.asker(arrival.client());
         let segment = asker.map(|asker| policy.segment(asker));
@@ -369,8 +372,12 @@ impl<R> Outbox<R> {
             refused: told.outcome != Outcome::Allow,
             response: told.rcode,
             transport: arrival.transport as usize,
-            path: if told.cache.is_some_and(|cache| cache != CacheUse::Hit) { Path::Slow } else { Path::Fast },
-            cached: told.cache.map(|cache| cache != CacheUse::Miss),
+            path: *path,
+            known: match told.cache {
+                Some(CacheUse::Hit | CacheUse::Open) if told.outcome == Outcome::Allow => Some(true),
+                Some(CacheUse::Miss) if told.outcome == Outcome::Allow => Some(false),
+                _ => None,
+            },
             elapsed: latency,
         });
         self.shard.append(*id, &Event::Query(event));

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
-pub use socket::BindError;
+pub use socket::{BindError, LISTEN};
 use socket::{Datagrams, Route};
 
 use crate::audit::{Shard, Transport};
