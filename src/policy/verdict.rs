@@ -127,7 +127,7 @@ pub enum Verdict {
     Refuse(Refusal),
 }
 
-/// What a refused client is shown (INTERFACE, "What a refused client sees").
+/// What a refused client is shown (docs/policy.md, "What a refused client sees").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
     /// NXDOMAIN with SOA.
