@@ -39,8 +39,8 @@
 //!
 //! | value | made by | taken by |
 //! |---|---|---|
-//! | [`policy::Permit`] | [`policy::decide`] | [`upstream::Upstreams::resolve`], [`policy::inspect`] |
-//! | [`policy::Cleared`] | [`policy::inspect`] | [`gate::Granter::offer`] and, in it, [`grant::Ledger::offer`] |
+//! | [`policy::Permit`] | [`policy::decide()`] | [`upstream::Upstreams::resolve`], [`policy::inspect()`] |
+//! | [`policy::Cleared`] | [`policy::inspect()`] | [`gate::Granter::offer`] and, in it, [`grant::Ledger::offer`] |
 //! | [`grant::Granted`] | [`grant::Ledger::settle`], once every opening was acknowledged | [`gate::Prepared::new`] |
 //! | [`gate::Released`] | [`gate::Outbox::release`], once the records were written | the sockets |
 //!

@@ -153,7 +153,7 @@ pub struct Refusal {
 
 /// Proof that this question of this client may be resolved. Demanded by the upstreams and by [`inspect`].
 ///
-/// [`inspect`]: crate::policy::inspect
+/// [`inspect`]: crate::policy::inspect()
 #[derive(Clone, Debug)]
 pub struct Permit {
     pub(in crate::policy) policy: Arc<Policy>,

@@ -95,7 +95,7 @@ impl Attributes<'_> {
 }
 
 /// A length as an attribute holds it. What is too long becomes a length that the kernel refuses; the callers cut
-/// their lists before that ([`super::element::MESSAGE`]).
+/// their lists before that (`MESSAGE` in element.rs).
 fn length(bytes: usize) -> u16 {
     u16::try_from(bytes).unwrap_or(0)
 }
