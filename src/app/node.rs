@@ -160,7 +160,7 @@ impl RunningNode {
         }
     }
 
-    /// Firewalls first, then the rulebook, then the threads, then the grants (ARCHITECTURE: a Permit can grow stale).
+    /// Firewalls first, then the rulebook, then the threads, then the grants (docs/architecture.md, "Reload").
     async fn swap(&self, loaded: Loaded, before: &Rulebook) -> Result<(Arc<Rulebook>, u64), Vec<Mistake>> {
         let gate = &self.parts.gate;
         let now = gate.clock.now().wall;

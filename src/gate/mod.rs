@@ -2,8 +2,8 @@
 //!
 //! [`Gate::fast`] runs on the door's own thread: parse, segment, cover, decide. What it cannot settle becomes a
 //! [`Job`] for [`Gate::slow`]: resolve, inspect, offer, wait for the firewalls. Both end in a [`Conclusion`], which
-//! [`Gate::seal`] turns into bytes and record together; the bytes come out of an [`Outbox`] only after the
-//! record has been handed to the kernel.
+//! an [`Outbox`] seals: bytes and record together. The bytes come out of it only after the record has been handed to
+//! the kernel.
 
 mod fast;
 mod granter;
