@@ -95,8 +95,9 @@ fn every_example_and_default_is_valid() {
 
 /// What the program says of a key that no table has.
 fn known_keys(said: &str) -> BTreeSet<String> {
-    let list = said.split("the keys here are ").nth(1).unwrap_or_else(|| panic!("{said}"));
-    list.lines().next().unwrap().split(", ").map(str::to_owned).collect()
+    let list = said.split("the keys here are ").nth(1);
+    assert!(list.is_some(), "{said}");
+    list.unwrap().lines().next().unwrap().split(", ").map(str::to_owned).collect()
 }
 
 #[test]
@@ -221,7 +222,8 @@ fn policy(kind: &str, key: &str, value: &str) -> String {
         }
         _ => {}
     }
-    if kind == "segment" { segment.insert(key, value) } else { rule.insert(key, value) };
+    let table = if kind == "segment" { &mut segment } else { &mut rule };
+    table.insert(key, value);
     let lines =
         |table: BTreeMap<&str, &str>| table.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
     format!("[[segment]]\n{}[[rule]]\n{}", lines(segment), lines(rule))
