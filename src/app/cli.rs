@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::verb;
+use crate::serve::GrantFilter;
 
 /// The DNS server of a network that is closed by default: answers allowlisted names, opens their addresses in the
 /// firewall first, records every query.
@@ -84,7 +85,7 @@ enum Verb {
         #[arg(long, value_name = "SEGMENT")]
         segment: Option<String>,
         /// At most so many
-        #[arg(long, default_value_t = 1000, value_name = "N")]
+        #[arg(long, default_value_t = GrantFilter::USUAL, value_parser = limit, value_name = "N")]
         limit: usize,
         /// Print a JSON array
         #[arg(long)]
@@ -102,6 +103,13 @@ enum Verb {
     /// Read the query log
     #[command(subcommand)]
     Log(verb::log::Verb),
+}
+
+/// A number that the node takes as the limit of a list.
+fn limit(text: &str) -> Result<usize, String> {
+    let most = GrantFilter::MOST;
+    let limit = text.parse().ok().filter(|limit| (1..=most).contains(limit));
+    limit.ok_or_else(|| format!("write a number from 1 to {most}"))
 }
 
 /// Runs the command line of this process.

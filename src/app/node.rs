@@ -182,18 +182,17 @@ impl Node for Arc<RunningNode> {
                 .collect();
             upstreams.push(json!({ "name": &**upstream.name(), "servers": servers }));
         }
-        let firewalls: Vec<Value> = config
-            .firewalls
-            .iter()
-            .map(|firewall| {
-                json!({
-                    "name": firewall.common.name, "required": firewall.common.required,
-                    "ready": load(&counts.ready) == 1, "elements": load(&counts.live),
-                    "last_ack_us": load(&counts.last_ack_us), "errors": load(&counts.errors),
-                    "repairs": load(&counts.repairs),
-                })
+        let firewalls = config.firewalls.iter().zip(&counts.enforcers).map(|(settings, firewall)| {
+            let [elements, capacity] = firewall.load.each_ref().map(load);
+            json!({
+                "name": &*firewall.name, "kind": settings.kind, "required": firewall.required,
+                "ready": firewall.usable.load(Ordering::Relaxed),
+                "elements": elements, "capacity": (capacity > 0).then_some(capacity),
+                "last_ack_us": load(&firewall.last_ack_us), "errors": load(&firewall.errors),
+                "repairs": load(&firewall.repairs),
             })
-            .collect();
+        });
+        let firewalls: Vec<Value> = firewalls.collect();
         let doors = addresses.iter().flat_map(|address| {
             WORDS.transports.iter().map(|transport| json!({ "address": address.to_string(), "transport": transport }))
         });
@@ -272,7 +271,7 @@ impl Node for Arc<RunningNode> {
         if self.stopping.load(Ordering::Relaxed) {
             waiting.push("the node is stopping".into());
         }
-        if self.parts.gate.granter.counts().ready.load(Ordering::Relaxed) != 1 {
+        if !self.parts.gate.granter.counts().ready() {
             waiting.push("a required firewall cannot be used".into());
         }
         if !self.parts.meter.usable() {
@@ -282,7 +281,7 @@ impl Node for Arc<RunningNode> {
     }
 
     fn metrics(&self) -> String {
-        let NodeParts { registry, gate, meter, config, streams, .. } = &self.parts;
+        let NodeParts { registry, gate, meter, streams, .. } = &self.parts;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = gate.granter.counts();
         let rulebook = gate.rulebook();
@@ -301,12 +300,16 @@ impl Node for Arc<RunningNode> {
         registry.absolute(metric::AUDIT_BYTES, [], audit.bytes);
         registry.absolute(metric::AUDIT_REFUSED, [], audit.refused);
         registry.absolute(metric::AUDIT_GAPS, [], audit.gaps);
-        for firewall in &config.firewalls {
-            let label = [firewall.common.name.as_str()];
-            registry.set_gauge(metric::FIREWALL_ELEMENTS, label, number(load(&counts.live)));
-            registry.absolute(metric::FIREWALL_ERRORS, label, load(&counts.errors));
-            registry.absolute(metric::FIREWALL_DRIFT_REPAIRS, label, load(&counts.repairs));
+        for firewall in &counts.enforcers {
+            let label = [&*firewall.name];
+            let [elements, capacity] = firewall.load.each_ref().map(load);
+            registry.set_gauge(metric::FIREWALL_ELEMENTS, label, number(elements));
+            registry.set_gauge(metric::FIREWALL_CAPACITY, label, number(elements) / number(capacity.max(1)));
+            registry.absolute(metric::FIREWALL_ERRORS, label, load(&firewall.errors));
+            registry.absolute(metric::FIREWALL_DRIFT_REPAIRS, label, load(&firewall.repairs));
+            registry.absolute(metric::ANSWERS_FAILED_CLOSED, label, load(&firewall.failed_closed));
         }
+        registry.set_gauge(metric::FIREWALL_PENDING, [], number(load(&counts.pending)));
         let health = gate.upstreams.health();
         for upstream in gate.upstreams.all() {
             let servers: Vec<_> = health.iter().filter(|server| server.upstream == *upstream.name()).collect();

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::audit::{CacheUse, RecordId, Transport};
 use crate::gate::inflight::Slot;
-use crate::gate::reply::{Conclusion, Failure, Outbox};
+use crate::gate::reply::{Conclusion, Failure, Outbox, Sealing};
 use crate::gate::{Gate, Rulebook, who};
+use crate::metric::Path;
 use crate::net::canonical;
 use crate::policy::{Reason, Verdict, decide};
 use crate::record::{ExtendedError, Question};
@@ -54,6 +55,8 @@ pub struct Finished {
     pub job: Job,
     /// What became of it.
     pub conclusion: Conclusion,
+    /// The rulebook that it was decided under.
+    pub rulebook: Arc<Rulebook>,
 }
 
 /// What the fast path made of a packet.
@@ -76,15 +79,16 @@ impl Gate {
         route: impl FnOnce() -> R,
     ) -> Fast {
         let id = outbox.reserve();
+        let sealing = || Sealing { id, arrival, rulebook, now: self.clock.now(), path: Path::Fast };
         let query = match wire::parse(packet) {
             Ok(query) => query,
             Err(malformed) => {
-                outbox.seal_malformed(id, arrival, &malformed, rulebook, self.clock.now(), route);
+                outbox.seal_malformed(&sealing(), &malformed, route);
                 return Fast::Done;
             }
         };
         let settle = |conclusion: &Conclusion| {
-            outbox.seal(id, arrival, &query, rulebook, conclusion, self.clock.now(), route);
+            outbox.seal(&sealing(), &query, conclusion, route);
             Fast::Done
         };
         let Some(asker) = rulebook.policy.asker(arrival.client()) else { return settle(&Conclusion::NoSegment) };
@@ -105,14 +109,13 @@ impl Gate {
 
     /// Seals what the slow path concluded, on the door's own thread.
     pub fn finish<R>(&self, finished: &Finished, outbox: &mut Outbox<R>, route: impl FnOnce() -> R) {
-        let Finished { job, conclusion } = finished;
-        let rulebook = self.rulebook.load();
+        let Finished { job, conclusion, rulebook } = finished;
+        let (id, arrival, now) = (job.id, job.arrival, self.clock.now());
+        let sealing = Sealing { id, arrival, rulebook, now, path: Path::Slow };
         // It was parsed before it became a job; that it parses again is not taken on faith.
         match wire::parse(&job.packet) {
-            Ok(query) => outbox.seal(job.id, job.arrival, &query, &rulebook, conclusion, self.clock.now(), route),
-            Err(malformed) => {
-                outbox.seal_malformed(job.id, job.arrival, &malformed, &rulebook, self.clock.now(), route);
-            }
+            Ok(query) => outbox.seal(&sealing, &query, conclusion, route),
+            Err(malformed) => outbox.seal_malformed(&sealing, &malformed, route),
         }
     }
 

@@ -2,13 +2,12 @@
 //!
 //! [`Gate::fast`] runs on the door's own thread: parse, segment, cover, decide. What it cannot settle becomes a
 //! [`Job`] for [`Gate::slow`]: resolve, inspect, offer, wait for the firewalls. Both end in a [`Conclusion`], which
-//! [`Gate::seal`] turns into bytes and record together; the bytes come out of an [`Outbox`] only after the
-//! record has been handed to the kernel.
+//! an [`Outbox`] seals: bytes and record together. The bytes come out of it only after the record has been handed to
+//! the kernel.
 
 mod fast;
 mod granter;
 mod inflight;
-mod journal;
 mod reply;
 mod rulebook;
 mod slow;
@@ -19,7 +18,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 pub use fast::{Arrival, Fast, Finished, Job};
-pub use granter::{GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, NotGranted};
+pub use granter::{
+    EnforcerCounts, GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, NotGranted,
+};
 pub use inflight::{Slot, Slots};
 pub use reply::{Conclusion, Failure, Outbox, Prepared, Released};
 pub use rulebook::{Passed, Rulebook};

@@ -14,8 +14,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use parking_lot::Mutex;
 
 use super::{
-    Counter, Distribution, Gauge, Histogram, Info, Kind, Metric, Path, QUERIES, QUERY_DURATION, REFUSALS, RESPONSES,
-    Row, SILENCES, TABLE, Tallies, Words,
+    CACHE_HITS, CACHE_MISSES, Counter, Distribution, Gauge, Histogram, Info, Kind, Metric, Path, QUERIES,
+    QUERY_DURATION, REFUSALS, RESPONSES, Row, SILENCES, TABLE, Tallies, Words,
 };
 
 /// The recorder asks for the origin of a metric and makes no use of it.
@@ -97,6 +97,8 @@ impl Registry {
         self.tallies.refusals(&merged, |labels, total| self.absolute(REFUSALS, labels, total));
         self.tallies.silences(&merged, |labels, total| self.absolute(SILENCES, labels, total));
         self.tallies.responses(&merged, |labels, total| self.absolute(RESPONSES, labels, total));
+        self.absolute(CACHE_HITS, [], merged.hits);
+        self.absolute(CACHE_MISSES, [], merged.misses);
 
         let mut out = self.handle.render();
         for metric in TABLE {
@@ -166,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::metric::{
-        ANSWERS_HELD, BUILD, FIREWALL_ACK, FIREWALL_PENDING, GRANTS, POLICY_REVISION, Sample, UPSTREAM_ANSWERS,
+        ANSWERS_HELD, BUILD, FIREWALL_ACK, FIREWALL_ELEMENTS, GRANTS, POLICY_REVISION, Sample, UPSTREAM_ANSWERS,
     };
     use crate::record::Rcode;
 
@@ -261,13 +263,14 @@ mod tests {
             response: Some(Rcode::NXDOMAIN),
             transport: 1,
             path: Path::Slow,
+            known: None,
             elapsed: Duration::from_millis(3),
         };
         tally.count(&sample);
         let _ = registry.render();
         tally.count(&sample);
         registry.set_gauge(GRANTS, [], 7.0);
-        registry.set_gauge(FIREWALL_PENDING, ["gateway"], 2.0);
+        registry.set_gauge(FIREWALL_ELEMENTS, ["gateway"], 2.0);
         registry.add(UPSTREAM_ANSWERS, ["default"], 3);
         registry.add(UPSTREAM_ANSWERS, ["default"], 2);
         registry.absolute(UPSTREAM_ANSWERS, ["corp"], 9);
@@ -291,7 +294,7 @@ mod tests {
             ("query_duration_seconds_sum{path=\"slow\"}", 0.006),
             ("query_duration_seconds_count{path=\"fast\"}", 0.0),
             ("grants", 7.0),
-            ("firewall_pending{backend=\"gateway\"}", 2.0),
+            ("firewall_elements{backend=\"gateway\"}", 2.0),
             ("upstream_answers_total{upstream=\"default\"}", 5.0),
             ("upstream_answers_total{upstream=\"corp\"}", 9.0),
             ("firewall_ack_seconds_count{backend=\"gateway\"}", 2.0),
@@ -309,7 +312,7 @@ mod tests {
     #[test]
     fn label_values_are_escaped() {
         let registry = registry();
-        registry.set_gauge(FIREWALL_PENDING, ["a\"b\nc"], 1.0);
+        registry.set_gauge(FIREWALL_ELEMENTS, ["a\"b\nc"], 1.0);
         let _ = registry.histogram(FIREWALL_ACK, ["a\"b\nc,d=\"e"]);
         parse(&registry.render());
     }

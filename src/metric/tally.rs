@@ -88,6 +88,8 @@ pub struct Sample {
     pub transport: usize,
     /// Who answered it.
     pub path: Path,
+    /// Of an allowed query whose answer is cached: whether it was known before.
+    pub known: Option<bool>,
     /// Receipt to record.
     pub elapsed: Duration,
 }
@@ -112,6 +114,11 @@ impl Tally {
             }
             None => cells.silences.get(sample.reason).into_iter().for_each(bump),
         }
+        match sample.known {
+            Some(true) => bump(&cells.hits),
+            Some(false) => bump(&cells.misses),
+            None => {}
+        }
         cells.durations(sample.path).record_alone(sample.elapsed);
     }
 }
@@ -122,6 +129,8 @@ struct Cells {
     refusals: [AtomicU64; WORDS],
     silences: [AtomicU64; WORDS],
     responses: [[AtomicU64; TRANSPORTS]; RCODES],
+    hits: AtomicU64,
+    misses: AtomicU64,
     fast: Distribution,
     slow: Distribution,
 }
@@ -133,6 +142,8 @@ impl Cells {
             refusals: Default::default(),
             silences: Default::default(),
             responses: Default::default(),
+            hits: AtomicU64::default(),
+            misses: AtomicU64::default(),
             fast: Distribution::default(),
             slow: Distribution::default(),
         }
@@ -219,6 +230,8 @@ impl Tallies {
             for (sums, row) in merged.responses.iter_mut().zip(&cells.responses) {
                 add(sums, row);
             }
+            merged.hits = merged.hits.wrapping_add(cells.hits.load(Relaxed));
+            merged.misses = merged.misses.wrapping_add(cells.misses.load(Relaxed));
             for (sum, path) in merged.durations.iter_mut().zip(Path::ALL) {
                 *sum = sum.plus(&cells.durations(path).snapshot());
             }
@@ -272,6 +285,8 @@ pub(super) struct Merged {
     refusals: [u64; WORDS],
     silences: [u64; WORDS],
     responses: [[u64; TRANSPORTS]; RCODES],
+    pub(super) hits: u64,
+    pub(super) misses: u64,
     /// In the order of [`Path::ALL`].
     pub(super) durations: [Snapshot; 2],
 }
@@ -283,6 +298,8 @@ impl Default for Merged {
             refusals: [0; WORDS],
             silences: [0; WORDS],
             responses: [[0; TRANSPORTS]; RCODES],
+            hits: 0,
+            misses: 0,
             durations: [Snapshot::default(); 2],
         }
     }
@@ -331,6 +348,7 @@ mod tests {
             response: Some(Rcode::NXDOMAIN),
             transport: 0,
             path: Path::Fast,
+            known: None,
             elapsed: Duration::from_micros(40),
         }
     }
@@ -371,6 +389,17 @@ mod tests {
         tallies.register().count(&sample(SegmentSlot::OTHER));
         assert!(queries(&tallies).contains(&("other/deny".to_owned(), 1)));
         assert_eq!(queries(&tallies).len(), SEGMENTS * TEST.verdicts.len());
+    }
+
+    #[test]
+    fn answers_that_are_not_cached_are_neither_hits_nor_misses() {
+        let tallies = Tallies::new(TEST);
+        let mut tally = tallies.register();
+        for known in [Some(true), None, Some(false), Some(true)] {
+            tally.count(&Sample { known, ..sample(SegmentSlot::NONE) });
+        }
+        let merged = tallies.merge();
+        assert_eq!((merged.hits, merged.misses), (2, 1));
     }
 
     #[test]

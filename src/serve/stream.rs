@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::tcp::StreamGate;
 use crate::audit::Transport;
-use crate::gate::{Arrival, Fast, Finished, Gate, Outbox};
+use crate::gate::{Arrival, Fast, Gate, Outbox};
 
 /// See the module.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl StreamDoor {
 impl StreamGate for StreamDoor {
     async fn answer(&self, packet: Vec<u8>, peer: SocketAddr, _local: SocketAddr) -> Option<Vec<u8>> {
         let arrival = Arrival { peer, transport: Transport::Tcp, at: self.gate.clock.now() };
-        let fast = {
+        let job = {
             let rulebook = self.gate.rulebook();
             let mut outbox = self.outbox.lock();
             match self.gate.fast(&rulebook, &packet, arrival, &mut outbox, || ()) {
@@ -35,20 +35,15 @@ impl StreamGate for StreamDoor {
                 Fast::Slow(job) => job,
             }
         };
-        let conclusion = self.gate.slow(&fast).await;
+        let finished = self.gate.slow(job).await;
         let mut outbox = self.outbox.lock();
-        self.gate.finish(&Finished { job: fast, conclusion }, &mut outbox, || ());
+        self.gate.finish(&finished, &mut outbox, || ());
         release(&mut outbox)
     }
 }
 
 /// Records the one reply in the outbox, and only then takes its bytes.
 fn release(outbox: &mut Outbox<()>) -> Option<Vec<u8>> {
-    match outbox.release() {
-        Ok(released) => released.iter().next().map(|(bytes, ())| bytes.to_vec()),
-        Err(error) => {
-            tracing::error!(%error, "no record, no answer: a stream's reply was dropped");
-            None
-        }
-    }
+    let released = outbox.release().ok()?;
+    released.iter().next().map(|(bytes, ())| bytes.to_vec())
 }

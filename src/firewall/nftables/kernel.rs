@@ -91,7 +91,9 @@ impl Kernel {
             a.text(1, &table);
             a.number(2, flags);
         });
-        let there = ruleset::There { sets: &sets, chains: &chains, layout: self.layout.as_ref() };
+        // Known again once the kernel has said yes.
+        let before = self.layout.take();
+        let there = ruleset::There { sets: &sets, chains: &chains, layout: before.as_ref() };
         ruleset::write(&mut batch, settings, layout, &there);
         self.socket.commit(batch).map_err(|failure| failure.lacks("the ruleset", &table))?;
         self.layout = Some(layout.clone());

@@ -348,8 +348,8 @@ impl Rules<'_> {
     fn egress(&mut self, family: Family) {
         let digit = family.digit();
         self.rule(|r| r.state(RELATED).protocol(family.icmp()).act(Action::Accept));
-        self.rule(|r| r.state(INVALID).act(Action::Drop));
         self.rule(|r| r.family(family).destination_in(family, &format!("ungated{digit}")).act(Action::Accept));
+        self.rule(|r| r.state(INVALID).act(Action::Drop));
         for protocol in [UDP, TCP] {
             let resolver = format!("resolver{digit}");
             self.rule(|r| {
@@ -367,5 +367,59 @@ impl Rules<'_> {
                 self.grant(source, family, *tail, grants.name());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::wire::{Message, Messages};
+    use super::*;
+
+    fn segment(name: &str, source: &str) -> SegmentLayout {
+        SegmentLayout {
+            id: SegmentId::of(name),
+            name: Arc::from(name),
+            observe: false,
+            sources: vec![source.parse().unwrap()],
+            networks: Vec::new(),
+        }
+    }
+
+    /// Every message that leads from one layout to another: its type's low byte, and the names in it.
+    fn step(before: Option<&Layout>, after: &Layout) -> Vec<(u8, Vec<String>)> {
+        let settings = Settings::new(Hook::Forward);
+        let there = before.map(|layout| chains(&settings, layout)).unwrap_or_default();
+        let chains: Vec<_> = there.iter().map(|chain| Present { name: chain.name.clone(), base: chain.base }).collect();
+        let mut batch = Batch::new(1);
+        write(&mut batch, &settings, after, &There { sets: &[], chains: &chains, layout: before });
+        let sealed = batch.finish();
+        let names = |message: Message<'_>| {
+            let texts = message.attributes().filter(|(kind, _)| (2..=3).contains(kind));
+            texts.filter_map(|(_, value)| text(value).map(str::to_owned)).filter(|text| text.contains('_')).collect()
+        };
+        Messages(&sealed.bytes).filter(Message::is_nf_tables).map(|m| (m.kind.to_le_bytes()[0], names(m))).collect()
+    }
+
+    #[test]
+    fn only_what_differs_is_written_again() {
+        let old = Layout { segments: vec![segment("a", "192.0.2.0/24"), segment("b", "198.51.100.0/24")] };
+        let mut new = old.clone();
+        new.segments[1].observe = true;
+        new.segments.push(segment("c", "203.0.113.0/24"));
+        let touched = |before: Option<&Layout>, after: &Layout| {
+            let mut chains: Vec<_> = step(before, after).into_iter().flat_map(|(_, names)| names).collect();
+            chains.sort_unstable();
+            chains.dedup();
+            chains
+        };
+        assert_eq!(touched(Some(&old), &new), ["segment_b", "segment_c"]);
+        assert_eq!(touched(Some(&new), &old), ["segment_b", "segment_c"]);
+        assert_eq!(touched(Some(&new), &new), [""; 0]);
+        assert_eq!(touched(None, &new), ["segment_a", "segment_b", "segment_c"]);
+        let rules = |before, after: &Layout| step(before, after).iter().filter(|(verb, _)| *verb == 6).count();
+        assert_eq!(rules(Some(&new), &new), 0);
+        assert!(rules(Some(&old), &new) < rules(None, &new) / 2);
     }
 }

@@ -94,10 +94,10 @@ impl Attributes<'_> {
     }
 }
 
-/// A length as an attribute holds it. What is too long becomes a length that the kernel refuses; the callers cut
-/// their lists before that ([`super::element::MESSAGE`]).
+/// A length as an attribute holds it. Nobody writes longer ones: lists are cut long before.
 fn length(bytes: usize) -> u16 {
-    u16::try_from(bytes).unwrap_or(0)
+    debug_assert!(bytes <= usize::from(u16::MAX), "an attribute of {bytes} bytes");
+    u16::try_from(bytes).unwrap_or(u16::MAX)
 }
 
 fn align(bytes: &mut Vec<u8>) {
