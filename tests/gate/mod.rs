@@ -20,9 +20,7 @@ use outgate::audit::{self, Log, Transport};
 use outgate::cache::{Answers, Cover};
 use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
-use outgate::gate::{
-    Arrival, Deadlines, Fast, Finished, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS,
-};
+use outgate::gate::{Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS};
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
 use outgate::net::{Prefix, Scope};
@@ -156,7 +154,8 @@ impl World {
         let firewall = memory.handle();
         let parts = GranterParts {
             ledger: Ledger::new(terms, Caps::default()),
-            firewalls: vec![Box::new(memory)],
+            firewalls: vec![(Box::new(memory), Arc::default())],
+            held: Arc::default(),
             shard: granter_shard,
             rulebook: Arc::clone(&rulebook),
             clock: clock.clone(),
@@ -214,10 +213,7 @@ impl World {
         let job = self.begin(packet, arrival);
         if let Some(job) = job {
             let gate = Arc::clone(&self.gate);
-            let finished = self.runtime.block_on(async move {
-                let conclusion = gate.slow(&job).await;
-                Finished { job, conclusion }
-            });
+            let finished = self.runtime.block_on(async move { gate.slow(job).await });
             self.gate.finish(&finished, &mut self.outbox, || ());
         }
         self.end(packet, arrival, before)
