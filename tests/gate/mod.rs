@@ -20,7 +20,9 @@ use outgate::audit::{self, Log, Transport};
 use outgate::cache::{Answers, Cover};
 use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
-use outgate::gate::{Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS};
+use outgate::gate::{
+    Arrival, Deadlines, Fast, Finished, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS,
+};
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
 use outgate::net::{Prefix, Scope};
@@ -95,7 +97,16 @@ pub(crate) struct World {
     recorded: usize,
 }
 
-/// A packet's way in, and what came of it.
+/// A packet whose reply is not sealed yet.
+pub(crate) struct Held {
+    packet: Vec<u8>,
+    arrival: Arrival,
+    /// Packets that went upstream before it came.
+    before: usize,
+    finished: Option<Finished>,
+}
+
+/// What came of a packet.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     /// The reply; `None`: silence.
@@ -208,24 +219,29 @@ impl World {
     /// - every address told is open for this client, for the TTL told at least (I4);
     /// - the id, the question's octets and RD are the query's; QR and RA are set, AD is not; OPT only for an OPT.
     pub(crate) fn send(&mut self, packet: &[u8], peer: SocketAddr, transport: Transport) -> Result<Exchange, String> {
-        let arrival = Arrival { peer, transport, at: self.clock.now() };
-        let before = self.upstream_packets();
-        let job = self.begin(packet, arrival);
-        if let Some(job) = job {
-            let gate = Arc::clone(&self.gate);
-            let finished = self.runtime.block_on(async move { gate.slow(job).await });
-            self.gate.finish(&finished, &mut self.outbox, || ());
-        }
-        self.end(packet, arrival, before)
+        let held = self.hold(packet, peer, transport);
+        self.release(held)
     }
 
-    /// The fast path; the job for the slow one, where it comes to that.
-    fn begin(&mut self, packet: &[u8], arrival: Arrival) -> Option<outgate::gate::Job> {
+    /// The first half of [`World::send`]: until it is decided what becomes of the packet, before that is sealed.
+    pub(crate) fn hold(&mut self, packet: &[u8], peer: SocketAddr, transport: Transport) -> Held {
         self.sent += 1;
-        match self.gate.fast(&self.gate.rulebook(), packet, arrival, &mut self.outbox, || ()) {
+        let arrival = Arrival { peer, transport, at: self.clock.now() };
+        let before = self.upstream_packets();
+        let finished = match self.gate.fast(&self.gate.rulebook(), packet, arrival, &mut self.outbox, || ()) {
             Fast::Done => None,
-            Fast::Slow(job) => Some(job),
+            Fast::Slow(job) => Some(self.runtime.block_on(self.gate.slow(job))),
+        };
+        Held { packet: packet.to_vec(), arrival, before, finished }
+    }
+
+    /// The second half: the reply is sealed and leaves.
+    pub(crate) fn release(&mut self, held: Held) -> Result<Exchange, String> {
+        let Held { packet, arrival, before, finished } = held;
+        if let Some(finished) = finished {
+            self.gate.finish(&finished, &mut self.outbox, || ());
         }
+        self.end(&packet, arrival, before)
     }
 
     /// Takes the one reply out, and judges it.

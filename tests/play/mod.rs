@@ -4,7 +4,7 @@ mod expected;
 mod script;
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use outgate::audit::Transport;
@@ -14,7 +14,7 @@ use outgate::net::{Element, Scope, SegmentId};
 use outgate::time::Tick;
 use serde_json::Value;
 
-use crate::gate::{Exchange, Reply, World};
+use crate::gate::{Exchange, Held, Reply, World};
 use expected::{Field, Wanted};
 use script::{End, Flow, Script, Step, What};
 
@@ -26,7 +26,7 @@ pub(crate) fn play(path: &Path) -> Result<(), String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("1: {error}"))?;
     let Script { setup, first, steps } = Script::read(&text)?;
     let world = World::start(setup).map_err(|mistakes| format!("{first}: {}", listed(&mistakes)))?;
-    let mut stage = Stage { world, last: None, records: Vec::new(), counted: Vec::new(), packets: 0 };
+    let mut stage = Stage { world, held: None, last: None, records: Vec::new(), counted: Vec::new(), packets: 0 };
     for Step { line, what } in steps {
         stage.play(what).map_err(|fault| format!("{line}: {fault}"))?;
         stage.check_scripted().map_err(|fault| format!("{line}: {fault}"))?;
@@ -37,6 +37,8 @@ pub(crate) fn play(path: &Path) -> Result<(), String> {
 /// The world and what the steps so far left to be asked about.
 struct Stage {
     world: World,
+    /// Of a QUERY that is held.
+    held: Option<Held>,
     last: Option<Exchange>,
     /// Written since the last QUERY, PACKET or RELOAD began.
     records: Vec<Value>,
@@ -54,15 +56,18 @@ impl Stage {
                 let server = self.world.server(&name_of).ok_or_else(|| format!("there is no upstream {name_of}"))?;
                 server.script(&name, kind, act);
             }
-            What::Query { ask, from, transport } => {
-                self.packets += 1;
+            What::Query { ask, from, transport, held } => {
                 let packet = ask.bytes(0x1000 + self.packets);
-                self.send(&packet, from, transport)?;
+                self.send(&packet, from, transport);
+                if !held {
+                    self.release()?;
+                }
             }
             What::Packet { bytes, from, transport } => {
-                self.packets += 1;
-                self.send(&bytes, from, transport)?;
+                self.send(&bytes, from, transport);
+                self.release()?;
             }
+            What::Release => self.release()?,
             What::Expect(wanted) => self.expect(&wanted)?,
             What::Log(fields) => self.log(&fields)?,
             What::LogGrant(fields) => self.log_grant(&fields)?,
@@ -97,11 +102,17 @@ impl Stage {
         Ok(())
     }
 
-    fn send(&mut self, packet: &[u8], from: std::net::IpAddr, transport: Transport) -> Result<(), String> {
+    fn send(&mut self, packet: &[u8], from: IpAddr, transport: Transport) {
+        self.packets += 1;
         let peer = SocketAddr::new(from, 40_000 + self.packets);
         self.records.clear();
         self.last = None;
-        let exchange = self.world.send(packet, peer, transport)?;
+        self.held = Some(self.world.hold(packet, peer, transport));
+    }
+
+    fn release(&mut self) -> Result<(), String> {
+        let held = self.held.take().ok_or("nothing is held")?;
+        let exchange = self.world.release(held)?;
         self.records.clone_from(&exchange.records);
         self.last = Some(exchange);
         Ok(())

@@ -36,7 +36,8 @@ pub(crate) struct Step {
 /// What a step does or expects.
 pub(crate) enum What {
     Answer { upstream: Option<String>, name: String, kind: RecordType, act: Act },
-    Query { ask: Box<Ask>, from: IpAddr, transport: Transport },
+    Query { ask: Box<Ask>, from: IpAddr, transport: Transport, held: bool },
+    Release,
     Packet { bytes: Vec<u8>, from: IpAddr, transport: Transport },
     Expect(Box<Wanted>),
     Log(Vec<Field>),
@@ -235,6 +236,7 @@ fn read_line(line: Line, setup: &mut Setup) -> Result<Option<What>, String> {
         }
         "ANSWER" => read_answer(words)?,
         "QUERY" => read_query(words)?,
+        "RELEASE" => What::Release,
         "PACKET" => read_packet(words)?,
         "EXPECT" => What::Expect(Box::new(read_expect(words)?)),
         "LOG" => read_log(words)?,
@@ -393,16 +395,17 @@ fn read_response(asked: &Name, rcode: &str, words: &[String]) -> Result<Answer, 
     Ok(answer)
 }
 
-/// `[from address] [tcp] [edns size | noedns] [version n] [do] [cd] [ad] [nord] [class c] [opcode n] name type`.
+/// `[held] [from address] [tcp] [edns size | noedns] [version n] [do] [cd] [ad] [nord] [class c] [opcode n] name type`.
 fn read_query(words: &[String]) -> Result<What, String> {
     let [options @ .., asked, asked_kind] = words else { return Err("write QUERY name type".to_owned()) };
     let mut ask = Ask::new(asked, kind(asked_kind)?);
-    let (mut from, mut transport) = (client(), Transport::Udp);
+    let (mut from, mut transport, mut held) = (client(), Transport::Udp, false);
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match option.as_str() {
             "from" => from = address(options.next().ok_or("from whom?")?)?,
             "tcp" => transport = Transport::Tcp,
+            "held" => held = true,
             "edns" => ask.edns = Some(number_of(options.next())?),
             "noedns" => ask.edns = None,
             "version" => ask.version = number_of(options.next())?,
@@ -419,7 +422,7 @@ fn read_query(words: &[String]) -> Result<What, String> {
             _ => return Err(format!("{option} is not a part of a query")),
         }
     }
-    Ok(What::Query { ask: Box::new(ask), from, transport })
+    Ok(What::Query { ask: Box::new(ask), from, transport, held })
 }
 
 /// `[from address] [tcp] hex…`.
