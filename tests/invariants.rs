@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
 
+#[expect(dead_code, reason = "the scenarios use all of it")]
 mod gate;
 
 use std::cell::RefCell;

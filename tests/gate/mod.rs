@@ -88,13 +88,22 @@ pub(crate) struct World {
     own_addresses: Vec<Prefix>,
     log: Log,
     granter: std::thread::JoinHandle<()>,
-    directory: PathBuf,
+    directory: Directory,
     /// The log as it is being written, read up to what was seen.
     lines: File,
     /// Packets sent so far.
     sent: usize,
     /// Query records seen so far.
     recorded: usize,
+}
+
+/// The log and the journal; gone with the world.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A packet whose reply is not sealed yet.
@@ -147,16 +156,16 @@ impl World {
         let policy = compile(&policy, &forwarders, &own_addresses)?;
         let compiled = Zones::compile(&zones)?;
 
-        let directory = std::env::temp_dir().join(format!("outgate-{}-{number}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
+        let directory = Directory(std::env::temp_dir().join(format!("outgate-gate-{}-{number}", std::process::id())));
+        fs::create_dir_all(&directory.0).unwrap();
         let settings = audit::Settings {
-            file: directory.join("query.jsonl"),
+            file: directory.0.join("query.jsonl"),
             rotate_size: 1 << 20,
             min_free: 0,
             ..audit::Settings::default()
         };
         let (log, shards) = Log::open(settings, "test", clock.clone(), number, 2).unwrap();
-        let lines = File::open(directory.join("query.jsonl")).unwrap();
+        let lines = File::open(directory.0.join("query.jsonl")).unwrap();
         let [granter_shard, outbox_shard] = <[_; 2]>::try_from(shards).expect("two shards");
         let registry = Registry::new(WORDS);
         let rulebook = Rulebook::new(Arc::new(policy), compiled, 1, clock.now().wall, registry.tallies());
@@ -171,7 +180,7 @@ impl World {
             rulebook: Arc::clone(&rulebook),
             clock: clock.clone(),
         };
-        let (granter, thread) = Granter::start(parts, &directory).unwrap();
+        let (granter, thread) = Granter::start(parts, &directory.0).unwrap();
         let gate = Gate {
             rulebook,
             upstreams,
@@ -322,7 +331,7 @@ impl World {
         drop(outbox);
         drop(runtime);
         log.close().map_err(|error| error.to_string())?;
-        let report = audit::verify(&directory.join("query.jsonl"), &mut |_| ()).map_err(|error| error.to_string())?;
+        let report = audit::verify(&directory.0.join("query.jsonl"), &mut |_| ()).map_err(|error| error.to_string())?;
         let mut wrong = String::new();
         if !report.is_clean() || !report.notes.is_empty() {
             _ = write!(wrong, "the log is not whole (I7): {report}");
@@ -330,7 +339,6 @@ impl World {
         if sent != recorded {
             _ = write!(wrong, "{sent} packets and {recorded} records (I7)");
         }
-        _ = fs::remove_dir_all(&directory);
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 }

@@ -6,6 +6,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, RecordType};
 use serde_json::Value;
 
+use super::script::{addresses, name, number_of};
 use crate::gate::Reply;
 
 /// A comparison with a number.
@@ -120,6 +121,41 @@ impl Wanted {
         };
         Err(format!("expected {}, got {}", words(&self.answers), words(&got)))
     }
+}
+
+/// `silence`, or `RCODE` and whatever of the reply is to be looked at.
+pub(super) fn read_expect(words: &[String]) -> Result<Wanted, String> {
+    let (rcode, words) = words.split_first().ok_or("what?")?;
+    if rcode == "silence" {
+        return Ok(Wanted::default());
+    }
+    let mut wanted = Wanted { rcode: Some(rcode.clone()), ..Wanted::default() };
+    let mut words = words.iter().peekable();
+    while let Some(word) = words.next() {
+        let mut next = || words.next().ok_or_else(|| format!("{word} what?"));
+        match word.as_str() {
+            "a" | "aaaa" => {
+                let found = addresses(next()?)?.into_iter().map(|address| (word.clone(), address.to_string()));
+                wanted.answers.extend(found);
+            }
+            "cname" => wanted.answers.push((word.clone(), name(next()?)?.to_ascii())),
+            "txt" => wanted.answers.push((word.clone(), next()?.clone())),
+            "ttl" | "bytes" => {
+                let bound = match next()?.as_str() {
+                    "<=" => Bound::AtMost(number_of(words.next())?),
+                    ">=" => Bound::AtLeast(number_of(words.next())?),
+                    number => Bound::Is(number_of(Some(&number.to_owned()))?),
+                };
+                *if word == "ttl" { &mut wanted.ttl } else { &mut wanted.bytes } = Some(bound);
+            }
+            "ede" => wanted.ede = Some((number_of(Some(next()?))?, next()?.clone())),
+            "flags" => wanted.flags = Some(next()?.split(',').map(str::to_owned).collect()),
+            "tc" => wanted.truncated = true,
+            "soa" => wanted.soa = Some(name(next()?)?.to_ascii()),
+            _ => return Err(format!("{word} is not a part of a reply")),
+        }
+    }
+    Ok(wanted)
 }
 
 /// What else the reply says, to explain an rcode that was not expected.

@@ -1,13 +1,14 @@
 //! A scenario played: each step of its text done to a [`World`], each fact compared.
 
 mod expected;
+mod flow;
 mod script;
+mod traffic;
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use outgate::audit::Transport;
 use outgate::document::Mistake;
 use outgate::firewall::Mode;
 use outgate::net::{Element, Scope, SegmentId};
@@ -16,7 +17,8 @@ use serde_json::Value;
 
 use crate::gate::{Exchange, Held, Reply, World};
 use expected::{Field, Wanted};
-use script::{End, Flow, Script, Step, What};
+use flow::{End, Flow};
+use script::{Script, Step, What};
 
 /// Plays the scenario of a file.
 ///
@@ -58,14 +60,16 @@ impl Stage {
             }
             What::Query { ask, from, transport, held } => {
                 let packet = ask.bytes(0x1000 + self.packets);
-                self.send(&packet, from, transport);
+                let peer = self.peer(from);
+                self.held = Some(self.world.hold(&packet, peer, transport));
                 if !held {
                     self.release()?;
                 }
             }
             What::Packet { bytes, from, transport } => {
-                self.send(&bytes, from, transport);
-                self.release()?;
+                let peer = self.peer(from);
+                let exchange = self.world.send(&bytes, peer, transport)?;
+                self.keep(exchange);
             }
             What::Release => self.release()?,
             What::Expect(wanted) => self.expect(&wanted)?,
@@ -102,20 +106,24 @@ impl Stage {
         Ok(())
     }
 
-    fn send(&mut self, packet: &[u8], from: IpAddr, transport: Transport) {
+    /// Who sends the next packet. What the one before left is no longer asked about.
+    fn peer(&mut self, from: IpAddr) -> SocketAddr {
         self.packets += 1;
-        let peer = SocketAddr::new(from, 40_000 + self.packets);
         self.records.clear();
         self.last = None;
-        self.held = Some(self.world.hold(packet, peer, transport));
+        SocketAddr::new(from, 40_000 + self.packets)
     }
 
     fn release(&mut self) -> Result<(), String> {
         let held = self.held.take().ok_or("nothing is held")?;
         let exchange = self.world.release(held)?;
+        self.keep(exchange);
+        Ok(())
+    }
+
+    fn keep(&mut self, exchange: Exchange) {
         self.records.clone_from(&exchange.records);
         self.last = Some(exchange);
-        Ok(())
     }
 
     /// A question that the scenario has no answer to is a mistake of the scenario, or more than it wanted asked.

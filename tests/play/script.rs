@@ -1,23 +1,21 @@
 //! A scenario's text → what the gate is built from, and the steps. The language is described in
 //! tests/scenarios/README.md.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hickory_proto::op::{OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, SOA, TXT};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RecordType};
 use outgate::audit::Transport;
 use outgate::document::{Document, Place, parse_duration};
 use outgate::firewall::Mode;
 use outgate::grant::Terms;
-use outgate::net::{Element, Scope, SegmentId};
 use outgate::policy::{self, Forwarder};
 use outgate::zones;
 
-use super::expected::{Bound, Field, Wanted, code};
-use crate::gate::{Act, Answer, Ask, Plan, Setup, client};
+use super::expected::{Field, Wanted, read_expect};
+use super::flow::{End, Flow};
+use super::traffic::{read_answer, read_packet, read_query};
+use crate::gate::{Act, Ask, Plan, Setup};
 
 /// A scenario.
 pub(crate) struct Script {
@@ -52,73 +50,6 @@ pub(crate) enum What {
     UpstreamPackets { upstream: Option<String>, at_least: bool, count: usize },
     TimePasses(Duration),
     Reload { files: Vec<policy::Source>, refused: Option<String> },
-}
-
-/// From whom to where by what; what is not said is any.
-#[derive(Debug, Default)]
-pub(crate) struct Flow {
-    from: Option<Scope>,
-    to: Option<IpAddr>,
-    service: Option<String>,
-    text: String,
-}
-
-impl Flow {
-    pub(crate) fn covers(&self, element: &Element) -> bool {
-        self.from.is_none_or(|from| from == element.from)
-            && self.to.is_none_or(|to| to == element.to)
-            && self.service.as_ref().is_none_or(|service| *service == element.service.to_string())
-    }
-
-    /// `FROM > TO [SERVICE]`.
-    fn read(words: &[String]) -> Result<Self, String> {
-        let [from, arrow, to, service @ ..] = words else { return Err("write FROM > TO SERVICE".to_owned()) };
-        if arrow != ">" || service.len() > 1 {
-            return Err("write FROM > TO SERVICE".to_owned());
-        }
-        let from = match from.strip_prefix("segment:") {
-            _ if from == "*" => None,
-            Some(name) => Some(Scope::Segment(SegmentId::of(name))),
-            None => Some(Scope::Client(address(from)?)),
-        };
-        let to = if to == "*" { None } else { Some(address(to)?) };
-        Ok(Self { from, to, service: service.first().cloned(), text: words.join(" ") })
-    }
-}
-
-impl fmt::Display for Flow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-/// How long something should stay open.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum End {
-    Any,
-    In(Duration),
-    AtLeast(Duration),
-}
-
-impl End {
-    pub(crate) fn holds(self, left: Duration) -> bool {
-        match self {
-            Self::Any => true,
-            // Less than a second is what the TTL's rounding gives away.
-            Self::In(wanted) => left.as_secs() == wanted.as_secs(),
-            Self::AtLeast(least) => left >= least,
-        }
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Any => Ok(()),
-            Self::In(wanted) => write!(f, " for {wanted:?}"),
-            Self::AtLeast(least) => write!(f, " for at least {least:?}"),
-        }
-    }
 }
 
 /// A line as its words, and the text below it up to EOF where it ends in `<<EOF`.
@@ -278,33 +209,33 @@ fn read_line(line: Line, setup: &mut Setup) -> Result<Option<What>, String> {
     Ok(Some(what))
 }
 
-fn number_of<T: std::str::FromStr>(word: Option<&String>) -> Result<T, String> {
+pub(super) fn number_of<T: std::str::FromStr>(word: Option<&String>) -> Result<T, String> {
     let word = word.ok_or("a number is missing")?;
     word.parse().map_err(|_| format!("{word} is not a number"))
 }
 
-fn address(word: &str) -> Result<IpAddr, String> {
+pub(super) fn address(word: &str) -> Result<IpAddr, String> {
     word.parse().map_err(|_| format!("{word} is not an address"))
 }
 
-fn duration(word: &str) -> Result<Duration, String> {
+pub(super) fn duration(word: &str) -> Result<Duration, String> {
     parse_duration(word).ok_or_else(|| format!("{word} is not a time: write 500ms, 5s, 10m or 1h"))
 }
 
-fn kind(word: &str) -> Result<RecordType, String> {
+pub(super) fn kind(word: &str) -> Result<RecordType, String> {
     let kind: outgate::record::RecordType = word.parse().map_err(|()| format!("{word} is not a type"))?;
     Ok(RecordType::from(kind.0))
 }
 
 /// A name in lower case with its last dot.
-fn name(word: &str) -> Result<Name, String> {
+pub(super) fn name(word: &str) -> Result<Name, String> {
     let mut name = Name::from_ascii(word).map_err(|error| format!("{word}: {error}"))?;
     name.set_fqdn(true);
     Ok(name.to_lowercase())
 }
 
 /// `198.51.100.7`, or `198.51.100.1-20` for twenty addresses.
-fn addresses(word: &str) -> Result<Vec<IpAddr>, String> {
+pub(super) fn addresses(word: &str) -> Result<Vec<IpAddr>, String> {
     let Some((first, last)) = word.split_once('-') else { return Ok(vec![address(word)?]) };
     let (net, from) = first.rsplit_once('.').ok_or("a range is written 198.51.100.1-20")?;
     let (from, to): (u8, u8) = (number_of(Some(&from.to_owned()))?, number_of(Some(&last.to_owned()))?);
@@ -334,149 +265,6 @@ fn read_upstream(words: &[String]) -> Result<Plan, String> {
         }
     }
     Ok(plan)
-}
-
-/// `[upstream:] name type -> silence | RCODE [tc] [ede code text] [ttl n] [cname n] [a n] [aaaa n] [txt t] [soa n s]`.
-fn read_answer(words: &[String]) -> Result<What, String> {
-    let (upstream, words) = match words.split_first() {
-        Some((first, rest)) if first.ends_with(':') => (Some(first.trim_end_matches(':').to_owned()), rest),
-        _ => (None, words),
-    };
-    let [asked, asked_kind, arrow, does, rest @ ..] = words else {
-        return Err("write ANSWER name type -> what".to_owned());
-    };
-    if arrow != "->" {
-        return Err("write ANSWER name type -> what".to_owned());
-    }
-    let (asked, asked_kind) = (name(asked)?, kind(asked_kind)?);
-    let act = if does == "silence" { Act::Silence } else { Act::Answer(read_response(&asked, does, rest)?) };
-    Ok(What::Answer { upstream, name: asked.to_ascii(), kind: asked_kind, act })
-}
-
-fn read_response(asked: &Name, rcode: &str, words: &[String]) -> Result<Answer, String> {
-    let rcode = (0..=23).map(ResponseCode::from_low).find(|known| code(*known) == rcode);
-    let rcode = rcode.ok_or("an answer begins with an rcode, or is `silence`")?;
-    let mut answer = Answer { rcode, records: Vec::new(), authority: Vec::new(), ede: None, truncated: false };
-    let (mut owner, mut ttl) = (asked.clone(), 60);
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let mut next = || words.next().ok_or_else(|| format!("{word} what?"));
-        match word.as_str() {
-            "tc" => answer.truncated = true,
-            "ttl" => ttl = number_of(Some(next()?))?,
-            "owner" => owner = name(next()?)?,
-            "cname" => {
-                let target = name(next()?)?;
-                answer.records.push(Record::from_rdata(owner, ttl, RData::CNAME(CNAME(target.clone()))));
-                owner = target;
-            }
-            "a" | "aaaa" => {
-                for address in addresses(next()?)? {
-                    let data = match address {
-                        IpAddr::V4(address) => RData::A(A(address)),
-                        IpAddr::V6(address) => RData::AAAA(AAAA(address)),
-                    };
-                    answer.records.push(Record::from_rdata(owner.clone(), ttl, data));
-                }
-            }
-            "txt" => {
-                let data = RData::TXT(TXT::new(vec![next()?.clone()]));
-                answer.records.push(Record::from_rdata(owner.clone(), ttl, data));
-            }
-            "soa" => {
-                let (zone, minimum) = (name(next()?)?, number_of(Some(next()?))?);
-                let data = SOA::new(zone.clone(), zone.clone(), 1, 3600, 600, 86_400, minimum);
-                answer.authority.push(Record::from_rdata(zone, ttl, RData::SOA(data)));
-            }
-            "ede" => answer.ede = Some((number_of(Some(next()?))?, next()?.clone())),
-            _ => return Err(format!("{word} is not a part of an answer")),
-        }
-    }
-    Ok(answer)
-}
-
-/// `[held] [from address] [tcp] [edns size | noedns] [version n] [do] [cd] [ad] [nord] [class c] [opcode n] name type`.
-fn read_query(words: &[String]) -> Result<What, String> {
-    let [options @ .., asked, asked_kind] = words else { return Err("write QUERY name type".to_owned()) };
-    let mut ask = Ask::new(asked, kind(asked_kind)?);
-    let (mut from, mut transport, mut held) = (client(), Transport::Udp, false);
-    let mut options = options.iter();
-    while let Some(option) = options.next() {
-        match option.as_str() {
-            "from" => from = address(options.next().ok_or("from whom?")?)?,
-            "tcp" => transport = Transport::Tcp,
-            "held" => held = true,
-            "edns" => ask.edns = Some(number_of(options.next())?),
-            "noedns" => ask.edns = None,
-            "version" => ask.version = number_of(options.next())?,
-            "do" => ask.dnssec_ok = true,
-            "cd" => ask.checking_disabled = true,
-            "ad" => ask.authentic_data = true,
-            "nord" => ask.recursion_desired = false,
-            "class" => ask.class = DNSClass::from(number_of::<u16>(options.next())?),
-            "opcode" => ask.opcode = OpCode::from_u8(number_of(options.next())?),
-            "option" => {
-                let code = number_of(options.next())?;
-                ask.options.push((code, octets(options.next().ok_or("which octets?")?)?));
-            }
-            _ => return Err(format!("{option} is not a part of a query")),
-        }
-    }
-    Ok(What::Query { ask: Box::new(ask), from, transport, held })
-}
-
-/// `[from address] [tcp] hex…`.
-fn read_packet(words: &[String]) -> Result<What, String> {
-    let (mut from, mut transport, mut hex) = (client(), Transport::Udp, String::new());
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "from" => from = address(words.next().ok_or("from whom?")?)?,
-            "tcp" => transport = Transport::Tcp,
-            _ => hex.push_str(word),
-        }
-    }
-    Ok(What::Packet { bytes: octets(&hex)?, from, transport })
-}
-
-fn octets(hex: &str) -> Result<Vec<u8>, String> {
-    let pair = |at: usize| hex.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
-    (0..hex.len()).step_by(2).map(|at| pair(at).ok_or_else(|| format!("{hex} is not hex"))).collect()
-}
-
-/// `silence`, or `RCODE` and whatever of the reply is to be looked at.
-fn read_expect(words: &[String]) -> Result<Wanted, String> {
-    let (rcode, words) = words.split_first().ok_or("what?")?;
-    if rcode == "silence" {
-        return Ok(Wanted::default());
-    }
-    let mut wanted = Wanted { rcode: Some(rcode.clone()), ..Wanted::default() };
-    let mut words = words.iter().peekable();
-    while let Some(word) = words.next() {
-        let mut next = || words.next().ok_or_else(|| format!("{word} what?"));
-        match word.as_str() {
-            "a" | "aaaa" => {
-                let found = addresses(next()?)?.into_iter().map(|address| (word.clone(), address.to_string()));
-                wanted.answers.extend(found);
-            }
-            "cname" => wanted.answers.push((word.clone(), name(next()?)?.to_ascii())),
-            "txt" => wanted.answers.push((word.clone(), next()?.clone())),
-            "ttl" | "bytes" => {
-                let bound = match next()?.as_str() {
-                    "<=" => Bound::AtMost(number_of(words.next())?),
-                    ">=" => Bound::AtLeast(number_of(words.next())?),
-                    number => Bound::Is(number_of(Some(&number.to_owned()))?),
-                };
-                *if word == "ttl" { &mut wanted.ttl } else { &mut wanted.bytes } = Some(bound);
-            }
-            "ede" => wanted.ede = Some((number_of(Some(next()?))?, next()?.clone())),
-            "flags" => wanted.flags = Some(next()?.split(',').map(str::to_owned).collect()),
-            "tc" => wanted.truncated = true,
-            "soa" => wanted.soa = Some(name(next()?)?.to_ascii()),
-            _ => return Err(format!("{word} is not a part of a reply")),
-        }
-    }
-    Ok(wanted)
 }
 
 /// `key=value …` of the query's record, `grant key=value …`, `no grant`, `order type …`.
