@@ -280,7 +280,7 @@ impl Desk {
         }
         let applied = self.enforcers.apply(&changes, now.tick);
         if let Some((_, error)) = applied.by {
-            tracing::error!(error, failed = applied.failed.len(), "a revocation failed; the element ends by itself");
+            tracing::error!(error, failed = applied.failed.len(), "a revocation failed; it is tried again");
         }
         self.log.revoked(&revoked, "policy", &applied.acks, now);
         if self.log.commit().is_err() {
