@@ -316,7 +316,6 @@ pub fn write_presentation(wire: &[u8], out: &mut impl fmt::Write) -> fmt::Result
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

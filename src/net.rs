@@ -258,7 +258,6 @@ impl FromStr for Element {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -293,7 +293,6 @@ pub fn write_data(record: &Record, out: &mut impl fmt::Write) -> fmt::Result {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -123,10 +123,10 @@ fn read_listen(root: &Table) -> Listen {
     let mut listen = Listen { dns: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], workers: 0 };
     if let Some(table) = root.table("listen") {
         let remedy = "write an address with its port: \"0.0.0.0:53\" or \"[::]:53\"";
+        if table.strings("dns").is_some_and(|addresses| addresses.is_empty()) {
+            table.document().note(&table.span_of("dns"), "`dns` is empty: nobody could ask", remedy);
+        }
         if let Some(addresses) = table.parsed_list::<SocketAddr>("dns", remedy) {
-            if addresses.is_empty() {
-                table.document().note(&table.span_of("dns"), "`dns` is empty: nobody could ask", remedy);
-            }
             listen.dns = addresses.into_iter().map(|found| found.value).collect();
         }
         let workers = table.integer("workers", 0..=256).unwrap_or(0);

@@ -4,42 +4,20 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
-use crate::audit::{Event, Meter, Outcome, PolicyEvent, Shard, Transport};
+use crate::audit::{Event, Meter, PolicyEvent, Shard};
 use crate::document::Mistake;
-use crate::gate::{Gate, GrantEntry, GrantQuery, Rulebook};
-use crate::metric::{self, Registry, Tallies, Words};
+use crate::gate::{Gate, GrantEntry, GrantQuery, Rulebook, WORDS};
+use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
-use crate::policy::{Policy, Reason};
+use crate::policy::Policy;
 use crate::serve::tcp::Streams;
 use crate::serve::{GrantFilter, GrantRow, Node, Readiness, Who};
 use crate::time::Wall;
-use crate::zones::Zones;
-
-const VERDICTS: [&str; 3] = [Outcome::Allow.as_str(), Outcome::Deny.as_str(), Outcome::Error.as_str()];
-const TRANSPORTS: [&str; 2] = [Transport::Udp.as_str(), Transport::Tcp.as_str()];
-const REASONS: [&str; Reason::ALL.len()] = {
-    let mut words = [""; Reason::ALL.len()];
-    let mut at = 0;
-    #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler; both arrays have this length")]
-    while at < words.len() {
-        words[at] = Reason::ALL[at].as_str();
-        at += 1;
-    }
-    words
-};
-
-/// The label words of what is counted per query, in the order of the enums they stand for.
-pub(super) const WORDS: Words = Words { verdicts: &VERDICTS, reasons: &REASONS, transports: &TRANSPORTS };
-
-/// How long a reload waits for a thread to take the new rulebook before it revokes: each takes one per batch, or is
-/// parked.
-const PASS: Duration = Duration::from_secs(2);
 
 /// What a running node is made of.
 pub(super) struct NodeParts {
@@ -49,7 +27,8 @@ pub(super) struct NodeParts {
     pub(super) meter: Meter,
     pub(super) streams: Arc<Streams>,
     pub(super) addresses: Vec<SocketAddr>,
-    pub(super) from_system: bool,
+    /// Why there is no upstream, where there is none.
+    pub(super) no_upstream: Option<Mistake>,
     pub(super) boot: u64,
 }
 
@@ -61,22 +40,6 @@ pub(super) struct RunningNode {
     shard: tokio::sync::Mutex<Shard>,
     stopping: AtomicBool,
     reload_failures: AtomicU64,
-}
-
-impl Rulebook {
-    /// A rulebook of what was loaded.
-    pub(super) fn new(policy: Arc<Policy>, zones: Zones, epoch: u64, now: Wall, tallies: &Tallies) -> Self {
-        let slots = policy.segments().iter().map(|segment| (segment.id, tallies.segment(&segment.name)));
-        Self {
-            slots: slots.collect(),
-            layout_ends: policy.next_change(now),
-            relaid: AtomicBool::new(false),
-            policy,
-            zones,
-            epoch,
-            loaded: now,
-        }
-    }
 }
 
 impl RunningNode {
@@ -100,6 +63,11 @@ impl RunningNode {
         &self.parts.gate
     }
 
+    /// What the operator should know, though it starts nothing and stops nothing.
+    pub(super) fn warnings<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = &'a Mistake> {
+        self.parts.no_upstream.iter().chain(policy.warnings())
+    }
+
     /// The addresses served, UDP and TCP.
     pub(super) fn addresses(&self) -> &[SocketAddr] {
         &self.parts.addresses
@@ -114,7 +82,7 @@ impl RunningNode {
     pub(super) async fn record_start(&self) {
         let rulebook = self.parts.gate.rulebook();
         let mut shard = self.shard.lock().await;
-        record(&mut shard, &rulebook, "load", None, 0, None);
+        record(&mut shard, rulebook.loaded, &rulebook, "load", None, 0, None);
     }
 
     /// Loads everything anew and swaps it in, or changes nothing.
@@ -134,7 +102,7 @@ impl RunningNode {
         };
         match result {
             Ok((rulebook, revoked)) => {
-                record(&mut shard, &rulebook, "reload", Some(before.policy.revision()), revoked, None);
+                record(&mut shard, rulebook.loaded, &rulebook, "reload", Some(before.policy.revision()), revoked, None);
                 let policy = &rulebook.policy;
                 tracing::info!(
                     revision = format!("{:016x}", policy.revision()),
@@ -153,40 +121,40 @@ impl RunningNode {
             Err(mistakes) => {
                 self.reload_failures.fetch_add(1, Ordering::Relaxed);
                 let first = mistakes.first().map(ToString::to_string).unwrap_or_default();
-                record(&mut shard, &before, "refused", Some(before.policy.revision()), 0, Some(&first));
+                let at = gate.clock.now().wall;
+                record(&mut shard, at, &before, "refused", Some(before.policy.revision()), 0, Some(&first));
                 tracing::error!(mistakes = mistakes.len(), first, "reload refused; the policy before stays in force");
                 Err(mistakes)
             }
         }
     }
 
-    /// Firewalls first, then the rulebook, then the threads, then the grants (ARCHITECTURE: a Permit can grow stale).
+    /// Swaps it in; the rulebook in force and how many grants went.
     async fn swap(&self, loaded: Loaded, before: &Rulebook) -> Result<(Arc<Rulebook>, u64), Vec<Mistake>> {
         let gate = &self.parts.gate;
         let now = gate.clock.now().wall;
         let Loaded { policy, zones } = loaded;
         let rulebook = Arc::new(Rulebook::new(policy, zones, before.epoch + 1, now, self.parts.registry.tallies()));
-        gate.granter.arrange(Arc::clone(&rulebook)).await.map_err(|(name, error)| {
+        let revoked = gate.swap(Arc::clone(&rulebook)).await.map_err(|(name, error)| {
             vec![Mistake::general(format!("firewall \"{name}\" refused the new policy: {error}"), "")]
         })?;
-        gate.rulebook.store(Arc::clone(&rulebook));
-        let pass = async {
-            while !gate.passed.all_past(rulebook.epoch) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        if tokio::time::timeout(PASS, pass).await.is_err() {
-            tracing::warn!("a worker did not take the new policy in time; grants are revoked all the same");
-        }
-        let revoked = gate.granter.revoke().await;
         Ok((rulebook, revoked))
     }
 }
 
-fn record(shard: &mut Shard, rulebook: &Rulebook, op: &str, previous: Option<u64>, revoked: u64, why: Option<&str>) {
+/// Records a load; `rulebook` is the one in force after it.
+fn record(
+    shard: &mut Shard,
+    at: Wall,
+    rulebook: &Rulebook,
+    op: &str,
+    previous: Option<u64>,
+    revoked: u64,
+    why: Option<&str>,
+) {
     let id = shard.reserve();
     let event = PolicyEvent {
-        at: rulebook.loaded,
+        at,
         op,
         revision: rulebook.policy.revision(),
         previous,
@@ -203,7 +171,7 @@ fn record(shard: &mut Shard, rulebook: &Rulebook, op: &str, previous: Option<u64
 
 impl Node for Arc<RunningNode> {
     fn status(&self) -> Value {
-        let NodeParts { config, gate, meter, addresses, boot, from_system, .. } = &self.parts;
+        let NodeParts { config, gate, meter, addresses, boot, .. } = &self.parts;
         let now = gate.clock.now();
         let rulebook = gate.rulebook();
         let policy = &rulebook.policy;
@@ -231,25 +199,21 @@ impl Node for Arc<RunningNode> {
                 .collect();
             upstreams.push(json!({ "name": &**upstream.name(), "servers": servers }));
         }
-        let firewalls: Vec<Value> = config
-            .firewalls
-            .iter()
-            .map(|firewall| {
-                json!({
-                    "name": firewall.common.name, "required": firewall.common.required,
-                    "ready": load(&counts.ready) == 1, "elements": load(&counts.live),
-                    "last_ack_us": load(&counts.last_ack_us), "errors": load(&counts.errors),
-                    "repairs": load(&counts.repairs),
-                })
+        let firewalls = config.firewalls.iter().zip(&counts.enforcers).map(|(settings, firewall)| {
+            let [elements, capacity] = firewall.load.each_ref().map(load);
+            json!({
+                "name": &*firewall.name, "kind": settings.kind, "required": firewall.required,
+                "ready": firewall.usable.load(Ordering::Relaxed),
+                "elements": elements, "capacity": (capacity > 0).then_some(capacity),
+                "last_ack_us": load(&firewall.last_ack_us), "errors": load(&firewall.errors),
+                "repairs": load(&firewall.repairs),
             })
-            .collect();
-        let doors = addresses.iter().flat_map(|address| {
-            TRANSPORTS.map(|transport| json!({ "address": address.to_string(), "transport": transport }))
         });
-        let mut warnings: Vec<String> = policy.warnings().iter().map(ToString::to_string).collect();
-        if *from_system && upstreams.is_empty() {
-            warnings.push("no upstream: only local zones are answered".into());
-        }
+        let firewalls: Vec<Value> = firewalls.collect();
+        let doors = addresses.iter().flat_map(|address| {
+            WORDS.transports.iter().map(|transport| json!({ "address": address.to_string(), "transport": transport }))
+        });
+        let warnings: Vec<String> = self.warnings(policy).map(ToString::to_string).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": config.node,
@@ -321,7 +285,7 @@ impl Node for Arc<RunningNode> {
         if self.stopping.load(Ordering::Relaxed) {
             waiting.push("the node is stopping".into());
         }
-        if self.parts.gate.granter.counts().ready.load(Ordering::Relaxed) != 1 {
+        if !self.parts.gate.granter.counts().ready() {
             waiting.push("a required firewall cannot be used".into());
         }
         if !self.parts.meter.usable() {
@@ -331,7 +295,7 @@ impl Node for Arc<RunningNode> {
     }
 
     fn metrics(&self) -> String {
-        let NodeParts { registry, gate, meter, config, streams, .. } = &self.parts;
+        let NodeParts { registry, gate, meter, streams, .. } = &self.parts;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = gate.granter.counts();
         let rulebook = gate.rulebook();
@@ -350,12 +314,16 @@ impl Node for Arc<RunningNode> {
         registry.absolute(metric::AUDIT_BYTES, [], audit.bytes);
         registry.absolute(metric::AUDIT_REFUSED, [], audit.refused);
         registry.absolute(metric::AUDIT_GAPS, [], audit.gaps);
-        for firewall in &config.firewalls {
-            let label = [firewall.common.name.as_str()];
-            registry.set_gauge(metric::FIREWALL_ELEMENTS, label, number(load(&counts.live)));
-            registry.absolute(metric::FIREWALL_ERRORS, label, load(&counts.errors));
-            registry.absolute(metric::FIREWALL_DRIFT_REPAIRS, label, load(&counts.repairs));
+        for firewall in &counts.enforcers {
+            let label = [&*firewall.name];
+            let [elements, capacity] = firewall.load.each_ref().map(load);
+            registry.set_gauge(metric::FIREWALL_ELEMENTS, label, number(elements));
+            registry.set_gauge(metric::FIREWALL_CAPACITY, label, number(elements) / number(capacity.max(1)));
+            registry.absolute(metric::FIREWALL_ERRORS, label, load(&firewall.errors));
+            registry.absolute(metric::FIREWALL_DRIFT_REPAIRS, label, load(&firewall.repairs));
+            registry.absolute(metric::ANSWERS_FAILED_CLOSED, label, load(&firewall.failed_closed));
         }
+        registry.set_gauge(metric::FIREWALL_PENDING, [], number(load(&counts.pending)));
         let health = gate.upstreams.health();
         for upstream in gate.upstreams.all() {
             let servers: Vec<_> = health.iter().filter(|server| server.upstream == *upstream.name()).collect();

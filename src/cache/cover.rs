@@ -92,7 +92,6 @@ fn key<'a>(buffer: &'a mut [u8; KEY], who: Who, name: &[u8], kind: RecordType) -
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::name::Name;

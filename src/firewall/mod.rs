@@ -115,6 +115,8 @@ pub trait Plan: Debug + Send + Sync {
 /// One `[[firewall]]`.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Its word in [`BACKENDS`].
+    pub kind: &'static str,
     /// What every firewall has.
     pub common: Common,
     /// What its kind made of the other keys.
@@ -136,7 +138,7 @@ impl Settings {
     /// The firewall that is used where none is configured: it opens nothing.
     #[must_use]
     pub fn memory() -> Self {
-        Self { common: Common::new("memory"), plan: Arc::new(memory::Settings) }
+        Self { kind: "memory", common: Common::new("memory"), plan: Arc::new(memory::Settings) }
     }
 
     /// Reads every `[[firewall]]` of the root table; without any, the memory firewall.
@@ -172,10 +174,11 @@ impl Settings {
                 let fact = format!("`kind` cannot be \"{}\"", kind.value);
                 table.document().note(&kind.span, fact, format!("write one of {}", words.join(", ")));
             }
-            backend.and_then(|(_, read)| read(&table))
+            backend.and_then(|(kind, read)| Some((*kind, read(&table)?)))
         });
         table.finish(PLANNED);
-        Some(Self { common: Common { name: name?.value, required, deadline }, plan: plan? })
+        let (kind, plan) = plan?;
+        Some(Self { kind, common: Common { name: name?.value, required, deadline }, plan })
     }
 
     /// The backend. Nothing is touched before [`Firewall::adopt`].

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::audit::{CacheUse, RecordId, Transport};
 use crate::gate::inflight::Slot;
-use crate::gate::reply::{Conclusion, Failure, Outbox};
+use crate::gate::reply::{Conclusion, Failure, Outbox, Sealing};
 use crate::gate::{Gate, Rulebook, who};
 use crate::metric::Path;
 use crate::net::canonical;
@@ -55,6 +55,8 @@ pub struct Finished {
     pub job: Job,
     /// What became of it.
     pub conclusion: Conclusion,
+    /// The rulebook that it was decided under.
+    pub rulebook: Arc<Rulebook>,
 }
 
 /// What the fast path made of a packet.
@@ -77,15 +79,16 @@ impl Gate {
         route: impl FnOnce() -> R,
     ) -> Fast {
         let id = outbox.reserve();
+        let sealing = || Sealing { id, arrival, rulebook, now: self.clock.now(), path: Path::Fast };
         let query = match wire::parse(packet) {
             Ok(query) => query,
             Err(malformed) => {
-                outbox.seal_malformed(id, arrival, &malformed, rulebook, self.clock.now(), route);
+                outbox.seal_malformed(&sealing(), &malformed, route);
                 return Fast::Done;
             }
         };
         let settle = |conclusion: &Conclusion| {
-            outbox.seal(id, arrival, Path::Fast, &query, rulebook, conclusion, self.clock.now(), route);
+            outbox.seal(&sealing(), &query, conclusion, route);
             Fast::Done
         };
         let Some(asker) = rulebook.policy.asker(arrival.client()) else { return settle(&Conclusion::NoSegment) };
@@ -106,17 +109,23 @@ impl Gate {
 
     /// Seals what the slow path concluded, on the door's own thread.
     pub fn finish<R>(&self, finished: &Finished, outbox: &mut Outbox<R>, route: impl FnOnce() -> R) {
-        let Finished { job, conclusion } = finished;
-        let rulebook = self.rulebook.load();
+        let Finished { job, conclusion, rulebook } = finished;
+        let (id, arrival, now) = (job.id, job.arrival, self.clock.now());
+        let sealing = Sealing { id, arrival, rulebook, now, path: Path::Slow };
+        let stale;
+        let conclusion = match conclusion {
+            // A rulebook has come since, and may have revoked what this answer stands on (I6).
+            Conclusion::Told { .. } if rulebook.epoch != self.rulebook.load().epoch => {
+                let text = "the policy changed meanwhile; ask again";
+                stale = Conclusion::Failed(Failure::new(Reason::Rule, ExtendedError::NOT_READY, text));
+                &stale
+            }
+            conclusion => conclusion,
+        };
         // It was parsed before it became a job; that it parses again is not taken on faith.
         match wire::parse(&job.packet) {
-            Ok(query) => {
-                let now = self.clock.now();
-                outbox.seal(job.id, job.arrival, Path::Slow, &query, &rulebook, conclusion, now, route);
-            }
-            Err(malformed) => {
-                outbox.seal_malformed(job.id, job.arrival, &malformed, &rulebook, self.clock.now(), route);
-            }
+            Ok(query) => outbox.seal(&sealing, &query, conclusion, route),
+            Err(malformed) => outbox.seal_malformed(&sealing, &malformed, route),
         }
     }
 

@@ -70,7 +70,6 @@ impl Drop for Slot {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

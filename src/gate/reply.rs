@@ -11,7 +11,7 @@ use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
 use crate::policy::{Reason, Refusal, Shown, describe_no_segment};
-use crate::record::{ExtendedError, Rcode, Record};
+use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
 
@@ -107,17 +107,20 @@ pub enum Conclusion {
 pub struct Failure {
     /// The record's reason.
     pub reason: Reason,
-    /// What the client is told; its text is the record's `why`.
+    /// What the client is told.
     pub ede: ExtendedError,
+    /// The record's `why`.
+    pub why: Box<str>,
     /// The upstream that failed.
     pub upstream: Option<Arc<str>>,
 }
 
 impl Failure {
-    /// A failure that is no upstream's.
+    /// A failure that is no upstream's: the record says what the client is told.
     #[must_use]
     pub fn new(reason: Reason, code: u16, text: impl Into<Box<str>>) -> Self {
-        Self { reason, ede: ExtendedError::new(code, text), upstream: None }
+        let ede = ExtendedError::new(code, text);
+        Self { reason, why: ede.text.clone(), ede, upstream: None }
     }
 }
 
@@ -129,6 +132,8 @@ pub struct Outbox<R> {
     bytes: Vec<u8>,
     replies: Vec<(Range<usize>, R)>,
     samples: Vec<Sample>,
+    /// The last batch could not be recorded: said once, not once a batch.
+    silenced: bool,
 }
 
 /// A batch whose records are in the kernel: its bytes may leave.
@@ -151,7 +156,21 @@ impl<R> Drop for Released<'_, R> {
     }
 }
 
-/// What a query record says besides the verdict.
+/// What sealing a reply takes from its surroundings.
+pub(super) struct Sealing<'a> {
+    /// The record's id.
+    pub(super) id: RecordId,
+    /// From whom, how, when.
+    pub(super) arrival: Arrival,
+    /// What describes the verdict.
+    pub(super) rulebook: &'a Rulebook,
+    /// The end of its latency, the start of its TTL.
+    pub(super) now: Now,
+    /// Who concluded it.
+    pub(super) path: Path,
+}
+
+/// What became of a query, as its record says it.
 struct Told<'a> {
     outcome: Outcome,
     enforced: bool,
@@ -175,7 +194,7 @@ impl<R> Outbox<R> {
     /// An empty outbox over a shard.
     #[must_use]
     pub const fn new(shard: Shard, tally: Tally) -> Self {
-        Self { shard, tally, bytes: Vec::new(), replies: Vec::new(), samples: Vec::new() }
+        Self { shard, tally, bytes: Vec::new(), replies: Vec::new(), samples: Vec::new(), silenced: false }
     }
 
     /// The id of the record of a packet that was just received.
@@ -208,10 +227,19 @@ impl<R> Outbox<R> {
             }
             self.tally.count(&sample);
         }
+        let before = std::mem::replace(&mut self.silenced, committed.is_err());
         match committed {
-            Ok(()) => Ok(Released { outbox: self }),
+            Ok(()) => {
+                if before {
+                    tracing::info!("the query log can be written again; answers are sent again");
+                }
+                Ok(Released { outbox: self })
+            }
             Err(error) => {
                 self.clear();
+                if !before {
+                    tracing::error!(%error, "no record, no answer: clients hear nothing until the query log can be written");
+                }
                 Err(error)
             }
         }
@@ -223,38 +251,29 @@ impl<R> Outbox<R> {
     }
 
     /// Seals the reply to a query that could be read.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one value each of the query's life; a struct of them would be built here alone"
-    )]
     pub(super) fn seal(
         &mut self,
-        id: RecordId,
-        arrival: Arrival,
-        path: Path,
+        sealing: &Sealing<'_>,
         query: &Query<'_>,
-        rulebook: &Rulebook,
         conclusion: &Conclusion,
-        now: Now,
         route: impl FnOnce() -> R,
     ) {
+        let Sealing { id, arrival, rulebook, now, .. } = sealing;
+        let policy = &rulebook.policy;
         let limit = match arrival.transport {
             Transport::Udp => query.echo.udp_limit(),
             Transport::Tcp => wire::TCP_LIMIT,
         };
         let start = self.bytes.len();
         let ede;
-        let told = match conclusion {
+        let mut told = match conclusion {
             Conclusion::Told { prepared, cache } => {
                 let ttl = answer_ttl(prepared.told_until, now.tick);
-                let written = prepared.template.write(&mut self.bytes, &query.echo, ttl, limit);
                 Told {
-                    outcome: prepared.outcome,
                     enforced: prepared.enforced,
-                    reason: prepared.reason,
                     rule: prepared.rule.as_deref(),
                     rcode: Some(prepared.template.rcode()),
-                    written,
+                    written: prepared.template.write(&mut self.bytes, &query.echo, ttl, limit),
                     cache: Some(*cache),
                     answers: &prepared.records,
                     ttl,
@@ -262,7 +281,8 @@ impl<R> Outbox<R> {
                     ede: prepared.ede.as_ref(),
                     why: prepared.why.as_deref(),
                     upstream: Some(&prepared.upstream),
-                    origin: (prepared.origin != id).then_some(prepared.origin),
+                    origin: (prepared.origin != *id).then_some(prepared.origin),
+                    ..Told::nothing(prepared.outcome, prepared.reason)
                 }
             }
             Conclusion::Refused(refusal) => {
@@ -271,79 +291,51 @@ impl<R> Outbox<R> {
                     Shown::NoData => Rcode::NOERROR,
                     Shown::Refused => Rcode::REFUSED,
                 };
-                let (code, described) = rulebook.policy.describe(refusal);
-                ede = ExtendedError::new(code, described);
-                let rule = refusal.rule.map(|rule| &**rulebook.policy.rule_id(rule));
-                self.refuse(query, Outcome::Deny, refusal.reason, rule, rcode, &ede, limit)
+                let (code, text) = policy.describe(refusal);
+                ede = ExtendedError::new(code, text);
+                let rule = refusal.rule.map(|rule| &**policy.rule_id(rule));
+                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, &ede) }
             }
             Conclusion::NoSegment => {
-                let (code, described) = describe_no_segment();
-                ede = ExtendedError::new(code, described);
-                self.refuse(query, Outcome::Deny, Reason::NoSegment, None, Rcode::REFUSED, &ede, limit)
+                let (code, text) = describe_no_segment();
+                ede = ExtendedError::new(code, text);
+                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, &ede)
             }
-            Conclusion::Failed(failure) => {
-                let told =
-                    self.refuse(query, Outcome::Error, failure.reason, None, Rcode::SERVFAIL, &failure.ede, limit);
-                Told { why: Some(&failure.ede.text), upstream: failure.upstream.as_deref(), ..told }
-            }
+            Conclusion::Failed(failure) => Told {
+                why: Some(&failure.why),
+                upstream: failure.upstream.as_deref(),
+                ..Told::refusal(Outcome::Error, failure.reason, Rcode::SERVFAIL, &failure.ede)
+            },
         };
-        let asked = Some((&*query.name, query.kind));
-        self.record(id, arrival, path, Some(query.echo.id), asked, rulebook, &told, now);
+        if let (Some(rcode), 0) = (told.rcode, told.written.len) {
+            told.written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit);
+        }
+        self.record(sealing, Some(query.echo.id), Some((&query.name, query.kind)), &told);
         self.replies.push((start..self.bytes.len(), route()));
     }
 
-    #[expect(clippy::too_many_arguments, reason = "as for seal")]
-    fn refuse<'a>(
-        &mut self,
-        query: &Query<'_>,
-        outcome: Outcome,
-        reason: Reason,
-        rule: Option<&'a str>,
-        rcode: Rcode,
-        ede: &'a ExtendedError,
-        limit: usize,
-    ) -> Told<'a> {
-        let written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, Some(ede), limit);
-        Told { rule, rcode: Some(rcode), written, ede: Some(ede), ..Told::nothing(outcome, reason) }
-    }
-
     /// Seals the reply to what is not a query, or records the silence that it gets.
-    #[expect(clippy::too_many_arguments, reason = "as for seal")]
     pub(super) fn seal_malformed(
         &mut self,
-        id: RecordId,
-        arrival: Arrival,
+        sealing: &Sealing<'_>,
         malformed: &Malformed<'_>,
-        rulebook: &Rulebook,
-        now: Now,
         route: impl FnOnce() -> R,
     ) {
         let start = self.bytes.len();
         let mut told = Told { why: Some(malformed.why.as_str()), ..Told::nothing(Outcome::Deny, Reason::Malformed) };
-        let answer = malformed.answer.as_ref();
         // A stranger's junk gets no reply: nothing here is worth reflecting off.
-        if let Some((rcode, echo)) = answer.filter(|_| rulebook.policy.asker(arrival.client()).is_some()) {
-            let limit = wire::UDP_SIZE_PLAIN.into();
-            told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, limit);
+        let known = sealing.rulebook.policy.asker(sealing.arrival.client()).is_some();
+        if let Some((rcode, echo)) = malformed.answer.as_ref().filter(|_| known) {
+            told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, wire::UDP_SIZE_PLAIN.into());
             told.rcode = Some(*rcode);
             self.replies.push((start..self.bytes.len(), route()));
         }
         let asked = malformed.name.as_deref().zip(malformed.kind);
-        self.record(id, arrival, Path::Fast, malformed.id, asked, rulebook, &told, now);
+        self.record(sealing, malformed.id, asked, &told);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "as for seal")]
-    fn record(
-        &mut self,
-        id: RecordId,
-        arrival: Arrival,
-        path: Path,
-        qid: Option<u16>,
-        asked: Option<(&[u8], crate::record::RecordType)>,
-        rulebook: &Rulebook,
-        told: &Told<'_>,
-        now: Now,
-    ) {
+    fn record(&mut self, sealing: &Sealing<'_>, qid: Option<u16>, asked: Option<(&[u8], RecordType)>, told: &Told<'_>) {
+        let Sealing { id, arrival, rulebook, now, path } = sealing;
         let policy = &rulebook.policy;
         let asker = policy.asker(arrival.client());
         let segment = asker.map(|asker| policy.segment(asker));
@@ -383,7 +375,7 @@ impl<R> Outbox<R> {
             refused: told.outcome != Outcome::Allow,
             response: told.rcode,
             transport: arrival.transport as usize,
-            path,
+            path: *path,
             known: match told.cache {
                 Some(CacheUse::Hit | CacheUse::Open) if told.outcome == Outcome::Allow => Some(true),
                 Some(CacheUse::Miss) if told.outcome == Outcome::Allow => Some(false),
@@ -391,7 +383,7 @@ impl<R> Outbox<R> {
             },
             elapsed: latency,
         });
-        self.shard.append(id, &Event::Query(event));
+        self.shard.append(*id, &Event::Query(event));
     }
 }
 
@@ -413,5 +405,10 @@ impl<'a> Told<'a> {
             upstream: None,
             origin: None,
         }
+    }
+
+    /// A reply without records, still to be written.
+    const fn refusal(outcome: Outcome, reason: Reason, rcode: Rcode, ede: &'a ExtendedError) -> Self {
+        Self { rcode: Some(rcode), ede: Some(ede), ..Self::nothing(outcome, reason) }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::audit::{CacheUse, RecordId};
 use crate::cache::{Covered, Known};
 use crate::gate::reply::{Conclusion, Failure, Prepared};
-use crate::gate::{Gate, Job, NotGranted, Rulebook, who};
+use crate::gate::{Finished, Gate, Job, NotGranted, Rulebook, who};
 use crate::grant::Granted;
 use crate::policy::{Permit, Reason, Verdict, decide, inspect};
 use crate::record::{Answer, ExtendedError, Question, Rcode};
@@ -28,29 +28,33 @@ struct Resolved {
 
 impl Gate {
     /// Settles what the fast path could not. Always concludes, closed where anything fails.
-    pub async fn slow(&self, job: &Job) -> Conclusion {
-        let walk = self.walk(job);
-        match tokio::time::timeout(self.deadlines.query, walk).await {
-            Ok(Ok(conclusion)) => conclusion,
-            Ok(Err(failure)) => Conclusion::Failed(failure),
-            Err(_) => Conclusion::Failed(Failure::new(
+    pub async fn slow(&self, job: Job) -> Finished {
+        let walked = match tokio::time::timeout(self.deadlines.query, self.walk(&job)).await {
+            Ok(walked) => walked,
+            Err(_) => Err(Failure::new(
                 Reason::Upstream,
                 ExtendedError::NO_REACHABLE_AUTHORITY,
                 "no upstream answered in time",
             )),
-        }
+        };
+        let (conclusion, rulebook) =
+            walked.unwrap_or_else(|failure| (Conclusion::Failed(failure), self.rulebook.load_full()));
+        Finished { job, conclusion, rulebook }
     }
 
-    async fn walk(&self, job: &Job) -> Result<Conclusion, Failure> {
+    /// The conclusion, and the rulebook that it was reached under.
+    async fn walk(&self, job: &Job) -> Result<(Conclusion, Arc<Rulebook>), Failure> {
         for _ in 0..MAX_STALE {
             // A policy that was loaded since the fast path decides: the client has been told nothing yet.
             let rulebook = self.rulebook.load_full();
             let now = self.clock.now();
-            let Some(asker) = rulebook.policy.asker(job.arrival.client()) else { return Ok(Conclusion::NoSegment) };
+            let Some(asker) = rulebook.policy.asker(job.arrival.client()) else {
+                return Ok((Conclusion::NoSegment, rulebook));
+            };
             let permit = match decide(&rulebook.policy, asker, job.question.name.as_wire(), job.question.kind, now.wall)
             {
                 Verdict::Permit(permit) => permit,
-                Verdict::Refuse(refusal) => return Ok(Conclusion::Refused(refusal)),
+                Verdict::Refuse(refusal) => return Ok((Conclusion::Refused(refusal), rulebook)),
             };
             let resolved = self.resolve_chain(&rulebook, &permit, job.id).await?;
             let now = self.clock.now();
@@ -79,10 +83,8 @@ impl Gate {
                     }
                 }
             };
-            return Ok(Conclusion::Told {
-                prepared: self.keep(&rulebook, granted, resolved.origin),
-                cache: resolved.cache,
-            });
+            let prepared = self.keep(&rulebook, granted, resolved.origin);
+            return Ok((Conclusion::Told { prepared, cache: resolved.cache }, rulebook));
         }
         Err(Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy is changing too fast; ask again"))
     }
@@ -163,6 +165,7 @@ impl Gate {
         let answer = self.upstreams.resolve(upstream, permit, deadline).await.map_err(|error| Failure {
             reason: Reason::Upstream,
             ede: error.ede(),
+            why: error.to_string().into(),
             upstream: Some(Arc::clone(upstream.name())),
         })?;
         let told_until = self.terms.told_until(answer.ttl(), self.clock.tick());

@@ -118,8 +118,7 @@ impl Granted {
 pub struct Offered {
     cleared: Cleared,
     told_until: Tick,
-    /// The elements that this offer added to the batch, each with whether it was open before.
-    pub changed: Vec<(Element, Tick, bool)>,
+    changed: Vec<(Element, Tick, bool)>,
 }
 
 impl Offered {
@@ -133,6 +132,12 @@ impl Offered {
     #[must_use]
     pub const fn told_until(&self) -> Tick {
         self.told_until
+    }
+
+    /// The elements that this offer put into the batch, each with its new end and whether it was open before.
+    #[must_use]
+    pub fn changed(&self) -> &[(Element, Tick, bool)] {
+        &self.changed
     }
 }
 
@@ -430,7 +435,7 @@ impl Ledger {
     ///
     /// # Errors
     /// The elements that are not.
-    pub fn settle(&self, offered: Offered) -> Result<Granted, (Cleared, Vec<Element>)> {
+    pub fn settle(&self, offered: Offered) -> Result<Granted, Vec<Element>> {
         let mut open_until: Option<Tick> = None;
         let mut missing = Vec::new();
         for opening in offered.cleared.openings() {
@@ -444,7 +449,7 @@ impl Ledger {
         if missing.is_empty() {
             Ok(Granted { cleared: offered.cleared, told_until: offered.told_until, open_until })
         } else {
-            Err((offered.cleared, missing))
+            Err(missing)
         }
     }
 

@@ -168,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::metric::{
-        ANSWERS_HELD, BUILD, FIREWALL_ACK, FIREWALL_PENDING, GRANTS, POLICY_REVISION, Sample, UPSTREAM_ANSWERS,
+        ANSWERS_HELD, BUILD, FIREWALL_ACK, FIREWALL_ELEMENTS, GRANTS, POLICY_REVISION, Sample, UPSTREAM_ANSWERS,
     };
     use crate::record::Rcode;
 
@@ -270,7 +270,7 @@ mod tests {
         let _ = registry.render();
         tally.count(&sample);
         registry.set_gauge(GRANTS, [], 7.0);
-        registry.set_gauge(FIREWALL_PENDING, ["gateway"], 2.0);
+        registry.set_gauge(FIREWALL_ELEMENTS, ["gateway"], 2.0);
         registry.add(UPSTREAM_ANSWERS, ["default"], 3);
         registry.add(UPSTREAM_ANSWERS, ["default"], 2);
         registry.absolute(UPSTREAM_ANSWERS, ["corp"], 9);
@@ -294,7 +294,7 @@ mod tests {
             ("query_duration_seconds_sum{path=\"slow\"}", 0.006),
             ("query_duration_seconds_count{path=\"fast\"}", 0.0),
             ("grants", 7.0),
-            ("firewall_pending{backend=\"gateway\"}", 2.0),
+            ("firewall_elements{backend=\"gateway\"}", 2.0),
             ("upstream_answers_total{upstream=\"default\"}", 5.0),
             ("upstream_answers_total{upstream=\"corp\"}", 9.0),
             ("firewall_ack_seconds_count{backend=\"gateway\"}", 2.0),
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn label_values_are_escaped() {
         let registry = registry();
-        registry.set_gauge(FIREWALL_PENDING, ["a\"b\nc"], 1.0);
+        registry.set_gauge(FIREWALL_ELEMENTS, ["a\"b\nc"], 1.0);
         let _ = registry.histogram(FIREWALL_ACK, ["a\"b\nc,d=\"e"]);
         parse(&registry.render());
     }

@@ -54,8 +54,8 @@ metrics! {
 
     FIREWALL_ACK = Histogram "firewall_ack_seconds" ["backend"] Seconds
         "Time from sending a batch of changes to a firewall to its acknowledgement.";
-    FIREWALL_PENDING = Gauge "firewall_pending" ["backend"] Count
-        "Changes that a firewall has not acknowledged yet.";
+    FIREWALL_PENDING = Gauge "firewall_pending" [] Count
+        "Answers that wait for the firewalls to acknowledge.";
     FIREWALL_ERRORS = Counter "firewall_errors_total" ["backend"] Count
         "Changes that a firewall did not take.";
     FIREWALL_DRIFT_REPAIRS = Counter "firewall_drift_repairs_total" ["backend"] Count

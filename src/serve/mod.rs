@@ -7,7 +7,6 @@ pub mod admin;
 pub mod health;
 mod http;
 mod node;
-mod silence;
 mod stream;
 pub mod tcp;
 pub mod udp;

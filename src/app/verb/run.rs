@@ -194,7 +194,7 @@ fn announce(node: &RunningNode) {
         None => tracing::info!("no configuration file: the built-in defaults are used, each named here"),
     }
     let policy = node.gate().rulebook().policy.clone();
-    for warning in policy.warnings() {
+    for warning in node.warnings(&policy) {
         tracing::warn!("{warning}");
     }
     tracing::info!(
@@ -205,9 +205,6 @@ fn announce(node: &RunningNode) {
         "policy"
     );
     tracing::info!(directory = %config.zones.directory.display(), zones = node.gate().rulebook().zones.len(), "zones");
-    if node.gate().upstreams.all().is_empty() {
-        tracing::warn!("no upstream: resolv.conf names no server but ourselves; only local zones are answered");
-    }
     for upstream in node.gate().upstreams.all() {
         let servers: Vec<String> = upstream.servers().map(|server| server.to_string()).collect();
         tracing::info!(name = %upstream.name(), servers = servers.join(", "), "upstream");

@@ -4,8 +4,7 @@
 //! chooses. So all of them are one client, the loopback address of the family, and a kernel element of it stands for
 //! one grant per address that asked: it lives as long as the longest of them.
 
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use smallvec::SmallVec;
@@ -37,6 +36,11 @@ pub(super) fn addresses() -> HashSet<IpAddr> {
 #[derive(Debug, Default)]
 pub(super) struct Reasons(HashMap<Element, SmallVec<[(IpAddr, Tick); 2]>>);
 
+/// The element of the kernel that an element of one of the machine's addresses stands for.
+const fn kernel(element: Element) -> Element {
+    Element { from: Scope::Client(address(Family::of(element.to))), ..element }
+}
+
 impl Reasons {
     /// What a change means for the kernel; `None` where it concerns another client, whose packets never take this
     /// hook.
@@ -46,7 +50,7 @@ impl Reasons {
         if !client.is_loopback() && !here.contains(&client) {
             return None;
         }
-        let element = Element { from: Scope::Client(address(Family::of(element.to))), ..element };
+        let element = kernel(element);
         let reasons = self.0.entry(element).or_default();
         reasons.retain(|(asker, until)| *asker != client && *until > now);
         if let Change::Open { until, .. } = change {
@@ -59,6 +63,22 @@ impl Reasons {
                 self.0.remove(&element);
                 Some(Change::Close { element })
             }
+        }
+    }
+
+    /// Until when the asker of `element` has it.
+    pub(super) fn end(&self, element: &Element) -> Option<Tick> {
+        let Scope::Client(client) = element.from else { return None };
+        let reasons = self.0.get(&kernel(*element))?;
+        reasons.iter().find(|(asker, _)| *asker == client).map(|(_, until)| *until)
+    }
+
+    /// Takes a change back that the kernel did not make.
+    pub(super) fn put_back(&mut self, element: &Element, end: Option<Tick>) {
+        let Scope::Client(client) = element.from else { return };
+        if let Some(reasons) = self.0.get_mut(&kernel(*element)) {
+            reasons.retain(|(asker, _)| *asker != client);
+            reasons.extend(end.map(|until| (client, until)));
         }
     }
 
@@ -105,5 +125,12 @@ mod tests {
         reasons.translate(open("127.0.0.1", 50), Tick(0), &here);
         reasons.sweep(Tick(50));
         assert_eq!(reasons.len(), 0);
+        // What the kernel did not make is taken back: the earlier grant counts again.
+        reasons.translate(open("127.0.0.1", 60), Tick(0), &here);
+        let end = reasons.end(&element("127.0.0.1"));
+        reasons.translate(open("127.0.0.1", 99), Tick(0), &here);
+        reasons.put_back(&element("127.0.0.1"), end);
+        let other = reasons.translate(open("192.0.2.1", 50), Tick(0), &here);
+        assert_eq!(other, Some(Change::Open { element: kernel, until: Tick(60) }));
     }
 }

@@ -76,9 +76,12 @@ pub(super) fn chain_of(segment: &SegmentLayout) -> String {
 pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, there: &There<'_>) {
     let table = settings.table.as_str();
     let chains = chains(settings, layout);
+    // With hook sets the chains, and whatever else is in the table, are the operator's.
+    let theirs = settings.hook == Hook::Sets;
+    let there_chains: &[Present] = if theirs { &[] } else { there.chains };
     let wanted: HashMap<&str, Base> = chains.iter().map(|chain| (chain.name.as_str(), chain.base)).collect();
     let stays = |old: &&Present| wanted.get(old.name.as_str()) == Some(&old.base);
-    let (stays, goes): (Vec<_>, Vec<_>) = there.chains.iter().partition(stays);
+    let (stays, goes): (Vec<_>, Vec<_>) = there_chains.iter().partition(stays);
     let stays: HashSet<&str> = stays.into_iter().map(|chain| chain.name.as_str()).collect();
     let before = there.layout.map(|before| self::chains(settings, before)).unwrap_or_default();
     let before: HashMap<&str, &Chain<'_>> = before.iter().map(|chain| (chain.name.as_str(), chain)).collect();
@@ -86,7 +89,7 @@ pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, the
     let fresh =
         |chain: &&Chain<'_>| !stays.contains(chain.name.as_str()) || before.get(chain.name.as_str()) != Some(chain);
     let fresh: Vec<_> = chains.iter().filter(fresh).collect();
-    if there.layout.is_none() && !there.chains.is_empty() {
+    if there.layout.is_none() && !there_chains.is_empty() {
         batch.message(Verb::DeleteRule, 0, |a| a.text(1, table));
     } else {
         for chain in fresh.iter().filter(|chain| stays.contains(chain.name.as_str())) {
@@ -107,7 +110,9 @@ pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, the
             a.text(3, &old.name);
         });
     }
-    for old in there.sets.iter().filter(|old| !old.is_anonymous() && kept.iter().all(|shape| shape.name != old.name)) {
+    let ours = |old: &&sets::Present| !theirs || new.iter().any(|shape| shape.name == old.name);
+    let unfit = |old: &&sets::Present| !old.is_anonymous() && kept.iter().all(|shape| shape.name != old.name);
+    for old in there.sets.iter().filter(unfit).filter(ours) {
         batch.message(Verb::DeleteSet, 0, |a| {
             a.text(1, table);
             a.text(2, &old.name);
@@ -348,8 +353,8 @@ impl Rules<'_> {
     fn egress(&mut self, family: Family) {
         let digit = family.digit();
         self.rule(|r| r.state(RELATED).protocol(family.icmp()).act(Action::Accept));
-        self.rule(|r| r.state(INVALID).act(Action::Drop));
         self.rule(|r| r.family(family).destination_in(family, &format!("ungated{digit}")).act(Action::Accept));
+        self.rule(|r| r.state(INVALID).act(Action::Drop));
         for protocol in [UDP, TCP] {
             let resolver = format!("resolver{digit}");
             self.rule(|r| {
@@ -367,5 +372,59 @@ impl Rules<'_> {
                 self.grant(source, family, *tail, grants.name());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::wire::{Message, Messages};
+    use super::*;
+
+    fn segment(name: &str, source: &str) -> SegmentLayout {
+        SegmentLayout {
+            id: SegmentId::of(name),
+            name: Arc::from(name),
+            observe: false,
+            sources: vec![source.parse().unwrap()],
+            networks: Vec::new(),
+        }
+    }
+
+    /// Every message that leads from one layout to another: its type's low byte, and the names in it.
+    fn step(before: Option<&Layout>, after: &Layout) -> Vec<(u8, Vec<String>)> {
+        let settings = Settings::new(Hook::Forward);
+        let there = before.map(|layout| chains(&settings, layout)).unwrap_or_default();
+        let chains: Vec<_> = there.iter().map(|chain| Present { name: chain.name.clone(), base: chain.base }).collect();
+        let mut batch = Batch::new(1);
+        write(&mut batch, &settings, after, &There { sets: &[], chains: &chains, layout: before });
+        let sealed = batch.finish();
+        let names = |message: Message<'_>| {
+            let texts = message.attributes().filter(|(kind, _)| (2..=3).contains(kind));
+            texts.filter_map(|(_, value)| text(value).map(str::to_owned)).filter(|text| text.contains('_')).collect()
+        };
+        Messages(&sealed.bytes).filter(Message::is_nf_tables).map(|m| (m.kind.to_le_bytes()[0], names(m))).collect()
+    }
+
+    #[test]
+    fn only_what_differs_is_written_again() {
+        let old = Layout { segments: vec![segment("a", "192.0.2.0/24"), segment("b", "198.51.100.0/24")] };
+        let mut new = old.clone();
+        new.segments[1].observe = true;
+        new.segments.push(segment("c", "203.0.113.0/24"));
+        let touched = |before: Option<&Layout>, after: &Layout| {
+            let mut chains: Vec<_> = step(before, after).into_iter().flat_map(|(_, names)| names).collect();
+            chains.sort_unstable();
+            chains.dedup();
+            chains
+        };
+        assert_eq!(touched(Some(&old), &new), ["segment_b", "segment_c"]);
+        assert_eq!(touched(Some(&new), &old), ["segment_b", "segment_c"]);
+        assert_eq!(touched(Some(&new), &new), [""; 0]);
+        assert_eq!(touched(None, &new), ["segment_a", "segment_b", "segment_c"]);
+        let rules = |before, after: &Layout| step(before, after).iter().filter(|(verb, _)| *verb == 6).count();
+        assert_eq!(rules(Some(&new), &new), 0);
+        assert!(rules(Some(&old), &new) < rules(None, &new) / 2);
     }
 }

@@ -94,10 +94,10 @@ impl Attributes<'_> {
     }
 }
 
-/// A length as an attribute holds it. What is too long becomes a length that the kernel refuses; the callers cut
-/// their lists before that ([`super::element::MESSAGE`]).
+/// A length as an attribute holds it. Nobody writes longer ones: lists are cut long before.
 fn length(bytes: usize) -> u16 {
-    u16::try_from(bytes).unwrap_or(0)
+    debug_assert!(bytes <= usize::from(u16::MAX), "an attribute of {bytes} bytes");
+    u16::try_from(bytes).unwrap_or(u16::MAX)
 }
 
 fn align(bytes: &mut Vec<u8>) {
@@ -214,6 +214,11 @@ impl<'a> Message<'a> {
     /// True where nf_tables speaks, whatever it says.
     pub(super) const fn is_nf_tables(&self) -> bool {
         self.kind >> 8 == SUBSYSTEM
+    }
+
+    /// True where it tells of a chain or a rule.
+    pub(super) const fn is_of_chains(&self) -> bool {
+        matches!(self.kind & 0xff, 3..=8)
     }
 
     /// The errno of an [`ERROR`]; 0 acknowledges.

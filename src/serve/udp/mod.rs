@@ -19,7 +19,6 @@ use socket::{Datagrams, Route};
 use crate::audit::{Shard, Transport};
 use crate::gate::{Arrival, Fast, Finished, Gate, Outbox, Passed};
 use crate::metric::Tally;
-use crate::serve::silence::Silence;
 
 /// Datagrams per system call.
 const BATCH: usize = 64;
@@ -116,7 +115,7 @@ impl Worker {
     pub fn run(self) {
         let sockets = self.sockets.into_iter().map(Datagrams::new).collect();
         let Self { gate, outbox, returns, passed, runtime, stop, .. } = self;
-        Serving { gate, sockets, outbox, silence: Silence::default(), returns, passed, runtime }.run(&stop);
+        Serving { gate, sockets, outbox, returns, passed, runtime }.run(&stop);
     }
 }
 
@@ -125,7 +124,6 @@ struct Serving {
     gate: Arc<Gate>,
     sockets: Vec<Datagrams>,
     outbox: Outbox<Way>,
-    silence: Silence,
     returns: Arc<Returns>,
     passed: Arc<AtomicU64>,
     runtime: tokio::runtime::Handle,
@@ -186,8 +184,7 @@ impl Serving {
                     jobs += 1;
                     let (gate, returns) = (Arc::clone(&self.gate), Arc::clone(&self.returns));
                     self.runtime.spawn(async move {
-                        let conclusion = gate.slow(&job).await;
-                        returns.give(Finished { job, conclusion }, way);
+                        returns.give(gate.slow(job).await, way);
                     });
                 }
             }
@@ -214,16 +211,11 @@ impl Serving {
         if self.outbox.is_empty() {
             return;
         }
-        match self.outbox.release() {
-            Ok(released) => {
-                self.silence.end();
-                for (index, socket) in self.sockets.iter_mut().enumerate() {
-                    socket.send(
-                        released.iter().filter(|(_, way)| way.socket == index).map(|(bytes, way)| (bytes, way.route)),
-                    );
-                }
-            }
-            Err(error) => self.silence.begin(&error),
+        // Without a record there is no answer; the outbox has said so.
+        let Ok(released) = self.outbox.release() else { return };
+        for (index, socket) in self.sockets.iter_mut().enumerate() {
+            let replies = released.iter().filter(|(_, way)| way.socket == index);
+            socket.send(replies.map(|(bytes, way)| (bytes, way.route)));
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) type Reasons = HashMap<Element, Vec<Reason>>;
 #[serde(rename_all = "snake_case")]
 enum Line {
     Boot { version: u32, id: String },
-    Open { basis: BasisLine, told_until: u64, elements: Vec<(String, u64)> },
+    Open { basis: Box<BasisLine>, told_until: u64, elements: Vec<(String, u64)> },
     Close { elements: Vec<String> },
 }
 
@@ -80,7 +80,7 @@ impl Journal {
     /// Adds an opening to the buffer: the reason `basis`, told until `told_until`, for elements with their ends.
     pub(super) fn opened(&mut self, basis: &Basis, told_until: Tick, elements: &[(Element, Tick)]) {
         let elements = elements.iter().map(|(element, until)| (element.to_string(), until.0)).collect();
-        self.push(&Line::Open { basis: basis.into(), told_until: told_until.0, elements });
+        self.push(&Line::Open { basis: Box::new(basis.into()), told_until: told_until.0, elements });
     }
 
     /// Adds a closing to the buffer.

@@ -1,0 +1,212 @@
+//! The granter: one thread that owns the ledger, the journal and the firewalls, and is the only clock for grants.
+//!
+//! This is its handle: what the slow path, the reload and the operator ask of it. The thread is in `desk`.
+
+mod desk;
+mod enforcers;
+mod journal;
+mod record;
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use arc_swap::ArcSwap;
+use desk::{Desk, Order};
+pub use enforcers::EnforcerCounts;
+use tokio::sync::oneshot;
+
+use crate::audit::{RecordId, Shard};
+use crate::firewall::{Firewall, FirewallError};
+use crate::gate::Rulebook;
+use crate::grant::{Full, Granted, Ledger};
+use crate::metric::Distribution;
+use crate::name::Name;
+use crate::net::{Scope, Service};
+use crate::policy::{Basis, Cleared};
+use crate::time::{Clock, Tick, Wall};
+
+/// Offers that may wait at once; more are refused, closed.
+const QUEUE: usize = 16_384;
+
+/// Why an answer may not be told.
+#[derive(Debug)]
+pub enum NotGranted {
+    /// The policy changed since it was inspected: decide again.
+    Stale,
+    /// A cap is met.
+    Full(Full),
+    /// A required firewall did not take it; its name and why.
+    Firewall(Arc<str>, String),
+    /// The journal could not be written.
+    Journal(String),
+    /// The grant's record could not be written.
+    Audit,
+    /// Too many offers are waiting, or the node is stopping.
+    Busy,
+}
+
+/// Which grants a listing shows.
+#[derive(Clone, Debug, Default)]
+pub struct GrantQuery {
+    /// Only grants of this client.
+    pub client: Option<IpAddr>,
+    /// Only to this address.
+    pub address: Option<IpAddr>,
+    /// Only for this name.
+    pub name: Option<Name>,
+    /// Only of this segment.
+    pub segment: Option<String>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// One reason for which one element is open.
+#[derive(Clone, Debug)]
+pub struct GrantEntry {
+    /// From whom.
+    pub from: Scope,
+    /// To where.
+    pub to: IpAddr,
+    /// By what.
+    pub service: Service,
+    /// Why.
+    pub basis: Arc<Basis>,
+    /// Until when, by the monotonic clock and the wall clock.
+    pub until: (Tick, Wall),
+}
+
+/// What the granter did so far and holds now.
+#[derive(Debug)]
+pub struct GrantCounts {
+    /// Live elements.
+    pub live: AtomicU64,
+    /// Offers waiting.
+    pub pending: AtomicU64,
+    /// How long offers waited.
+    pub held: Arc<Distribution>,
+    /// Each firewall's, in the order of the configuration.
+    pub enforcers: Vec<EnforcerCounts>,
+}
+
+impl GrantCounts {
+    /// Whether every required firewall is usable.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.enforcers.iter().all(EnforcerCounts::ready)
+    }
+}
+
+/// A handle to the granter.
+#[derive(Clone, Debug)]
+pub struct Granter {
+    orders: SyncSender<Order>,
+    counts: Arc<GrantCounts>,
+    clock: Clock,
+}
+
+/// Why the granter could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum GranterError {
+    /// A required firewall cannot be used.
+    #[error("firewall \"{0}\": {1}")]
+    Firewall(Arc<str>, FirewallError),
+    /// The journal cannot be read or written.
+    #[error("the journal in {0}: {1}; make the state directory writable for this user")]
+    Journal(String, io::Error),
+    /// No thread.
+    #[error("the granter's thread could not be started: {0}")]
+    Thread(io::Error),
+}
+
+/// What a new granter needs.
+pub struct GranterParts {
+    /// An empty ledger with its terms and caps.
+    pub ledger: Ledger,
+    /// The firewalls, none adopted yet, each with where its acknowledgements are counted.
+    pub firewalls: Vec<(Box<dyn Firewall>, Arc<Distribution>)>,
+    /// Where the time that answers are held is counted.
+    pub held: Arc<Distribution>,
+    /// Its own shard of the log.
+    pub shard: Shard,
+    /// The rulebook in force.
+    pub rulebook: Arc<ArcSwap<Rulebook>>,
+    /// Time.
+    pub clock: Clock,
+}
+
+impl Granter {
+    /// Adopts what is in force, re-decides it under the present policy, and starts the thread. When this returns the
+    /// firewalls enforce the policy and the doors may open.
+    ///
+    /// # Errors
+    /// A firewall or the journal cannot be used; nothing was opened.
+    pub fn start(parts: GranterParts, state: &Path) -> Result<(Self, std::thread::JoinHandle<()>), GranterError> {
+        let clock = parts.clock.clone();
+        let desk = Desk::open(parts, state)?;
+        let counts = Arc::clone(desk.counts());
+        let (orders, inbox) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("granter".into())
+            .spawn(move || desk.run(&inbox))
+            .map_err(GranterError::Thread)?;
+        Ok((Self { orders, counts, clock }, thread))
+    }
+
+    /// Offers an inspected answer that may be told until `told_until`, and waits until every required firewall
+    /// has acknowledged its openings.
+    ///
+    /// # Errors
+    /// [`NotGranted`]; nothing may be told.
+    pub async fn offer(&self, cleared: Cleared, told_until: Tick, query: RecordId) -> Result<Granted, NotGranted> {
+        let offered = self.clock.tick();
+        self.counts.pending.fetch_add(1, Ordering::Relaxed);
+        let granted = self.ask(|reply| Order::offer(cleared, told_until, query, reply)).await;
+        self.counts.pending.fetch_sub(1, Ordering::Relaxed);
+        self.counts.held.record(self.clock.tick().since(offered));
+        granted.unwrap_or(Err(NotGranted::Busy))
+    }
+
+    /// Lays the layout of a rulebook that is about to be published out in every firewall; where one refuses, the
+    /// others are put back.
+    ///
+    /// # Errors
+    /// The firewall that refused, and why.
+    pub async fn arrange(&self, rulebook: Arc<Rulebook>) -> Result<(), (Arc<str>, FirewallError)> {
+        let arranged = self.ask(|reply| Order::Arrange { rulebook, reply }).await;
+        arranged.unwrap_or_else(|| Err((Arc::from("granter"), FirewallError::Deadline)))
+    }
+
+    /// Re-decides every live grant under the published policy and closes what it would not make; how many reasons
+    /// went.
+    pub async fn revoke(&self) -> u64 {
+        self.ask(|reply| Order::Revoke { reply }).await.unwrap_or(0)
+    }
+
+    /// Lists grants.
+    pub async fn list(&self, query: GrantQuery) -> Vec<GrantEntry> {
+        self.ask(|reply| Order::List { query, reply }).await.unwrap_or_default()
+    }
+
+    /// Puts an order to the thread; `None` where its queue is full or it has ended.
+    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.try_send(order(reply)).ok()?;
+        answer.await.ok()
+    }
+
+    /// Ends the thread after what is queued; the firewalls keep what they hold.
+    pub fn stop(&self) {
+        // An error: it has ended already.
+        let _ = self.orders.send(Order::Stop);
+    }
+
+    /// Numbers for metrics and status.
+    #[must_use]
+    pub const fn counts(&self) -> &Arc<GrantCounts> {
+        &self.counts
+    }
+}

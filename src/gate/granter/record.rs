@@ -1,0 +1,100 @@
+//! The records of grants: what opened, was extended, lowered, revoked, adopted, or failed.
+
+use std::sync::Arc;
+
+use crate::audit::{AuditError, BackendAck, Event, GrantEvent, GrantOp, RecordId, Shard};
+use crate::grant::Revoked;
+use crate::net::{Element, Service, Services};
+use crate::policy::Basis;
+use crate::time::{Now, Tick};
+
+/// The granter's shard of the log.
+pub(super) struct GrantLog(Shard);
+
+/// Who acknowledged, with the time it took.
+pub(super) type Acks = [(Arc<str>, u64)];
+
+impl GrantLog {
+    pub(super) const fn new(shard: Shard) -> Self {
+        Self(shard)
+    }
+
+    /// Writes the records of a batch.
+    pub(super) fn commit(&mut self) -> Result<(), AuditError> {
+        self.0.commit()
+    }
+
+    /// What an offer changed, each element with its end and whether it was open before: one record per address, of
+    /// the services that changed alike.
+    pub(super) fn offered(
+        &mut self,
+        basis: &Basis,
+        changed: &[(Element, Tick, bool)],
+        query: RecordId,
+        failure: Option<&str>,
+        acks: &Acks,
+        now: Now,
+    ) {
+        for group in changed.chunk_by(|a, b| a.0.from == b.0.from && a.0.to == b.0.to && a.2 == b.2) {
+            let Some((element, until, was_open)) = group.first().copied() else { continue };
+            let services: Vec<Service> = group.iter().map(|(element, ..)| element.service).collect();
+            let op = match (failure, was_open) {
+                (Some(_), _) => GrantOp::Fail,
+                (None, true) => GrantOp::Extend,
+                (None, false) => GrantOp::Open,
+            };
+            let event = grant_event(now, op, basis, element, until);
+            let (services, backends) = (Services::merge(&services), backends(acks));
+            self.push(GrantEvent {
+                services: &services,
+                query: Some(query),
+                why: failure,
+                backends: &backends,
+                ..event
+            });
+        }
+    }
+
+    /// Reasons that were taken away before their end.
+    pub(super) fn revoked(&mut self, revoked: &[Revoked], why: &str, acks: &Acks, now: Now) {
+        let backends = backends(acks);
+        for one in revoked {
+            let op = if one.remains.is_some() { GrantOp::Shorten } else { GrantOp::Revoke };
+            let event = grant_event(now, op, &one.basis, one.element, one.remains.unwrap_or(now.tick));
+            let services = [one.element.service.into()];
+            self.push(GrantEvent { services: &services, why: Some(why), backends: &backends, ..event });
+        }
+    }
+
+    /// An element that was found in force at start and is still right.
+    pub(super) fn adopted(&mut self, element: Element, until: Tick, basis: &Basis, now: Now) {
+        let event = grant_event(now, GrantOp::Adopt, basis, element, until);
+        self.push(GrantEvent { services: &[element.service.into()], ..event });
+    }
+
+    fn push(&mut self, event: GrantEvent<'_>) {
+        let id = self.0.reserve();
+        self.0.append(id, &Event::Grant(event));
+    }
+}
+
+fn backends(acks: &Acks) -> Vec<BackendAck<'_>> {
+    acks.iter().map(|(name, acked_us)| BackendAck { name, acked_us: *acked_us }).collect()
+}
+
+fn grant_event<'a>(now: Now, op: GrantOp, basis: &'a Basis, element: Element, until: Tick) -> GrantEvent<'a> {
+    GrantEvent {
+        at: now.wall,
+        op,
+        client: basis.client,
+        element,
+        segment: &basis.segment,
+        rule: &basis.rule,
+        qname: &basis.question.name,
+        services: &[],
+        until: now.wall_at(until),
+        query: None,
+        why: None,
+        backends: &[],
+    }
+}
