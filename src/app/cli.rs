@@ -8,11 +8,19 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::verb;
+use crate::serve::GrantFilter;
 
 /// The DNS server of a network that is closed by default: answers allowlisted names, opens their addresses in the
 /// firewall first, records every query.
 #[derive(Parser)]
-#[command(name = "outgate", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "outgate",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "A first look, in a checkout: `outgate run`, then `dig @127.0.0.1 -p 5300 www.corp.example`.\n\
+                  Exit code: 0 done, 1 it could not be done, 2 mistakes in files or arguments."
+)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -21,18 +29,18 @@ struct Arguments {
 /// Where the configuration is.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigFile {
-    /// The configuration; without it ./outgate.toml, and without that the built-in defaults
+    /// Configuration file; without it ./outgate.toml, and without that the built-in defaults
     #[arg(short, long = "config", value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Serve until SIGTERM; SIGHUP reloads policy and zones
+    /// Serve DNS until SIGTERM or SIGINT; SIGHUP loads policy and zones again
     #[command(after_help = "Example:\n  outgate run -c /etc/outgate/outgate.toml")]
     Run(ConfigFile),
-    /// Validate configuration, policy and zones; print every mistake; exit 0 or 2
-    #[command(after_help = "Example:\n  outgate check -c /etc/outgate/outgate.toml")]
+    /// Say every mistake in configuration, policy and zones; changes nothing and opens no port
+    #[command(after_help = "Exit code: 0 valid, 2 mistakes.\n\nExample:\n  outgate check -c /etc/outgate/outgate.toml")]
     Check {
         #[command(flatten)]
         config: ConfigFile,
@@ -40,57 +48,58 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Say which rules decide a question, why, what would be opened and what the client would see
-    #[command(after_help = "Example:\n  outgate explain --client 10.20.7.31 api.stripe.com AAAA")]
+    /// Say how a question would be decided: which rules, why, what would be opened, what the client would see
+    #[command(after_help = "Reads the files, not a running node, and asks no upstream.\n\n\
+                              Example:\n  outgate explain --client 192.0.2.31 www.example.org AAAA")]
     Explain {
         #[command(flatten)]
         config: ConfigFile,
-        /// The client that asks
+        /// Address of the client that would ask
         #[arg(long, value_name = "IP")]
         client: IpAddr,
-        /// The name
+        /// Name that would be asked for
         name: String,
-        /// The type
+        /// Record type: A, AAAA, TXT, TYPE731
         #[arg(default_value = "A", value_name = "TYPE")]
         kind: String,
         /// Print a JSON object instead of text
         #[arg(long)]
         json: bool,
     },
-    /// Show a running node
+    /// Show what a running node serves and how it is doing
     #[command(after_help = "Example:\n  outgate status --json")]
     Status {
         #[command(flatten)]
         config: ConfigFile,
-        /// Print the node's JSON object
+        /// Print the node's JSON object instead of text
         #[arg(long)]
         json: bool,
     },
-    /// List what a running node holds open
-    #[command(after_help = "Example:\n  outgate grants --client 10.20.7.31")]
+    /// List the addresses that a running node holds open, for whom and until when
+    #[command(after_help = "Example:\n  outgate grants --client 192.0.2.31")]
     Grants {
         #[command(flatten)]
         config: ConfigFile,
-        /// Only grants that this client caused
+        /// Only what this client's queries opened
         #[arg(long, value_name = "IP")]
         client: Option<IpAddr>,
-        /// Only grants to this address
+        /// Only what leads to this address
         #[arg(long, value_name = "IP")]
         address: Option<IpAddr>,
-        /// Only grants for this name
+        /// Only what was opened for this name
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
-        /// Only grants of this segment
+        /// Only what was opened for this segment
         #[arg(long, value_name = "SEGMENT")]
         segment: Option<String>,
-        /// At most so many
-        #[arg(long, default_value_t = 1000, value_name = "N")]
+        /// List at most this many
+        #[arg(long, default_value_t = GrantFilter::USUAL, value_parser = limit, value_name = "N")]
         limit: usize,
-        /// Print a JSON array
+        /// Print a JSON array instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// Let a running node load policy and zones again; a load with mistakes changes nothing
+    /// Let a running node load policy and zones again; mistakes are listed and change nothing
     #[command(after_help = "Example:\n  outgate check && outgate reload")]
     Reload {
         #[command(flatten)]
@@ -99,9 +108,16 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Read the query log
+    /// Read the query log, and prove that it is whole
     #[command(subcommand)]
     Log(verb::log::Verb),
+}
+
+/// A number that the node takes as the limit of a list.
+fn limit(text: &str) -> Result<usize, String> {
+    let most = GrantFilter::MOST;
+    let limit = text.parse().ok().filter(|limit| (1..=most).contains(limit));
+    limit.ok_or_else(|| format!("write a number from 1 to {most}"))
 }
 
 /// Runs the command line of this process.

@@ -4,42 +4,19 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
-use crate::audit::{Event, Meter, Outcome, PolicyEvent, Shard, Transport};
+use crate::audit::{Event, Meter, PolicyEvent, Shard};
 use crate::document::Mistake;
-use crate::gate::{Gate, GrantEntry, GrantQuery, Rulebook};
-use crate::metric::{self, Registry, Tallies, Words};
+use crate::gate::{Gate, GrantEntry, GrantQuery, Rulebook, WORDS};
+use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
-use crate::policy::{Policy, Reason};
 use crate::serve::tcp::Streams;
 use crate::serve::{GrantFilter, GrantRow, Node, Readiness, Who};
 use crate::time::Wall;
-use crate::zones::Zones;
-
-const VERDICTS: [&str; 3] = [Outcome::Allow.as_str(), Outcome::Deny.as_str(), Outcome::Error.as_str()];
-const TRANSPORTS: [&str; 2] = [Transport::Udp.as_str(), Transport::Tcp.as_str()];
-const REASONS: [&str; Reason::ALL.len()] = {
-    let mut words = [""; Reason::ALL.len()];
-    let mut at = 0;
-    #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler; both arrays have this length")]
-    while at < words.len() {
-        words[at] = Reason::ALL[at].as_str();
-        at += 1;
-    }
-    words
-};
-
-/// The label words of what is counted per query, in the order of the enums they stand for.
-pub(super) const WORDS: Words = Words { verdicts: &VERDICTS, reasons: &REASONS, transports: &TRANSPORTS };
-
-/// How long a reload waits for a thread to take the new rulebook before it revokes: each takes one per batch, or is
-/// parked.
-const PASS: Duration = Duration::from_secs(2);
 
 /// What a running node is made of.
 pub(super) struct NodeParts {
@@ -61,22 +38,6 @@ pub(super) struct RunningNode {
     shard: tokio::sync::Mutex<Shard>,
     stopping: AtomicBool,
     reload_failures: AtomicU64,
-}
-
-impl Rulebook {
-    /// A rulebook of what was loaded.
-    pub(super) fn new(policy: Arc<Policy>, zones: Zones, epoch: u64, now: Wall, tallies: &Tallies) -> Self {
-        let slots = policy.segments().iter().map(|segment| (segment.id, tallies.segment(&segment.name)));
-        Self {
-            slots: slots.collect(),
-            layout_ends: policy.next_change(now),
-            relaid: AtomicBool::new(false),
-            policy,
-            zones,
-            epoch,
-            loaded: now,
-        }
-    }
 }
 
 impl RunningNode {
@@ -160,25 +121,15 @@ impl RunningNode {
         }
     }
 
-    /// Firewalls first, then the rulebook, then the threads, then the grants (ARCHITECTURE: a Permit can grow stale).
+    /// Swaps it in; the rulebook in force and how many grants went.
     async fn swap(&self, loaded: Loaded, before: &Rulebook) -> Result<(Arc<Rulebook>, u64), Vec<Mistake>> {
         let gate = &self.parts.gate;
         let now = gate.clock.now().wall;
         let Loaded { policy, zones } = loaded;
         let rulebook = Arc::new(Rulebook::new(policy, zones, before.epoch + 1, now, self.parts.registry.tallies()));
-        gate.granter.arrange(Arc::clone(&rulebook)).await.map_err(|(name, error)| {
+        let revoked = gate.swap(Arc::clone(&rulebook)).await.map_err(|(name, error)| {
             vec![Mistake::general(format!("firewall \"{name}\" refused the new policy: {error}"), "")]
         })?;
-        gate.rulebook.store(Arc::clone(&rulebook));
-        let pass = async {
-            while !gate.passed.all_past(rulebook.epoch) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        if tokio::time::timeout(PASS, pass).await.is_err() {
-            tracing::warn!("a worker did not take the new policy in time; grants are revoked all the same");
-        }
-        let revoked = gate.granter.revoke().await;
         Ok((rulebook, revoked))
     }
 }
@@ -243,7 +194,7 @@ impl Node for Arc<RunningNode> {
         });
         let firewalls: Vec<Value> = firewalls.collect();
         let doors = addresses.iter().flat_map(|address| {
-            TRANSPORTS.map(|transport| json!({ "address": address.to_string(), "transport": transport }))
+            WORDS.transports.iter().map(|transport| json!({ "address": address.to_string(), "transport": transport }))
         });
         let mut warnings: Vec<String> = policy.warnings().iter().map(ToString::to_string).collect();
         if *from_system && upstreams.is_empty() {

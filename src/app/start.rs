@@ -16,16 +16,16 @@ use tokio::sync::watch;
 use crate::app::cli::Failure;
 use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
-use crate::app::node::{NodeParts, RunningNode, WORDS};
-use crate::audit::{Log, Shard};
+use crate::app::node::{NodeParts, RunningNode};
+use crate::audit::{Log, Meter, Shard};
 use crate::cache::{Answers, Cover};
 use crate::document::Mistake;
 use crate::firewall;
-use crate::gate::{Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots};
+use crate::gate::{Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS};
 use crate::grant::{Caps, Ledger};
 use crate::metric::{self, Registry};
 use crate::serve::tcp::{Limits, Streams};
-use crate::serve::udp::{BindError, Worker, bind};
+use crate::serve::udp::{BindError, Bound, LISTEN, Worker, bind};
 use crate::serve::{StreamDoor, admin};
 use crate::time::Clock;
 use crate::upstream::Upstreams;
@@ -41,14 +41,9 @@ const FIXED_SHARDS: u16 = 3;
 
 /// A node that is ready to serve; nothing answers yet.
 pub(super) struct Started {
-    pub(super) node: Arc<RunningNode>,
-    pub(super) workers: Vec<Worker>,
-    pub(super) stop_workers: Arc<AtomicBool>,
-    pub(super) granter: std::thread::JoinHandle<()>,
+    pub(super) built: Built,
     pub(super) log: Log,
     pub(super) streams: Vec<tokio::net::TcpListener>,
-    pub(super) stream_door: Arc<StreamDoor>,
-    pub(super) stream_limits: Arc<Streams>,
     pub(super) health: Option<tokio::net::TcpListener>,
     pub(super) admin: admin::Socket,
     pub(super) stop: (watch::Sender<bool>, watch::Receiver<bool>),
@@ -56,25 +51,48 @@ pub(super) struct Started {
     pub(super) lock: Flock<std::fs::File>,
 }
 
-/// Builds the rooms from the bottom up. Called inside the runtime.
+/// The rooms above the log; they hold its shards.
+pub(super) struct Built {
+    pub(super) node: Arc<RunningNode>,
+    pub(super) workers: Vec<Worker>,
+    pub(super) stop_workers: Arc<AtomicBool>,
+    pub(super) granter: std::thread::JoinHandle<()>,
+    pub(super) stream_door: Arc<StreamDoor>,
+    pub(super) stream_limits: Arc<Streams>,
+}
+
+/// What they are built from.
+struct Parts {
+    config: Config,
+    clock: Clock,
+    upstreams: Upstreams,
+    from_system: bool,
+    loaded: Loaded,
+    sockets: Bound,
+    meter: Meter,
+    boot: u64,
+}
+
+/// Tries everything that can fail, in the order in which it can be undone. Called inside the runtime.
 pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     raise_file_limit();
     let clock = Clock::system();
     let (upstream_settings, from_system) = load::upstreams(&config).map_err(Failure::Mistakes)?;
     let upstreams = Upstreams::new(upstream_settings, &clock);
-    let Loaded { policy, zones } = load::load(&config, &upstreams).map_err(Failure::Mistakes)?;
+    let loaded = load::load(&config, &upstreams).map_err(Failure::Mistakes)?;
     let lock = lock_state(&config.state)?;
 
     // The stream listeners first: unlike the UDP sockets they do not share their port, so that a second process on
     // the same port is found out here.
-    let listen = |address: &SocketAddr| listen_tcp(*address).map_err(|error| Failure::Failed(error.to_string()));
+    let listen =
+        |address: &SocketAddr| listen_tcp(*address, LISTEN).map_err(|error| Failure::Failed(error.to_string()));
     let streams = config.listen.dns.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
     let udp: Vec<SocketAddr> =
         config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
     let sockets = bind(&udp, config.listen.workers).map_err(|error| Failure::Failed(error.to_string()))?;
     let health = match config.health {
         Some(address) => {
-            Some(listen_tcp(address).map_err(|error| Failure::Failed(format!("[health].listen: {error}")))?)
+            Some(listen_tcp(address, "[health].listen").map_err(|error| Failure::Failed(error.to_string()))?)
         }
         None => None,
     };
@@ -84,6 +102,21 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let workers = u16::try_from(config.listen.workers).unwrap_or(u16::MAX - FIXED_SHARDS);
     let (log, shards) = Log::open(config.audit.clone(), &config.node, clock.clone(), boot, FIXED_SHARDS + workers)
         .map_err(|error| Failure::Failed(error.to_string()))?;
+    let meter = log.meter();
+    match build(Parts { config, clock, upstreams, from_system, loaded, sockets, meter, boot }, shards) {
+        Ok(built) => Ok(Started { built, log, streams, health, admin, stop: watch::channel(false), lock }),
+        Err(failure) => {
+            // A log without its last record is that of a process that was killed. The failure matters more than
+            // one of this.
+            let _ = log.close();
+            Err(failure)
+        }
+    }
+}
+
+/// Builds the rooms from the bottom up.
+fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
+    let Parts { config, clock, upstreams, from_system, loaded: Loaded { policy, zones }, sockets, meter, boot } = parts;
     let mut shards = shards.into_iter();
     let mut shard = || shards.next().ok_or_else(|| Failure::Failed("the log gave too few shards".into()));
 
@@ -136,30 +169,16 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     })?;
     let forwarders = config.forwarders.iter().flat_map(|forwarder| &forwarder.addresses).map(ipnet::IpNet::addr);
     let stream_limits = Streams::new(Limits::default(), forwarders);
-    let parts = NodeParts {
-        config,
-        gate,
-        registry,
-        meter: log.meter(),
-        streams: Arc::clone(&stream_limits),
-        addresses,
-        from_system,
-        boot,
-    };
+    let parts =
+        NodeParts { config, gate, registry, meter, streams: Arc::clone(&stream_limits), addresses, from_system, boot };
     let node = RunningNode::new(parts, node_shard);
-    Ok(Started {
+    Ok(Built {
         node: Arc::new(node),
         workers,
         stop_workers,
         granter: granter_thread,
-        log,
-        streams,
         stream_door: Arc::new(stream_door),
         stream_limits,
-        health,
-        admin,
-        stop: watch::channel(false),
-        lock,
     })
 }
 
@@ -171,7 +190,7 @@ fn same_port(wanted: SocketAddr, bound: &tokio::net::TcpListener) -> SocketAddr 
     }
 }
 
-fn listen_tcp(address: SocketAddr) -> Result<tokio::net::TcpListener, BindError> {
+fn listen_tcp(address: SocketAddr, key: &'static str) -> Result<tokio::net::TcpListener, BindError> {
     let listen = || -> std::io::Result<tokio::net::TcpListener> {
         let domain = socket2::Domain::for_address(address);
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
@@ -185,7 +204,7 @@ fn listen_tcp(address: SocketAddr) -> Result<tokio::net::TcpListener, BindError>
         socket.set_nonblocking(true)?;
         tokio::net::TcpListener::from_std(TcpListener::from(socket))
     };
-    listen().map_err(|error| BindError::of(address, error))
+    listen().map_err(|error| BindError::of(address, key, error))
 }
 
 /// Makes the state directory and takes its lock.

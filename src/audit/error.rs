@@ -18,6 +18,12 @@ pub enum AuditError {
     /// EROFS.
     #[error("{}: the file system is read-only; mount it writable, or set [audit] file", .0.display())]
     ReadOnly(PathBuf),
+    /// There is nothing to read.
+    #[error("{}: there is no such log; name its current file, or the configuration with -c", .0.display())]
+    Absent(PathBuf),
+    /// It may not be read.
+    #[error("{}: may not be read by this user; run this as root, or as a member of the file's group", .0.display())]
+    Unreadable(PathBuf),
     /// Another process holds the lock.
     #[error("{}: another process writes this log; stop it, or set [audit] file", .0.display())]
     Locked(PathBuf),
@@ -44,6 +50,15 @@ impl AuditError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace(path),
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly(path),
             _ => Self::Io { path, why: error.to_string() },
+        }
+    }
+
+    /// What an error of the system means for `path` to one who only reads.
+    pub(in crate::audit) fn reading(path: &Path, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::Absent(path.to_path_buf()),
+            io::ErrorKind::PermissionDenied => Self::Unreadable(path.to_path_buf()),
+            _ => Self::at(path, error),
         }
     }
 }

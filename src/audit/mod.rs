@@ -4,7 +4,7 @@
 //! An id is [reserved](Shard::reserve) when a query is accepted, the record [appended](Shard::append) when it is
 //! answered, and a batch of records [committed](Shard::commit) by one write before the batch is sent.
 //!
-//! What was not written is never silent: its ids are missing, a `gap` record names them, and [`verify`] finds both.
+//! What was not written is never silent: its ids are missing, a `gap` record names them, and [`verify()`] finds both.
 //! Every field is in [`FIELDS`] and docs/log.md.
 
 mod archive;

@@ -135,7 +135,7 @@ impl Tail {
 }
 
 fn open(path: &Path) -> Result<(File, Identity), AuditError> {
-    let fail = |error: io::Error| AuditError::at(path, &error);
+    let fail = |error: io::Error| AuditError::reading(path, &error);
     let file = File::open(path).map_err(fail)?;
     let metadata = file.metadata().map_err(fail)?;
     Ok((file, (metadata.dev(), metadata.ino())))

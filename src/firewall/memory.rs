@@ -1,6 +1,7 @@
 //! A firewall that only remembers: for trying Outgate out, and for tests, which read it and tell it to fail.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -31,6 +32,8 @@ pub enum Mode {
     Stall,
     /// Does not make them and says so, each of them.
     Fail,
+    /// Makes all but those to this address, and says so of these.
+    FailTo(IpAddr),
 }
 
 /// A firewall in memory.
@@ -135,24 +138,29 @@ impl Firewall for Memory {
 
     fn apply(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError> {
         let mut state = self.handle.state.lock();
-        match state.mode {
-            Mode::Ack => {}
-            Mode::Stall => return Err(FirewallError::Deadline),
-            Mode::Fail => return Ok((0..changes.len()).collect()),
+        let mode = state.mode;
+        if mode == Mode::Stall {
+            return Err(FirewallError::Deadline);
         }
-        for change in changes {
+        let mut failed = Vec::new();
+        for (index, change) in changes.iter().enumerate() {
+            if mode == Mode::Fail || mode == Mode::FailTo(change.element().to) {
+                failed.push(index);
+                continue;
+            }
             match *change {
                 Change::Open { element, until } if until > now => state.elements.insert(element, until),
                 Change::Open { element, .. } | Change::Close { element } => state.elements.remove(&element),
             };
+            if state.changes.len() < CHANGES {
+                state.changes.push(*change);
+            }
         }
-        let room = CHANGES.saturating_sub(state.changes.len());
-        state.changes.extend(changes.iter().take(room));
         // What ended by itself goes once in a while, as in a kernel.
         if state.elements.len().is_power_of_two() {
             state.elements.retain(|_, until| *until > now);
         }
-        Ok(Vec::new())
+        Ok(failed)
     }
 
     fn drifted(&mut self) -> Result<bool, FirewallError> {
@@ -189,6 +197,10 @@ mod tests {
         handle.set_mode(Mode::Fail);
         assert_eq!(memory.apply(&[open, open], now), Ok(vec![0, 1]));
         assert_eq!(handle.elements(), []);
+        let elsewhere = Change::Close { element: Element { to: "198.51.100.2".parse().unwrap(), ..element } };
+        handle.set_mode(Mode::FailTo(element.to));
+        assert_eq!(memory.apply(&[elsewhere, open], now), Ok(vec![1]));
+        assert_eq!(handle.take_changes(), [elsewhere]);
         handle.set_mode(Mode::Ack);
         assert_eq!(memory.apply(&[open], now), Ok(vec![]));
         assert_eq!(handle.elements(), [(element, now + Duration::from_secs(5))]);

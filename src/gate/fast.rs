@@ -7,6 +7,7 @@ use crate::audit::{CacheUse, RecordId, Transport};
 use crate::gate::inflight::Slot;
 use crate::gate::reply::{Conclusion, Failure, Outbox, Sealing};
 use crate::gate::{Gate, Rulebook, who};
+use crate::metric::Path;
 use crate::net::canonical;
 use crate::policy::{Reason, Verdict, decide};
 use crate::record::{ExtendedError, Question};
@@ -78,7 +79,7 @@ impl Gate {
         route: impl FnOnce() -> R,
     ) -> Fast {
         let id = outbox.reserve();
-        let sealing = || Sealing { id, arrival, rulebook, now: self.clock.now() };
+        let sealing = || Sealing { id, arrival, rulebook, now: self.clock.now(), path: Path::Fast };
         let query = match wire::parse(packet) {
             Ok(query) => query,
             Err(malformed) => {
@@ -109,7 +110,8 @@ impl Gate {
     /// Seals what the slow path concluded, on the door's own thread.
     pub fn finish<R>(&self, finished: &Finished, outbox: &mut Outbox<R>, route: impl FnOnce() -> R) {
         let Finished { job, conclusion, rulebook } = finished;
-        let sealing = Sealing { id: job.id, arrival: job.arrival, rulebook, now: self.clock.now() };
+        let (id, arrival, now) = (job.id, job.arrival, self.clock.now());
+        let sealing = Sealing { id, arrival, rulebook, now, path: Path::Slow };
         // It was parsed before it became a job; that it parses again is not taken on faith.
         match wire::parse(&job.packet) {
             Ok(query) => outbox.seal(&sealing, &query, conclusion, route),

@@ -2,22 +2,20 @@
 //!
 //! [`Gate::fast`] runs on the door's own thread: parse, segment, cover, decide. What it cannot settle becomes a
 //! [`Job`] for [`Gate::slow`]: resolve, inspect, offer, wait for the firewalls. Both end in a [`Conclusion`], which
-//! [`Gate::seal`] turns into bytes and record together; the bytes come out of an [`Outbox`] only after the
-//! record has been handed to the kernel.
+//! an [`Outbox`] seals: bytes and record together. The bytes come out of it only after the record has been handed to
+//! the kernel.
 
 mod fast;
 mod granter;
 mod inflight;
 mod reply;
+mod rulebook;
 mod slow;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use foldhash::quality::RandomState;
 
 pub use fast::{Arrival, Fast, Finished, Job};
 pub use granter::{
@@ -25,72 +23,31 @@ pub use granter::{
 };
 pub use inflight::{Slot, Slots};
 pub use reply::{Conclusion, Failure, Outbox, Prepared, Released};
+pub use rulebook::{Passed, Rulebook};
 
-use crate::audit::RecordId;
+use crate::audit::{Outcome, RecordId, Transport};
 use crate::cache::{Answers, Cover, Who};
 use crate::grant::Terms;
-use crate::metric::SegmentSlot;
-use crate::net::SegmentId;
-use crate::policy::{Asker, GrantScope, Policy};
-use crate::time::{Clock, Wall};
+use crate::metric::Words;
+use crate::policy::{Asker, GrantScope, Policy, Reason};
+use crate::time::Clock;
 use crate::upstream::Upstreams;
-use crate::zones::Zones;
 
-/// What is decided by: policy and zones of one load, swapped together.
-#[derive(Debug)]
-pub struct Rulebook {
-    /// The policy.
-    pub policy: Arc<Policy>,
-    /// The local zones.
-    pub zones: Zones,
-    /// Grows with every load; a prepared reply of another epoch is not told.
-    pub epoch: u64,
-    /// When it was loaded.
-    pub loaded: Wall,
-    /// When the firewalls' layout changes by itself: the next observe segment ends.
-    pub layout_ends: Option<Wall>,
-    /// Set once the layout has been laid out again after that.
-    pub relaid: AtomicBool,
-    /// The places of the segments' counters.
-    pub slots: HashMap<SegmentId, SegmentSlot, RandomState>,
-}
-
-impl Rulebook {
-    /// The place of a segment's counters.
-    #[must_use]
-    pub fn slot(&self, segment: SegmentId) -> SegmentSlot {
-        self.slots.get(&segment).copied().unwrap_or(SegmentSlot::OTHER)
+const VERDICTS: [&str; 3] = [Outcome::Allow.as_str(), Outcome::Deny.as_str(), Outcome::Error.as_str()];
+const TRANSPORTS: [&str; 2] = [Transport::Udp.as_str(), Transport::Tcp.as_str()];
+const REASONS: [&str; Reason::ALL.len()] = {
+    let mut words = [""; Reason::ALL.len()];
+    let mut at = 0;
+    #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler; both arrays have this length")]
+    while at < words.len() {
+        words[at] = Reason::ALL[at].as_str();
+        at += 1;
     }
-}
+    words
+};
 
-/// The epoch that each door's thread last took a rulebook with, or that it is parked. A reload revokes grants
-/// only after every thread has passed it.
-#[derive(Debug, Default)]
-pub struct Passed(parking_lot::Mutex<Vec<Arc<AtomicU64>>>);
-
-/// A thread that waits for work holds no rulebook.
-const PARKED: u64 = u64::MAX;
-
-impl Passed {
-    /// Adds a thread.
-    #[must_use]
-    pub fn register(&self) -> Arc<AtomicU64> {
-        let slot = Arc::new(AtomicU64::new(PARKED));
-        self.0.lock().push(Arc::clone(&slot));
-        slot
-    }
-
-    /// Marks a thread as parked.
-    pub fn park(slot: &AtomicU64) {
-        slot.store(PARKED, Ordering::SeqCst);
-    }
-
-    /// Whether every thread has taken `epoch` or is parked.
-    #[must_use]
-    pub fn all_past(&self, epoch: u64) -> bool {
-        self.0.lock().iter().all(|slot| slot.load(Ordering::SeqCst) >= epoch)
-    }
-}
+/// The label words of what an [`Outbox`] counts per query, in the order of the enums they stand for.
+pub const WORDS: Words = Words { verdicts: &VERDICTS, reasons: &REASONS, transports: &TRANSPORTS };
 
 /// Deadlines of the slow path.
 #[derive(Clone, Copy, Debug)]

@@ -129,6 +129,8 @@ pub struct Outbox<R> {
     bytes: Vec<u8>,
     replies: Vec<(Range<usize>, R)>,
     samples: Vec<Sample>,
+    /// The last batch could not be recorded: said once, not once a batch.
+    silenced: bool,
 }
 
 /// A batch whose records are in the kernel: its bytes may leave.
@@ -161,6 +163,8 @@ pub(super) struct Sealing<'a> {
     pub(super) rulebook: &'a Rulebook,
     /// The end of its latency, the start of its TTL.
     pub(super) now: Now,
+    /// Who concluded it.
+    pub(super) path: Path,
 }
 
 /// What became of a query, as its record says it.
@@ -187,7 +191,7 @@ impl<R> Outbox<R> {
     /// An empty outbox over a shard.
     #[must_use]
     pub const fn new(shard: Shard, tally: Tally) -> Self {
-        Self { shard, tally, bytes: Vec::new(), replies: Vec::new(), samples: Vec::new() }
+        Self { shard, tally, bytes: Vec::new(), replies: Vec::new(), samples: Vec::new(), silenced: false }
     }
 
     /// The id of the record of a packet that was just received.
@@ -214,15 +218,25 @@ impl<R> Outbox<R> {
                     reason: Reason::Audit as usize,
                     refused: true,
                     response: None,
+                    known: None,
                     ..sample
                 };
             }
             self.tally.count(&sample);
         }
+        let before = std::mem::replace(&mut self.silenced, committed.is_err());
         match committed {
-            Ok(()) => Ok(Released { outbox: self }),
+            Ok(()) => {
+                if before {
+                    tracing::info!("the query log can be written again; answers are sent again");
+                }
+                Ok(Released { outbox: self })
+            }
             Err(error) => {
                 self.clear();
+                if !before {
+                    tracing::error!(%error, "no record, no answer: clients hear nothing until the query log can be written");
+                }
                 Err(error)
             }
         }
@@ -241,7 +255,7 @@ impl<R> Outbox<R> {
         conclusion: &Conclusion,
         route: impl FnOnce() -> R,
     ) {
-        let Sealing { id, arrival, rulebook, now } = sealing;
+        let Sealing { id, arrival, rulebook, now, .. } = sealing;
         let policy = &rulebook.policy;
         let limit = match arrival.transport {
             Transport::Udp => query.echo.udp_limit(),
@@ -318,7 +332,7 @@ impl<R> Outbox<R> {
     }
 
     fn record(&mut self, sealing: &Sealing<'_>, qid: Option<u16>, asked: Option<(&[u8], RecordType)>, told: &Told<'_>) {
-        let Sealing { id, arrival, rulebook, now } = sealing;
+        let Sealing { id, arrival, rulebook, now, path } = sealing;
         let policy = &rulebook.policy;
         let asker = policy.asker(arrival.client());
         let segment = asker.map(|asker| policy.segment(asker));
@@ -358,8 +372,12 @@ impl<R> Outbox<R> {
             refused: told.outcome != Outcome::Allow,
             response: told.rcode,
             transport: arrival.transport as usize,
-            path: if told.cache.is_some_and(|cache| cache != CacheUse::Hit) { Path::Slow } else { Path::Fast },
-            cached: told.cache.map(|cache| cache != CacheUse::Miss),
+            path: *path,
+            known: match told.cache {
+                Some(CacheUse::Hit | CacheUse::Open) if told.outcome == Outcome::Allow => Some(true),
+                Some(CacheUse::Miss) if told.outcome == Outcome::Allow => Some(false),
+                _ => None,
+            },
             elapsed: latency,
         });
         self.shard.append(*id, &Event::Query(event));

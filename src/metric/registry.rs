@@ -263,7 +263,7 @@ mod tests {
             response: Some(Rcode::NXDOMAIN),
             transport: 1,
             path: Path::Slow,
-            cached: Some(true),
+            known: None,
             elapsed: Duration::from_millis(3),
         };
         tally.count(&sample);

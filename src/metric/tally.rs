@@ -88,8 +88,8 @@ pub struct Sample {
     pub transport: usize,
     /// Who answered it.
     pub path: Path,
-    /// Whether the answer was known already; `None`: it needed none, or none came.
-    pub cached: Option<bool>,
+    /// Of an allowed query whose answer is cached: whether it was known before.
+    pub known: Option<bool>,
     /// Receipt to record.
     pub elapsed: Duration,
 }
@@ -114,7 +114,7 @@ impl Tally {
             }
             None => cells.silences.get(sample.reason).into_iter().for_each(bump),
         }
-        match sample.cached {
+        match sample.known {
             Some(true) => bump(&cells.hits),
             Some(false) => bump(&cells.misses),
             None => {}
@@ -142,8 +142,8 @@ impl Cells {
             refusals: Default::default(),
             silences: Default::default(),
             responses: Default::default(),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
+            hits: AtomicU64::default(),
+            misses: AtomicU64::default(),
             fast: Distribution::default(),
             slow: Distribution::default(),
         }
@@ -230,8 +230,8 @@ impl Tallies {
             for (sums, row) in merged.responses.iter_mut().zip(&cells.responses) {
                 add(sums, row);
             }
-            merged.hits += cells.hits.load(Relaxed);
-            merged.misses += cells.misses.load(Relaxed);
+            merged.hits = merged.hits.wrapping_add(cells.hits.load(Relaxed));
+            merged.misses = merged.misses.wrapping_add(cells.misses.load(Relaxed));
             for (sum, path) in merged.durations.iter_mut().zip(Path::ALL) {
                 *sum = sum.plus(&cells.durations(path).snapshot());
             }
@@ -348,7 +348,7 @@ mod tests {
             response: Some(Rcode::NXDOMAIN),
             transport: 0,
             path: Path::Fast,
-            cached: None,
+            known: None,
             elapsed: Duration::from_micros(40),
         }
     }
@@ -389,6 +389,17 @@ mod tests {
         tallies.register().count(&sample(SegmentSlot::OTHER));
         assert!(queries(&tallies).contains(&("other/deny".to_owned(), 1)));
         assert_eq!(queries(&tallies).len(), SEGMENTS * TEST.verdicts.len());
+    }
+
+    #[test]
+    fn answers_that_are_not_cached_are_neither_hits_nor_misses() {
+        let tallies = Tallies::new(TEST);
+        let mut tally = tallies.register();
+        for known in [Some(true), None, Some(false), Some(true)] {
+            tally.count(&Sample { known, ..sample(SegmentSlot::NONE) });
+        }
+        let merged = tallies.merge();
+        assert_eq!((merged.hits, merged.misses), (2, 1));
     }
 
     #[test]

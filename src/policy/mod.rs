@@ -1,5 +1,5 @@
 //! Policy: text → rules → index, and the three questions put to it: [`Policy::asker`] (who is this),
-//! [`decide`] (may this be resolved), [`inspect`] (may these addresses be opened).
+//! [`decide()`] (may this be resolved), [`inspect()`] (may these addresses be opened).
 //!
 //! Pure: takes text and values, returns values; opens no file, reads no clock.
 //!

@@ -127,7 +127,7 @@ pub enum Verdict {
     Refuse(Refusal),
 }
 
-/// What a refused client is shown (INTERFACE, "What a refused client sees").
+/// What a refused client is shown (docs/policy.md, "What a refused client sees").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
     /// NXDOMAIN with SOA.
@@ -153,7 +153,7 @@ pub struct Refusal {
 
 /// Proof that this question of this client may be resolved. Demanded by the upstreams and by [`inspect`].
 ///
-/// [`inspect`]: crate::policy::inspect
+/// [`inspect`]: crate::policy::inspect()
 #[derive(Clone, Debug)]
 pub struct Permit {
     pub(in crate::policy) policy: Arc<Policy>,

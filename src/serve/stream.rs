@@ -44,11 +44,6 @@ impl StreamGate for StreamDoor {
 
 /// Records the one reply in the outbox, and only then takes its bytes.
 fn release(outbox: &mut Outbox<()>) -> Option<Vec<u8>> {
-    match outbox.release() {
-        Ok(released) => released.iter().next().map(|(bytes, ())| bytes.to_vec()),
-        Err(error) => {
-            tracing::error!(%error, "no record, no answer: a stream's reply was dropped");
-            None
-        }
-    }
+    let released = outbox.release().ok()?;
+    released.iter().next().map(|(bytes, ())| bytes.to_vec())
 }

@@ -19,25 +19,27 @@ const LOOK: Duration = Duration::from_millis(200);
 /// What to do with the query log.
 #[derive(Subcommand)]
 pub(crate) enum Verb {
-    /// Prove that no record is missing, torn or altered, over the archives and the current file; exit 0 or 1
-    #[command(after_help = "Example:\n  outgate log verify /var/log/outgate/query.jsonl")]
+    /// Prove that no record is missing, torn or altered, in the archives and the current file
+    #[command(
+        after_help = "Exit code: 0 whole, 1 not whole.\n\nExample:\n  outgate log verify /var/log/outgate/query.jsonl"
+    )]
     Verify {
         #[command(flatten)]
         config: ConfigFile,
         /// The current log file; without it the one of the configuration
         file: Option<PathBuf>,
     },
-    /// Show records, one line each, for people
+    /// Show records for people, one line each
     #[command(after_help = "Example:\n  outgate log tail --follow --verdict deny --name example.com")]
     Tail {
         #[command(flatten)]
         config: ConfigFile,
         /// The current log file; without it the one of the configuration
         file: Option<PathBuf>,
-        /// Go on as records are written, across rotations
+        /// Wait for more records and show them, across rotations
         #[arg(short, long)]
         follow: bool,
-        /// So many of the last records first
+        /// Begin with this many of the last records
         #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
         lines: usize,
         /// Only queries with this verdict
@@ -49,7 +51,7 @@ pub(crate) enum Verb {
         /// Only records of clients in this prefix
         #[arg(long, value_name = "IP|PREFIX")]
         client: Option<String>,
-        /// Only records of this name and those below it
+        /// Only records of this name and of names below it
         #[arg(long)]
         name: Option<String>,
     },

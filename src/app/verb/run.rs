@@ -13,7 +13,7 @@ use crate::app::cli::{ConfigFile, Failure};
 use crate::app::config::Config;
 use crate::app::load;
 use crate::app::node::RunningNode;
-use crate::app::start::{Started, start};
+use crate::app::start::{Built, Started, start};
 use crate::audit::Log;
 use crate::serve::{admin, health, tcp};
 
@@ -62,20 +62,8 @@ impl Signals {
 }
 
 fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let Started {
-        node,
-        workers,
-        stop_workers,
-        granter,
-        log,
-        streams,
-        stream_door,
-        stream_limits,
-        health,
-        admin,
-        stop,
-        lock,
-    } = started;
+    let Started { built, log, streams, health, admin, stop, lock } = started;
+    let Built { node, workers, stop_workers, granter, stream_door, stream_limits } = built;
     announce(&node);
     runtime.block_on(node.record_start());
     let (stop_doors, stopped) = stop;

@@ -71,7 +71,7 @@ struct Check {
 impl Check {
     /// Reads one file; its hash.
     fn read(&mut self, path: &Path, name: &str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<String, AuditError> {
-        let fail = |error: io::Error| AuditError::at(path, &error);
+        let fail = |error: io::Error| AuditError::reading(path, &error);
         let file = File::open(path).map_err(fail)?;
         let length = file.metadata().map_err(fail)?.len();
         let mut lines = Lines::new(Hashing { file, hash: Sha256::new() });

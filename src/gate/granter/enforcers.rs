@@ -156,7 +156,10 @@ impl Enforcers {
                     failed
                 }
                 Err(error) => {
-                    tracing::error!(firewall = %counts.name, %error, "a required firewall did not take a batch; its answers fail closed");
+                    // What is in force is not known any more: it is taken over again before the next batch.
+                    if counts.usable.swap(false, Ordering::Relaxed) {
+                        tracing::error!(firewall = %counts.name, %error, "a required firewall did not take a batch; answers fail closed until it does");
+                    }
                     applied.by.get_or_insert_with(|| (place, error.to_string()));
                     (0..changes.len()).collect()
                 }
@@ -201,8 +204,8 @@ impl Enforcers {
         }
     }
 
-    /// Where somebody else changed a firewall: takes it over again and restores what is missing, closes what is
-    /// foreign. Offers wait meanwhile: no answer is told into a hole.
+    /// Where somebody else changed a firewall, or it failed: takes it over again, restores what is missing, closes what
+    /// is foreign. Offers wait meanwhile: no answer is told into a hole.
     pub(super) fn repair(&mut self, ledger: &Ledger, layout: impl Fn() -> Layout, now: Tick) {
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
             if counts.usable.load(Ordering::Relaxed) && matches!(firewall.drifted(), Ok(false)) {
@@ -212,15 +215,16 @@ impl Enforcers {
                 let changes = ledger.repair(&found.into_iter().collect(), now);
                 firewall.apply(&changes, now).map(|failed| (changes.len(), failed.len()))
             });
-            counts.usable.store(repaired.is_ok(), Ordering::Relaxed);
+            let usable = counts.usable.swap(repaired.is_ok(), Ordering::Relaxed);
             match repaired {
                 Ok((changes, failed)) => {
                     counts.repairs.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(firewall = %counts.name, changes, failed, "somebody else changed the firewall; it was repaired");
+                    tracing::warn!(firewall = %counts.name, changes, failed, "the firewall was changed by somebody else, or had failed; it is repaired");
                 }
-                Err(error) => {
-                    tracing::error!(firewall = %counts.name, %error, "somebody else changed the firewall, and it could not be repaired yet");
+                Err(error) if usable => {
+                    tracing::error!(firewall = %counts.name, %error, "the firewall was changed by somebody else and cannot be repaired; answers fail closed until it can");
                 }
+                Err(_) => {}
             }
         }
     }

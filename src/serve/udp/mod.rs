@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
-pub use socket::BindError;
+pub use socket::{BindError, LISTEN};
 use socket::{Datagrams, Route};
 
 use crate::audit::{Shard, Transport};
@@ -211,15 +211,11 @@ impl Serving {
         if self.outbox.is_empty() {
             return;
         }
-        match self.outbox.release() {
-            Ok(released) => {
-                for (index, socket) in self.sockets.iter_mut().enumerate() {
-                    socket.send(
-                        released.iter().filter(|(_, way)| way.socket == index).map(|(bytes, way)| (bytes, way.route)),
-                    );
-                }
-            }
-            Err(error) => tracing::error!(%error, "no record, no answer: a batch of replies was dropped"),
+        // Without a record there is no answer; the outbox has said so.
+        let Ok(released) = self.outbox.release() else { return };
+        for (index, socket) in self.sockets.iter_mut().enumerate() {
+            let replies = released.iter().filter(|(_, way)| way.socket == index);
+            socket.send(replies.map(|(bytes, way)| (bytes, way.route)));
         }
     }
 }

@@ -21,33 +21,36 @@ const LARGEST: usize = 2048;
 /// The kernel's queue per socket: bursts of a few thousand queries wait here while a batch is answered.
 const BUFFER: usize = 4 << 20;
 
-/// Why a door could not be opened.
+/// Where the addresses of the DNS doors are configured.
+pub const LISTEN: &str = "[listen].dns";
+
+/// Why a door could not be opened: its address, and the key that it comes from.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody else has the port.
-    #[error("{0} is taken by another process; stop it or change [listen].dns")]
-    Taken(SocketAddr),
+    #[error("{0} is taken by another process; stop it or change {1}")]
+    Taken(SocketAddr, &'static str),
     /// A port below 1024 without the right to it.
     #[error(
         "binding {0} needs CAP_NET_BIND_SERVICE; run as root, grant it to the service, or listen on a port above 1023"
     )]
     Forbidden(SocketAddr),
     /// The address is not this host's.
-    #[error("{0} is not an address of this host; correct [listen].dns")]
-    NotOurs(SocketAddr),
+    #[error("{0} is not an address of this host; correct {1}")]
+    NotOurs(SocketAddr, &'static str),
     /// Anything else.
     #[error("{0} cannot be bound: {1}")]
     Other(SocketAddr, std::io::Error),
 }
 
 impl BindError {
-    /// What an error of `bind(2)` or `listen(2)` means to the operator.
+    /// What an error of `bind(2)` or `listen(2)` means to the operator who wrote `address` at `key`.
     #[must_use]
-    pub fn of(address: SocketAddr, error: std::io::Error) -> Self {
+    pub fn of(address: SocketAddr, key: &'static str, error: std::io::Error) -> Self {
         match error.kind() {
-            std::io::ErrorKind::AddrInUse => Self::Taken(address),
+            std::io::ErrorKind::AddrInUse => Self::Taken(address, key),
             std::io::ErrorKind::PermissionDenied => Self::Forbidden(address),
-            std::io::ErrorKind::AddrNotAvailable => Self::NotOurs(address),
+            std::io::ErrorKind::AddrNotAvailable => Self::NotOurs(address, key),
             _ => Self::Other(address, error),
         }
     }
@@ -87,7 +90,7 @@ impl Bound {
             socket.bind(&address.into())?;
             Ok(socket)
         };
-        let socket = bind().map_err(|error| BindError::of(address, error))?;
+        let socket = bind().map_err(|error| BindError::of(address, LISTEN, error))?;
         let local = socket.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
         Ok(Self { socket, local })
     }

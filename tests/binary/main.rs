@@ -1,0 +1,15 @@
+//! The program itself on loopback: real processes, real sockets, as users and attackers meet them.
+//!
+//! Every test has a directory and ports of its own. What needs root prints "skipped" without it, and fails where
+//! `CI=true`.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
+
+mod dns;
+mod harness;
+mod upstream;
+
+mod errors;
+mod packets;
+mod serving;
+mod streams;
