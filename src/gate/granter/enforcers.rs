@@ -176,11 +176,16 @@ impl Enforcers {
         applied
     }
 
-    /// Tells every firewall, and only reports what does not work: closings that nobody waits for.
-    pub(super) fn close(&mut self, closings: &[Change], now: Tick) {
-        for firewall in &mut self.firewalls {
-            if let Err(error) = firewall.apply(closings, now) {
-                tracing::warn!(firewall = firewall.name(), %error, "a failed opening could not be taken back; it ends by itself");
+    /// Takes changes back that some firewall refused, in all of them. One that does not take even that is not usable:
+    /// it is adopted and repaired before the next batch.
+    pub(super) fn take_back(&mut self, changes: &[Change], now: Tick) {
+        if changes.is_empty() {
+            return;
+        }
+        for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
+            if let Err(error) = firewall.apply(changes, now) {
+                counts.usable.store(false, Ordering::Relaxed);
+                tracing::warn!(firewall = %counts.name, %error, "failed changes could not be taken back; the firewall will be repaired");
             }
         }
     }
