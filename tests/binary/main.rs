@@ -13,6 +13,7 @@ mod upstream;
 mod crash;
 mod disk;
 mod errors;
+mod explain;
 mod life;
 mod packets;
 mod reload;
