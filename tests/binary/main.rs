@@ -4,12 +4,17 @@
 //! `CI=true`.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
+#![expect(clippy::disallowed_methods, reason = "real time, to bound what fails")]
 
 mod dns;
 mod harness;
 mod upstream;
 
+mod crash;
+mod disk;
 mod errors;
+mod life;
 mod packets;
+mod reload;
 mod serving;
 mod streams;

@@ -138,7 +138,11 @@ fn explain_permit(
                     .map_or_else(|| "no upstream: SERVFAIL".into(), |upstream| format!("upstream {}", upstream.name()))
                     .into(),
             );
-            report.set("opened", json!(["the addresses of the answer, by the ports above, after inspection"]));
+            let opened = match observed {
+                None => "the addresses of the answer, by the ports above, after inspection",
+                Some(_) => "nothing: what only passes because the segment observes is not opened",
+            };
+            report.set("opened", json!([opened]));
             report.set("shown", "the inspected answer".into());
         }
     }

@@ -275,7 +275,7 @@ impl Desk {
         let back = self.ledger.acknowledge(&changes, &applied.failed);
         self.enforcers.take_back(&back, now.tick);
         if let Some((_, error)) = applied.by {
-            tracing::error!(error, failed = applied.failed.len(), "a revocation failed and was tried once more");
+            tracing::error!(error, failed = applied.failed.len(), "a revocation failed; it is tried again");
         }
         self.log.revoked(&revoked, "policy", &applied.acks, now);
         if self.log.commit().is_err() {

@@ -150,9 +150,13 @@ impl Enforcers {
             let failed = match result {
                 Ok(failed) if failed.is_empty() => continue,
                 Ok(failed) => {
-                    applied
-                        .by
-                        .get_or_insert_with(|| (place, "it did not take the element; its set may be full".into()));
+                    let why = "it did not take the element; its set may be full";
+                    applied.by.get_or_insert_with(|| (place, why.into()));
+                    if leaves_open(changes, &failed) {
+                        // The ledger has forgotten it: it is found and closed when the firewall is taken over again.
+                        counts.usable.store(false, Ordering::Relaxed);
+                        tracing::error!(firewall = %counts.name, "a required firewall did not close what it was told to; it is told again");
+                    }
                     failed
                 }
                 Err(error) => {
@@ -213,11 +217,15 @@ impl Enforcers {
             }
             let repaired = firewall.adopt(&layout(), now).and_then(|found| {
                 let changes = ledger.repair(&found.into_iter().collect(), now);
-                firewall.apply(&changes, now).map(|failed| (changes.len(), failed.len()))
+                let failed = firewall.apply(&changes, now)?;
+                Ok((changes.len(), failed.len(), leaves_open(&changes, &failed)))
             });
-            let usable = counts.usable.swap(repaired.is_ok(), Ordering::Relaxed);
+            let right = matches!(repaired, Ok((.., false)));
+            let usable = counts.usable.swap(right, Ordering::Relaxed);
             match repaired {
-                Ok((changes, failed)) => {
+                // Once for as long as it does not close what it should.
+                Ok((.., true)) if !usable => {}
+                Ok((changes, failed, _)) => {
                     counts.repairs.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(firewall = %counts.name, changes, failed, "the firewall was changed by somebody else, or had failed; it is repaired");
                 }
@@ -263,6 +271,11 @@ impl Enforcers {
             }
         }
     }
+}
+
+/// Whether a closing is among the changes that failed: something is open that should not be.
+fn leaves_open(changes: &[Change], failed: &[usize]) -> bool {
+    failed.iter().any(|at| matches!(changes.get(*at), Some(Change::Close { .. })))
 }
 
 /// Elements in force, each with its end.
