@@ -151,6 +151,9 @@ pub enum Failure {
     /// Mistakes in configuration, policy or zones.
     #[error("{}", list(.0))]
     Mistakes(Vec<crate::document::Mistake>),
+    /// As [`Failure::Mistakes`], found by the running node.
+    #[error("{}", list(.0))]
+    Refused(Vec<String>),
     /// An argument cannot be used.
     #[error("{0}")]
     Argument(String),
@@ -162,13 +165,13 @@ pub enum Failure {
 impl Failure {
     const fn code(&self) -> u8 {
         match self {
-            Self::Mistakes(_) | Self::Argument(_) => 2,
+            Self::Mistakes(_) | Self::Refused(_) | Self::Argument(_) => 2,
             Self::Failed(_) => 1,
         }
     }
 }
 
-fn list(mistakes: &[crate::document::Mistake]) -> String {
+fn list<M: ToString>(mistakes: &[M]) -> String {
     let count = mistakes.len();
     let mut text = format!("{count} mistake{}; nothing was started or changed", if count == 1 { "" } else { "s" });
     for mistake in mistakes {

@@ -1,5 +1,6 @@
 //! `outgate.toml`: the sum of the rooms' settings.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,9 @@ use crate::{audit, firewall, policy, upstream, zones};
 
 /// The file that is read where none is named.
 const DEFAULT_FILE: &str = "outgate.toml";
+
+/// The largest configuration read: far above any; policies have files of their own.
+const LARGEST_FILE: u64 = 16 << 20;
 
 /// The whole configuration. Paths are relative to the file's directory.
 pub(super) struct Config {
@@ -48,7 +52,7 @@ impl Config {
         let file = named.config.clone().or_else(|| default.exists().then(|| default.to_owned()));
         let text = match &file {
             None => String::new(),
-            Some(file) => std::fs::read_to_string(file).map_err(|error| {
+            Some(file) => read_text(file).map_err(|error| {
                 let fact = format!("{} cannot be read: {error}", file.display());
                 vec![Mistake::general(fact, "name the configuration with -c, or make it readable for this user")]
             })?,
@@ -99,6 +103,16 @@ impl Config {
     }
 }
 
+/// Reads a whole file, which may be a pipe but not endless.
+fn read_text(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(file)?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
+    if read as u64 > LARGEST_FILE {
+        return Err(std::io::Error::other(format!("it is larger than {} MiB", LARGEST_FILE >> 20)));
+    }
+    Ok(text)
+}
+
 fn host_name() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     name.unwrap_or_else(|| "outgate".into())
@@ -109,10 +123,10 @@ fn read_listen(root: &Table) -> Listen {
     let mut listen = Listen { dns: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], workers: 0 };
     if let Some(table) = root.table("listen") {
         let remedy = "write an address with its port: \"0.0.0.0:53\" or \"[::]:53\"";
+        if table.strings("dns").is_some_and(|addresses| addresses.is_empty()) {
+            table.document().note(&table.span_of("dns"), "`dns` is empty: nobody could ask", remedy);
+        }
         if let Some(addresses) = table.parsed_list::<SocketAddr>("dns", remedy) {
-            if addresses.is_empty() {
-                table.document().note(&table.span_of("dns"), "`dns` is empty: nobody could ask", remedy);
-            }
             listen.dns = addresses.into_iter().map(|found| found.value).collect();
         }
         let workers = table.integer("workers", 0..=256).unwrap_or(0);

@@ -58,31 +58,17 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams) -> Result<Loaded, Vec
     }
 }
 
-/// The upstreams of the configuration; without any, the system's resolvers less ourselves.
-pub(super) fn upstreams(config: &Config) -> Result<(Vec<upstream::Settings>, bool), Vec<Mistake>> {
+/// The upstreams of the configuration; without any, the system's resolvers less ourselves. Where there are none either
+/// the mistake is a warning: local zones are answered all the same.
+pub(super) fn upstreams(config: &Config) -> (Vec<upstream::Settings>, Option<Mistake>) {
     if !config.upstreams.is_empty() {
-        return Ok((config.upstreams.clone(), false));
+        return (config.upstreams.clone(), None);
     }
     let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    match upstream::system_servers(&text, &ourselves(&config.listen.dns)) {
-        Ok(servers) => Ok((vec![upstream::Settings::for_everything("system", servers)], true)),
-        // Local zones answer without any upstream: a node that has none says so and serves what it can.
-        Err(_) if config.file.is_none() => Ok((Vec::new(), true)),
-        Err(mistake) => Err(vec![mistake]),
+    match upstream::system_servers(&text, &config.listen.dns) {
+        Ok(servers) => (vec![upstream::Settings::for_everything("system", servers)], None),
+        Err(warning) => (Vec::new(), Some(warning)),
     }
-}
-
-/// Every address at which this node itself would be reached, for each port that it listens on.
-fn ourselves(listen: &[SocketAddr]) -> Vec<SocketAddr> {
-    let local = local_addresses();
-    let expand = |address: &SocketAddr| -> Vec<SocketAddr> {
-        if address.ip().is_unspecified() {
-            local.iter().map(|ip| SocketAddr::new(*ip, address.port())).collect()
-        } else {
-            vec![*address]
-        }
-    };
-    listen.iter().flat_map(expand).collect()
 }
 
 /// The addresses of this host's interfaces.

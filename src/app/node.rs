@@ -14,6 +14,7 @@ use crate::document::Mistake;
 use crate::gate::{Gate, GrantEntry, GrantQuery, Rulebook, WORDS};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
+use crate::policy::Policy;
 use crate::serve::tcp::Streams;
 use crate::serve::{GrantFilter, GrantRow, Node, Readiness, Who};
 use crate::time::Wall;
@@ -26,7 +27,8 @@ pub(super) struct NodeParts {
     pub(super) meter: Meter,
     pub(super) streams: Arc<Streams>,
     pub(super) addresses: Vec<SocketAddr>,
-    pub(super) from_system: bool,
+    /// Why there is no upstream, where there is none.
+    pub(super) no_upstream: Option<Mistake>,
     pub(super) boot: u64,
 }
 
@@ -61,6 +63,11 @@ impl RunningNode {
         &self.parts.gate
     }
 
+    /// What the operator should know, though it starts nothing and stops nothing.
+    pub(super) fn warnings<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = &'a Mistake> {
+        self.parts.no_upstream.iter().chain(policy.warnings())
+    }
+
     /// The addresses served, UDP and TCP.
     pub(super) fn addresses(&self) -> &[SocketAddr] {
         &self.parts.addresses
@@ -75,7 +82,7 @@ impl RunningNode {
     pub(super) async fn record_start(&self) {
         let rulebook = self.parts.gate.rulebook();
         let mut shard = self.shard.lock().await;
-        record(&mut shard, &rulebook, "load", None, 0, None);
+        record(&mut shard, rulebook.loaded, &rulebook, "load", None, 0, None);
     }
 
     /// Loads everything anew and swaps it in, or changes nothing.
@@ -95,7 +102,7 @@ impl RunningNode {
         };
         match result {
             Ok((rulebook, revoked)) => {
-                record(&mut shard, &rulebook, "reload", Some(before.policy.revision()), revoked, None);
+                record(&mut shard, rulebook.loaded, &rulebook, "reload", Some(before.policy.revision()), revoked, None);
                 let policy = &rulebook.policy;
                 tracing::info!(
                     revision = format!("{:016x}", policy.revision()),
@@ -114,7 +121,8 @@ impl RunningNode {
             Err(mistakes) => {
                 self.reload_failures.fetch_add(1, Ordering::Relaxed);
                 let first = mistakes.first().map(ToString::to_string).unwrap_or_default();
-                record(&mut shard, &before, "refused", Some(before.policy.revision()), 0, Some(&first));
+                let at = gate.clock.now().wall;
+                record(&mut shard, at, &before, "refused", Some(before.policy.revision()), 0, Some(&first));
                 tracing::error!(mistakes = mistakes.len(), first, "reload refused; the policy before stays in force");
                 Err(mistakes)
             }
@@ -134,10 +142,19 @@ impl RunningNode {
     }
 }
 
-fn record(shard: &mut Shard, rulebook: &Rulebook, op: &str, previous: Option<u64>, revoked: u64, why: Option<&str>) {
+/// Records a load; `rulebook` is the one in force after it.
+fn record(
+    shard: &mut Shard,
+    at: Wall,
+    rulebook: &Rulebook,
+    op: &str,
+    previous: Option<u64>,
+    revoked: u64,
+    why: Option<&str>,
+) {
     let id = shard.reserve();
     let event = PolicyEvent {
-        at: rulebook.loaded,
+        at,
         op,
         revision: rulebook.policy.revision(),
         previous,
@@ -154,7 +171,7 @@ fn record(shard: &mut Shard, rulebook: &Rulebook, op: &str, previous: Option<u64
 
 impl Node for Arc<RunningNode> {
     fn status(&self) -> Value {
-        let NodeParts { config, gate, meter, addresses, boot, from_system, .. } = &self.parts;
+        let NodeParts { config, gate, meter, addresses, boot, .. } = &self.parts;
         let now = gate.clock.now();
         let rulebook = gate.rulebook();
         let policy = &rulebook.policy;
@@ -196,10 +213,7 @@ impl Node for Arc<RunningNode> {
         let doors = addresses.iter().flat_map(|address| {
             WORDS.transports.iter().map(|transport| json!({ "address": address.to_string(), "transport": transport }))
         });
-        let mut warnings: Vec<String> = policy.warnings().iter().map(ToString::to_string).collect();
-        if *from_system && upstreams.is_empty() {
-            warnings.push("no upstream: only local zones are answered".into());
-        }
+        let warnings: Vec<String> = self.warnings(policy).map(ToString::to_string).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": config.node,

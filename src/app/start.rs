@@ -66,7 +66,7 @@ struct Parts {
     config: Config,
     clock: Clock,
     upstreams: Upstreams,
-    from_system: bool,
+    no_upstream: Option<Mistake>,
     loaded: Loaded,
     sockets: Bound,
     meter: Meter,
@@ -77,7 +77,7 @@ struct Parts {
 pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     raise_file_limit();
     let clock = Clock::system();
-    let (upstream_settings, from_system) = load::upstreams(&config).map_err(Failure::Mistakes)?;
+    let (upstream_settings, no_upstream) = load::upstreams(&config);
     let upstreams = Upstreams::new(upstream_settings, &clock);
     let loaded = load::load(&config, &upstreams).map_err(Failure::Mistakes)?;
     let lock = lock_state(&config.state)?;
@@ -103,7 +103,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let (log, shards) = Log::open(config.audit.clone(), &config.node, clock.clone(), boot, FIXED_SHARDS + workers)
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let meter = log.meter();
-    match build(Parts { config, clock, upstreams, from_system, loaded, sockets, meter, boot }, shards) {
+    match build(Parts { config, clock, upstreams, no_upstream, loaded, sockets, meter, boot }, shards) {
         Ok(built) => Ok(Started { built, log, streams, health, admin, stop: watch::channel(false), lock }),
         Err(failure) => {
             // A log without its last record is that of a process that was killed. The failure matters more than
@@ -116,7 +116,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
 
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
-    let Parts { config, clock, upstreams, from_system, loaded: Loaded { policy, zones }, sockets, meter, boot } = parts;
+    let Parts { config, clock, upstreams, no_upstream, loaded: Loaded { policy, zones }, sockets, meter, boot } = parts;
     let mut shards = shards.into_iter();
     let mut shard = || shards.next().ok_or_else(|| Failure::Failed("the log gave too few shards".into()));
 
@@ -170,7 +170,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     let forwarders = config.forwarders.iter().flat_map(|forwarder| &forwarder.addresses).map(ipnet::IpNet::addr);
     let stream_limits = Streams::new(Limits::default(), forwarders);
     let parts =
-        NodeParts { config, gate, registry, meter, streams: Arc::clone(&stream_limits), addresses, from_system, boot };
+        NodeParts { config, gate, registry, meter, streams: Arc::clone(&stream_limits), addresses, no_upstream, boot };
     let node = RunningNode::new(parts, node_shard);
     Ok(Built {
         node: Arc::new(node),
@@ -244,7 +244,7 @@ fn random() -> Result<u64, Failure> {
 
 /// What `check` validates beyond the configuration's own text.
 pub(super) fn check(config: &Config) -> Result<(Loaded, Upstreams), Vec<Mistake>> {
-    let (settings, _) = load::upstreams(config)?;
+    let (settings, _) = load::upstreams(config);
     let upstreams = Upstreams::new(settings, &Clock::system());
     let loaded = load::load(config, &upstreams)?;
     Ok((loaded, upstreams))

@@ -69,3 +69,57 @@ fn key(view: u32, question: &Question) -> Vec<u8> {
     key.extend_from_slice(question.name.as_wire());
     key
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+    use crate::name::Name;
+    use crate::record::{AddressTrust, Origin, Rcode, RecordType};
+
+    fn known(origin: usize, told_until: Tick) -> Arc<Known<usize>> {
+        let answer = Answer {
+            rcode: Rcode::NXDOMAIN,
+            authoritative: false,
+            records: Vec::new(),
+            soa: None,
+            ede: None,
+            origin: Origin { name: Arc::from("default"), trust: AddressTrust::Zone },
+        };
+        Arc::new(Known { answer, told_until, origin })
+    }
+
+    proptest! {
+        /// An answer is given out for the view, name and type that it was given for, the latest one, and while a whole
+        /// second of it is left: split horizons never mix.
+        #[test]
+        fn gives_out_what_was_put_under_the_very_key(
+            room in select(vec![1usize << 20, 64 * 600]),
+            steps in prop::collection::vec(
+                (any::<bool>(), select(vec![0u32, 1, 0x0001_0000]), select(vec![".", "a", "b", "a.b"]),
+                 select(vec![0u16, 1, 28, 0x0161]), 0u64..6_000_000),
+                1..200,
+            ),
+        ) {
+            let answers = Answers::new(room);
+            let mut model: HashMap<(u32, Question), (Tick, usize)> = HashMap::new();
+            for (put, (fill, view, name, kind, moment)) in steps.into_iter().enumerate() {
+                let question = Question { name: Name::parse(name).unwrap(), kind: RecordType(kind) };
+                if fill {
+                    answers.put(view, &question, known(put, Tick(moment)));
+                    model.insert((view, question), (Tick(moment), put));
+                    continue;
+                }
+                let found = answers.get(view, &question, Tick(moment)).map(|known| (known.told_until, known.origin));
+                let known = model.get(&(view, question)).copied();
+                let known = known.filter(|(told, _)| told.0 >= moment + 1_000_000);
+                prop_assert!(found.is_none() || found == known, "{found:?}, not {known:?}");
+                prop_assert!(found == known || room < 1 << 20, "{known:?} is lost");
+            }
+        }
+    }
+}

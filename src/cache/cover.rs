@@ -93,6 +93,11 @@ fn key<'a>(buffer: &'a mut [u8; KEY], who: Who, name: &[u8], kind: RecordType) -
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
     use crate::name::Name;
 
@@ -110,5 +115,48 @@ mod tests {
         assert!(!get("192.0.2.1", RecordType::A, 4, 0), "another epoch");
         assert!(!get("192.0.2.1", RecordType::A, 3, 99_000_001), "less than a second is left");
         assert_eq!(cover.len(), 1);
+    }
+
+    fn a_who() -> impl Strategy<Value = Who> {
+        // An IPv4 address, the IPv6 addresses that look like it on their 16 octets, and nobody.
+        let clients = ["192.0.2.1", "::ffff:192.0.2.1", "::192.0.2.1", "2001:db8::1", "::"];
+        let client = prop::option::of(select(clients.to_vec()));
+        (select(vec![0, 1, 0x0400_0000]), client).prop_map(|(segment, client)| Who {
+            segment: SegmentId(segment),
+            client: client.map(|client| client.parse().unwrap()),
+        })
+    }
+
+    proptest! {
+        /// I4: what is given out was put under this very key, last, under this epoch, and has a second left. Nothing
+        /// else is ever given out, however full the table; with room, nothing less.
+        #[test]
+        fn gives_out_what_was_put_under_the_very_key(
+            room in select(vec![1usize << 20, 64 * 600]),
+            steps in prop::collection::vec(
+                (any::<bool>(), a_who(), select(vec![".", "a", "b", "a.b", "b.a"]), select(vec![0u16, 1, 28, 0x0161]),
+                 0u64..2, 0u64..6_000_000, 0usize..400),
+                1..200,
+            ),
+        ) {
+            let cover = Cover::new(room);
+            let mut model: HashMap<_, (u64, Tick, usize)> = HashMap::new();
+            for (put, (fill, who, name, kind, epoch, moment, weight)) in steps.into_iter().enumerate() {
+                let (name, kind) = (Name::parse(name).unwrap(), RecordType(kind));
+                let key = (who.segment, who.client, name.clone(), kind);
+                if fill {
+                    let told_until = Tick(moment);
+                    cover.put(who, name.as_wire(), kind, Covered { epoch, told_until, reply: put }, weight);
+                    model.insert(key, (epoch, told_until, put));
+                    continue;
+                }
+                let found = cover.get(who, name.as_wire(), kind, epoch, Tick(moment));
+                let found = found.map(|covered| (covered.epoch, covered.told_until, covered.reply));
+                let known = model.get(&key).copied();
+                let known = known.filter(|(of, told, _)| *of == epoch && told.0 >= moment + 1_000_000);
+                prop_assert!(found.is_none() || found == known, "{found:?}, not {known:?}");
+                prop_assert!(found == known || room < 1 << 20, "{known:?} is lost");
+            }
+        }
     }
 }

@@ -115,6 +115,16 @@ impl Gate {
         let Finished { job, conclusion, rulebook } = finished;
         let (id, arrival, now) = (job.id, job.arrival, self.clock.now());
         let sealing = Sealing { id, arrival, rulebook, now, path: Path::Slow };
+        let stale;
+        let conclusion = match conclusion {
+            // A rulebook has come since, and may have revoked what this answer stands on (I6).
+            Conclusion::Told { .. } if rulebook.epoch != self.rulebook.load().epoch => {
+                let text = "the policy changed meanwhile; ask again";
+                stale = Conclusion::Failed(Failure::new(Reason::Rule, ExtendedError::NOT_READY, text));
+                &stale
+            }
+            conclusion => conclusion,
+        };
         // It was parsed before it became a job; that it parses again is not taken on faith.
         match wire::parse(&job.packet) {
             Ok(query) => outbox.seal(&sealing, &query, conclusion, route),

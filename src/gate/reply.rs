@@ -107,17 +107,20 @@ pub enum Conclusion {
 pub struct Failure {
     /// The record's reason.
     pub reason: Reason,
-    /// What the client is told; its text is the record's `why`.
+    /// What the client is told.
     pub ede: ExtendedError,
+    /// The record's `why`.
+    pub why: Box<str>,
     /// The upstream that failed.
     pub upstream: Option<Arc<str>>,
 }
 
 impl Failure {
-    /// A failure that is no upstream's.
+    /// A failure that is no upstream's: the record says what the client is told.
     #[must_use]
     pub fn new(reason: Reason, code: u16, text: impl Into<Box<str>>) -> Self {
-        Self { reason, ede: ExtendedError::new(code, text), upstream: None }
+        let ede = ExtendedError::new(code, text);
+        Self { reason, why: ede.text.clone(), ede, upstream: None }
     }
 }
 
@@ -299,7 +302,7 @@ impl<R> Outbox<R> {
                 Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, &ede)
             }
             Conclusion::Failed(failure) => Told {
-                why: Some(&failure.ede.text),
+                why: Some(&failure.why),
                 upstream: failure.upstream.as_deref(),
                 ..Told::refusal(Outcome::Error, failure.reason, Rcode::SERVFAIL, &failure.ede)
             },

@@ -162,6 +162,7 @@ impl Gate {
         let answer = self.upstreams.resolve(upstream, permit, deadline).await.map_err(|error| Failure {
             reason: Reason::Upstream,
             ede: error.ede(),
+            why: error.to_string().into(),
             upstream: Some(Arc::clone(upstream.name())),
         })?;
         let told_until = self.terms.told_until(answer.ttl(), self.clock.tick());

@@ -42,12 +42,14 @@ pub struct Lease {
     pub open_until: Tick,
 }
 
+/// What a told TTL, in whole seconds, does not show of what is left.
+const LESS_THAN_A_SECOND: Duration = Duration::from_millis(999);
+
 impl Terms {
     /// Until when an answer that was fetched at `fetched` with `ttl` may be told: the clamped TTL, and what is less
     /// than a second, so that [`answer_ttl`], which rounds down, tells the full TTL during the first second.
     #[must_use]
     pub fn told_until(&self, ttl: Ttl, fetched: Tick) -> Tick {
-        const LESS_THAN_A_SECOND: Duration = Duration::from_millis(999);
         fetched + ttl.duration().clamp(self.ttl_min, self.ttl_max.max(self.ttl_min)) + LESS_THAN_A_SECOND
     }
 
@@ -60,11 +62,18 @@ impl Terms {
         Lease { told_until, open_until }
     }
 
-    /// An address that is open until `in_force` need not be touched for an answer told until `told_until`: half
-    /// the grace is still to come.
+    /// An address that is open until `in_force` need not be touched for an answer that asks for `lease`: half the grace
+    /// at most is missing, of the hold too. So an address that is asked for all the time is renewed once in that time.
     #[must_use]
-    pub fn covers(&self, in_force: Tick, told_until: Tick) -> bool {
-        in_force >= told_until + self.grace / 2
+    pub fn covers(&self, in_force: Tick, lease: Lease) -> bool {
+        in_force + self.grace / 2 >= lease.open_until
+    }
+
+    /// The latest end that a process before this one may have told for an address that it left open until
+    /// `open_until`: what [`Terms::covers`] let pass is in no journal.
+    #[must_use]
+    pub fn told_at_most(&self, open_until: Tick, now: Tick) -> Tick {
+        (open_until - self.grace / 2).min(now + self.ttl_max + LESS_THAN_A_SECOND)
     }
 }
 
@@ -101,7 +110,11 @@ mod tests {
             prop_assert!(now + ttl.duration() <= lease.told_until);
             prop_assert!(lease.told_until <= lease.open_until);
             prop_assert!(lease.open_until.since(now) >= Duration::from_secs(hold));
-            prop_assert!(!terms.covers(lease.told_until, lease.told_until) || grace < 2);
+            // What covers a lease lasts as long as it is told, and half the grace; what is told under it is bounded.
+            let least = lease.open_until - terms.grace / 2;
+            prop_assert!(terms.covers(least, lease) && least >= lease.told_until + terms.grace / 2);
+            prop_assert!(!terms.covers(least - Duration::from_micros(1), lease));
+            prop_assert!(lease.told_until <= terms.told_at_most(lease.open_until, now));
         }
     }
 }

@@ -330,6 +330,6 @@ mod tests {
 
     #[tokio::test]
     async fn no_server_is_no_wait() {
-        assert_eq!(ask(&[], LONG).await.unwrap_err().to_string(), "no server was asked");
+        assert_eq!(ask(&[], LONG).await.unwrap_err().to_string(), "no server gave an answer");
     }
 }

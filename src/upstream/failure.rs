@@ -73,7 +73,7 @@ pub struct Attempts(pub Arc<[(SocketAddr, Failure)]>);
 impl fmt::Display for Attempts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("no server was asked");
+            return f.write_str("no server gave an answer");
         }
         for (index, (server, failure)) in self.0.iter().enumerate() {
             write!(f, "{}{server} {failure}", if index > 0 { ", " } else { "" })?;
@@ -172,6 +172,6 @@ mod tests {
              192.0.2.55:53 said REFUSED"
         );
         assert_eq!(error.ede(), ExtendedError::new(22, "upstream said REFUSED"));
-        assert_eq!(UpstreamError::of(Vec::new()).to_string(), "no server was asked");
+        assert_eq!(UpstreamError::of(Vec::new()).to_string(), "no server gave an answer");
     }
 }

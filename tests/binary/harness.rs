@@ -205,7 +205,8 @@ impl Site {
         let mut files: Vec<PathBuf> = archive.map(|entry| entry.unwrap().path()).collect();
         files.sort();
         files.push(self.path("query.jsonl"));
-        let text = files.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect::<String>();
+        let bytes: Vec<u8> = files.iter().flat_map(|file| fs::read(file).unwrap_or_default()).collect();
+        let text = String::from_utf8_lossy(&bytes);
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 

@@ -4,12 +4,18 @@
 //! `CI=true`.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
+#![expect(clippy::disallowed_methods, reason = "real time, to bound what fails")]
 
 mod dns;
 mod harness;
 mod upstream;
 
+mod crash;
+mod disk;
 mod errors;
+mod explain;
+mod life;
 mod packets;
+mod reload;
 mod serving;
 mod streams;

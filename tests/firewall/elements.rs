@@ -244,6 +244,20 @@ fn sets_alone_leave_the_rules_to_the_operator() {
         );
         let found: Vec<_> = live(&mut firewall, &layout).into_keys().collect();
         assert_eq!(found, grants);
+        // The operator's rules, in the same table: they stay, and changing them is no drift.
+        run("nft", &["add", "chain", "inet", "outgate", "mine", "{ type filter hook forward priority 0; }"]);
+        let rule = "ip saddr . ip daddr . meta l4proto . th dport @host4 accept";
+        run("nft", &["add", "rule", "inet", "outgate", "mine", rule]);
+        assert_eq!(firewall.drifted(), Ok(false));
+        drop(firewall);
+        let mut successor = self::firewall(Settings { size: 1 << 10, ..Settings::new(Hook::Sets) });
+        assert_eq!(live(&mut successor, &layout).into_keys().collect::<Vec<_>>(), grants);
+        successor.arrange(&Layout::default()).unwrap();
+        let text = run("nft", &["list", "table", "inet", "outgate"]);
+        assert!(text.contains(rule) && !text.contains(&number), "{text}");
+        // What is ours is still watched.
+        run("nft", &["flush", "set", "inet", "outgate", "host4"]);
+        assert_eq!(successor.drifted(), Ok(true));
     });
 }
 

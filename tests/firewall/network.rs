@@ -45,6 +45,10 @@ pub(crate) fn routes(gateway: [&'static str; 2]) {
 impl Net {
     pub(crate) fn new() -> Option<Self> {
         let (client, gateway, server) = (host()?, host()?, host()?);
+        for host in [&client, &gateway, &server] {
+            // Neighbours cannot be asked for while a link's own address is still being tried for uniqueness.
+            host.run(|| set("ipv6/conf/default/dad_transmits", "0"));
+        }
         let (left, right) = (client.task.to_string(), server.task.to_string());
         gateway.run(move || {
             for (interface, task) in [("lan", left), ("wan", right)] {

@@ -120,6 +120,8 @@ class Lab:
 
     def _namespace(self, name):
         made = network.Namespace(f"{PREFIX}-{os.getpid()}-", name)
+        # No neighbour can be asked for while a link's own address is still being tried for uniqueness.
+        made.sysctl("ipv6/conf/default/dad_transmits", "0")
         self._namespaces[name] = made
         return made
 

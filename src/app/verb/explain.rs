@@ -15,7 +15,7 @@ use crate::net::Services;
 use crate::policy::{
     Action, GrantScope, Permit, Policy, RuleIndex, Shown, Verdict, decide, describe_no_segment, inspect,
 };
-use crate::record::{Question, RecordType};
+use crate::record::{ExtendedError, Question, RecordType};
 use crate::time::Clock;
 
 /// Explains one question of one client.
@@ -96,7 +96,8 @@ fn explain_permit(
     report.set("verdict", if observed.is_some() { "deny" } else { "allow" }.into());
     report.set("reason", observed.map_or("rule", |(_, reason)| reason.as_str()).into());
     report.set("enforced", observed.is_none().into());
-    report.set("rule", permit.rule().map(|rule| policy.rule_id(rule).to_string()).into());
+    let rule = observed.map_or(permit.rule(), |(rule, _)| rule);
+    report.set("rule", rule.map(|rule| policy.rule_id(rule).to_string()).into());
     report.set("scope", scope.into());
     let terms = config.terms;
     report.set(
@@ -125,9 +126,16 @@ fn explain_permit(
             let told: Vec<String> = cleared.answer().records.iter().map(told).collect();
             report.set("shown", format!("{} {}", cleared.answer().rcode, told.join("; ")).trim().into());
             if let Some(withheld) = cleared.withheld() {
+                let rule = withheld.rule.or(cleared.permit().rule());
                 report.set("reason", withheld.reason.as_str().into());
                 report.set("verdict", "deny".into());
+                report.set("enforced", withheld.enforced.into());
+                report.set("rule", rule.map(|rule| policy.rule_id(rule).to_string()).into());
                 report.set("why", withheld.why.to_string().into());
+                if withheld.enforced {
+                    let text = withheld.why.to_string();
+                    report.set("ede", json!({ "code": ExtendedError::FILTERED, "text": text }));
+                }
             }
         }
         None => {
@@ -138,7 +146,11 @@ fn explain_permit(
                     .map_or_else(|| "no upstream: SERVFAIL".into(), |upstream| format!("upstream {}", upstream.name()))
                     .into(),
             );
-            report.set("opened", json!(["the addresses of the answer, by the ports above, after inspection"]));
+            let opened = match observed {
+                None => "the addresses of the answer, by the ports above, after inspection",
+                Some(_) => "nothing: what only passes because the segment observes is not opened",
+            };
+            report.set("opened", json!([opened]));
             report.set("shown", "the inspected answer".into());
         }
     }
@@ -223,8 +235,9 @@ fn show(report: &Value, as_json: bool) -> Result<ExitCode, Failure> {
             out.push_str(&format!("{label:<9} {value}\n"));
         }
     }
-    if report.get("opened").is_some() {
-        out.push_str(&format!("opened    {}\n", list(report, "opened")));
+    if let Some(opened) = report.get("opened").and_then(Value::as_array) {
+        let opened = if opened.is_empty() { "nothing".to_owned() } else { list(report, "opened") };
+        out.push_str(&format!("opened    {opened}\n"));
     }
     out.push_str(&format!("client    sees {}", text("shown").unwrap_or("-")));
     if let Some(ede) = report.get("ede") {

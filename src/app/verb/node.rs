@@ -88,10 +88,12 @@ fn ask(file: &ConfigFile, method: Method, path: &str) -> Result<Value, Failure> 
     if status < 400 {
         return Ok(body);
     }
-    let errors = body.get("errors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let errors = errors.iter().chain(body.get("error")).filter_map(Value::as_str).collect::<Vec<_>>().join("\n");
-    let refused = if status == 422 { "nothing was changed:\n" } else { "" };
-    Err(Failure::Failed(format!("{refused}{errors}")))
+    let texts =
+        |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    match body.get("errors") {
+        Some(mistakes) => Err(Failure::Refused(texts(mistakes))),
+        None => Err(Failure::Failed(body.get("error").and_then(Value::as_str).unwrap_or("no reason given").to_owned())),
+    }
 }
 
 fn coloured() -> bool {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::cli::{ConfigFile, Failure};
@@ -32,6 +33,9 @@ pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // Without it, a message that cannot be written is told by eprintln!, which panics where standard error is
+        // gone: no reason for a node to end.
+        .log_internal_errors(false)
         .init();
     let config = Config::read(file).map_err(Failure::Mistakes)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("slow").build();
@@ -40,7 +44,10 @@ pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
     // Before anything is bound: a signal that comes early must not be lost.
     let signals = runtime.block_on(async { Signals::new() })?;
     let started = runtime.block_on(start(config))?;
-    serve(&runtime, started, signals)
+    let ended = serve(&runtime, started, signals);
+    // Dropped, it would wait for a reload that hangs.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The signals that the node obeys.
@@ -72,9 +79,11 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
         let (door, limits, stopped) = (Arc::clone(&stream_door), Arc::clone(&stream_limits), stopped.clone());
         doors.push(runtime.spawn(tcp::serve(listener, door, limits, stopped)));
     }
+    // Monitoring sees the node drain: its doors close last.
+    let (stop_side_doors, drained) = watch::channel(false);
     let side_doors = [
-        health.map(|listener| runtime.spawn(health::serve(listener, Arc::new(Arc::clone(&node)), stopped.clone()))),
-        Some(runtime.spawn(admin::serve(admin, Arc::new(Arc::clone(&node)), stopped.clone()))),
+        health.map(|listener| runtime.spawn(health::serve(listener, Arc::new(Arc::clone(&node)), drained.clone()))),
+        Some(runtime.spawn(admin::serve(admin, Arc::new(Arc::clone(&node)), drained))),
     ];
     let spawn = |(index, worker): (usize, crate::serve::udp::Worker)| {
         std::thread::Builder::new().name(format!("udp-{index}")).spawn(move || worker.run())
@@ -104,6 +113,7 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
         if tokio::time::timeout(DRAIN, drain).await.is_err() {
             tracing::warn!("a stream door did not drain in time and is cut");
         }
+        drop(stop_side_doors);
         for door in side_doors.into_iter().flatten() {
             door.abort();
             let _ = door.await;
@@ -136,10 +146,24 @@ async fn obey(node: &Arc<RunningNode>, signals: &mut Signals) {
             _ = signals.terminate.recv() => return,
             _ = signals.interrupt.recv() => return,
             _ = signals.hangup.recv() => {
-                // Its outcome is recorded and logged; the node goes on either way.
-                let _ = node.reload_now().await;
+                let reload = node.reload_now();
+                tokio::pin!(reload);
+                tokio::select! {
+                    // Its outcome is recorded and logged; the node goes on either way.
+                    _ = &mut reload => {}
+                    _ = signals.terminate.recv() => return finish(reload).await,
+                    _ = signals.interrupt.recv() => return finish(reload).await,
+                }
             }
         }
+    }
+}
+
+/// A reload that was begun is finished before the node stops, unless its files cannot be read to the end (a network
+/// file system that hangs).
+async fn finish<T>(reload: impl Future<Output = T>) {
+    if tokio::time::timeout(DRAIN, reload).await.is_err() {
+        tracing::warn!("a reload did not end in time and is given up; the policy before stays in force");
     }
 }
 
@@ -170,7 +194,7 @@ fn announce(node: &RunningNode) {
         None => tracing::info!("no configuration file: the built-in defaults are used, each named here"),
     }
     let policy = node.gate().rulebook().policy.clone();
-    for warning in policy.warnings() {
+    for warning in node.warnings(&policy) {
         tracing::warn!("{warning}");
     }
     tracing::info!(
@@ -181,9 +205,6 @@ fn announce(node: &RunningNode) {
         "policy"
     );
     tracing::info!(directory = %config.zones.directory.display(), zones = node.gate().rulebook().zones.len(), "zones");
-    if node.gate().upstreams.all().is_empty() {
-        tracing::warn!("no upstream: resolv.conf names no server but ourselves; only local zones are answered");
-    }
     for upstream in node.gate().upstreams.all() {
         let servers: Vec<String> = upstream.servers().map(|server| server.to_string()).collect();
         tracing::info!(name = %upstream.name(), servers = servers.join(", "), "upstream");

@@ -20,6 +20,7 @@ use super::archive::Archive;
 use super::error::AuditError;
 use super::read::{Head, LineRead, Lines, LogLine, behind_torn};
 use super::seal::{hex, link};
+use report::{LISTED, Place};
 use sequences::Sequences;
 
 /// How far a file has been read.
@@ -58,6 +59,10 @@ pub fn verify(file: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Rep
 struct Check {
     report: Report,
     sequences: Sequences,
+    /// The process of the last whole record.
+    boot: u64,
+    /// Lines that are not whole, each with the process that wrote before it.
+    torn: Vec<(u64, Place)>,
     /// Each archive's hash, as found.
     found: HashMap<String, String>,
     /// Each `rotate` record: file, hash, chain before, chain after.
@@ -107,10 +112,12 @@ impl Check {
             Head::read(bytes)
         });
         if !line.ended || bytes.len() < line.bytes.len() || record.is_none() {
-            self.report.find(Finding::Torn { place: place() });
+            let torn = Finding::Torn { place: place() };
+            if self.torn.len() < LISTED { self.torn.push((self.boot, place())) } else { self.report.find(torn) }
         }
         let Some((head, id)) = record.filter(|_| line.ended) else { return };
         self.report.records += 1;
+        self.boot = id.boot;
         if !self.sequences.see(id, head.at()) {
             self.report.find(Finding::Twice { id, place: place() });
         }
@@ -129,7 +136,12 @@ impl Check {
                 self.sealed.push(record);
             }
             "removed" => self.removed.extend(record.file),
-            "gap" => self.sequences.declare(id, &record.ranges),
+            "gap" => {
+                self.sequences.declare(id, &record.ranges);
+                for (_, place) in self.torn.extract_if(.., |(boot, _)| *boot == id.boot) {
+                    self.report.find(Finding::Cut { place });
+                }
+            }
             "heartbeat" => self.sequences.reach(id.boot, &record.sequences, at, false),
             "close" => self.sequences.reach(id.boot, &record.sequences, at, true),
             _ => {}
@@ -137,6 +149,9 @@ impl Check {
     }
 
     fn conclude(mut self, archived: &[String]) -> Report {
+        for (_, place) in std::mem::take(&mut self.torn) {
+            self.report.find(Finding::Torn { place });
+        }
         let mut chain: Option<String> = None;
         let mut known: HashSet<&str> = self.unsealed.iter().map(String::as_str).collect();
         for (index, seal) in self.sealed.iter().enumerate() {

@@ -6,10 +6,10 @@ use crate::audit::RecordId;
 use crate::audit::format::text::visible;
 
 /// The findings and notes that a report holds in full; more are counted.
-const LISTED: usize = 1000;
+pub(super) const LISTED: usize = 1000;
 
 /// A file's name and a line of it, from 1.
-type Place = (String, u64);
+pub(super) type Place = (String, u64);
 
 /// One thing that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,11 @@ pub enum Finding {
         /// Which.
         place: Place,
     },
+    /// A line that a full disk cut short; a later `gap` record of its process names what was lost.
+    Cut {
+        /// Which.
+        place: Place,
+    },
     /// A line is longer than any record.
     Long {
         /// Which.
@@ -94,7 +99,14 @@ impl Finding {
     /// Whether the log is not whole because of it; otherwise it is only worth knowing.
     #[must_use]
     pub const fn is_fault(&self) -> bool {
-        !matches!(self, Self::Declared { .. } | Self::InFlight { .. } | Self::BeforeKept { .. } | Self::Unsealed { .. })
+        !matches!(
+            self,
+            Self::Declared { .. }
+                | Self::InFlight { .. }
+                | Self::BeforeKept { .. }
+                | Self::Cut { .. }
+                | Self::Unsealed { .. }
+        )
     }
 }
 
@@ -114,6 +126,7 @@ impl fmt::Display for Finding {
             Self::BeforeKept { first, last } => write!(f, "older than the files kept: {}", span(first, last)),
             Self::Twice { id, place } => write!(f, "{}: {id} is there twice", at(place)),
             Self::Torn { place } => write!(f, "{}: not a whole record", at(place)),
+            Self::Cut { place } => write!(f, "{}: cut short, as declared", at(place)),
             Self::Long { place } => write!(f, "{}: longer than 8 KiB", at(place)),
             Self::Changed { file, records } => {
                 write!(f, "archive/{}: changed since it was closed with {records} records", visible(file))

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::element::{self, Entry, Grants, Key, Value};
 use super::expression::Family;
-use super::socket::{Failure, Heard, Socket, Watch};
+use super::socket::{Chains, Failure, Heard, Socket, Watch};
 use super::wire::{Attributes, Batch, CREATE, Message, Verb, number, text};
 use super::{Hook, Settings, ruleset, sets};
 use crate::firewall::{FirewallError, Load};
@@ -75,9 +75,10 @@ impl Kernel {
     pub(super) fn lay(&mut self, settings: &Settings, layout: &Layout) -> Result<(), FirewallError> {
         let table = self.table.clone();
         let error = |failure: Failure| failure.error("writing the ruleset", &table);
-        let flags = self.flags()?;
+        let flags = self.flags(settings.hook)?;
         if flags & OWNER == 0 && self.watch.is_none() {
-            self.watch = Some(Watch::open().map_err(error)?);
+            let chains = if settings.hook == Hook::Sets { Chains::Theirs } else { Chains::Ours };
+            self.watch = Some(Watch::open(chains).map_err(error)?);
         }
         self.drifted |= self.listen()? != Heard::Nothing;
         if self.drifted {
@@ -121,8 +122,9 @@ impl Kernel {
         }
     }
 
-    /// The flags with which the table can be had.
-    fn flags(&mut self) -> Result<u32, FirewallError> {
+    /// The flags with which the table can be had. With hook sets it has no owner: the operator's rules, which look
+    /// into the sets, must be in the same table.
+    fn flags(&mut self, hook: Hook) -> Result<u32, FirewallError> {
         let table = self.table.clone();
         let found = self
             .list(Verb::GetTable, |message| {
@@ -133,7 +135,7 @@ impl Kernel {
         match found.first() {
             Some((_, Some(owner))) if *owner != self.socket.port() => Err(FirewallError::Owned(table)),
             Some((flags, None)) if flags & PERSIST == 0 => Ok(0),
-            None if !self.abilities.owner => Ok(0),
+            None if hook == Hook::Sets || !self.abilities.owner => Ok(0),
             _ => Ok(OWNER | PERSIST),
         }
     }

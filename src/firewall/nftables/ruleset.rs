@@ -76,9 +76,12 @@ pub(super) fn chain_of(segment: &SegmentLayout) -> String {
 pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, there: &There<'_>) {
     let table = settings.table.as_str();
     let chains = chains(settings, layout);
+    // With hook sets the chains, and whatever else is in the table, are the operator's.
+    let theirs = settings.hook == Hook::Sets;
+    let there_chains: &[Present] = if theirs { &[] } else { there.chains };
     let wanted: HashMap<&str, Base> = chains.iter().map(|chain| (chain.name.as_str(), chain.base)).collect();
     let stays = |old: &&Present| wanted.get(old.name.as_str()) == Some(&old.base);
-    let (stays, goes): (Vec<_>, Vec<_>) = there.chains.iter().partition(stays);
+    let (stays, goes): (Vec<_>, Vec<_>) = there_chains.iter().partition(stays);
     let stays: HashSet<&str> = stays.into_iter().map(|chain| chain.name.as_str()).collect();
     let before = there.layout.map(|before| self::chains(settings, before)).unwrap_or_default();
     let before: HashMap<&str, &Chain<'_>> = before.iter().map(|chain| (chain.name.as_str(), chain)).collect();
@@ -86,7 +89,7 @@ pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, the
     let fresh =
         |chain: &&Chain<'_>| !stays.contains(chain.name.as_str()) || before.get(chain.name.as_str()) != Some(chain);
     let fresh: Vec<_> = chains.iter().filter(fresh).collect();
-    if there.layout.is_none() && !there.chains.is_empty() {
+    if there.layout.is_none() && !there_chains.is_empty() {
         batch.message(Verb::DeleteRule, 0, |a| a.text(1, table));
     } else {
         for chain in fresh.iter().filter(|chain| stays.contains(chain.name.as_str())) {
@@ -107,7 +110,9 @@ pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, the
             a.text(3, &old.name);
         });
     }
-    for old in there.sets.iter().filter(|old| !old.is_anonymous() && kept.iter().all(|shape| shape.name != old.name)) {
+    let ours = |old: &&sets::Present| !theirs || new.iter().any(|shape| shape.name == old.name);
+    let unfit = |old: &&sets::Present| !old.is_anonymous() && kept.iter().all(|shape| shape.name != old.name);
+    for old in there.sets.iter().filter(unfit).filter(ours) {
         batch.message(Verb::DeleteSet, 0, |a| {
             a.text(1, table);
             a.text(2, &old.name);

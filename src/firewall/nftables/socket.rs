@@ -197,13 +197,14 @@ fn refusal(message: &Message<'_>, whole: bool) -> Failure {
 
 /// The socket that listens to what others change.
 pub(super) struct Watch {
+    chains: Chains,
     raw: Raw,
     received: Vec<u8>,
 }
 
 impl Watch {
     /// Opens it; what happens from now on is heard.
-    pub(super) fn open() -> Result<Self, Failure> {
+    pub(super) fn open(chains: Chains) -> Result<Self, Failure> {
         let mut raw = Raw::new(NETLINK_NETFILTER)?;
         raw.bind_auto()?;
         raw.add_membership(CHANGES)?;
@@ -212,7 +213,7 @@ impl Watch {
         if setsockopt(&raw, sockopt::RcvBufForce, &(16 << 20)).is_err() {
             SockRef::from(&raw).set_recv_buffer_size(16 << 20)?;
         }
-        Ok(Self { raw, received: Vec::with_capacity(DATAGRAM) })
+        Ok(Self { chains, raw, received: Vec::with_capacity(DATAGRAM) })
     }
 
     /// Reads all that was heard of changes of `table` by others than `port`.
@@ -221,7 +222,7 @@ impl Watch {
         loop {
             self.received.clear();
             match self.raw.recv(&mut self.received, 0) {
-                Ok(_) if Messages(&self.received).any(|message| concerns(&message, table, port)) => {
+                Ok(_) if Messages(&self.received).any(|message| concerns(&message, self.chains, table, port)) => {
                     heard = Heard::Foreign;
                 }
                 Ok(_) => {}
@@ -232,6 +233,15 @@ impl Watch {
             }
         }
     }
+}
+
+/// Whose the chains of the table are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chains {
+    /// Nobody else may touch them.
+    Ours,
+    /// The operator's, who changes them at will (hook sets).
+    Theirs,
 }
 
 /// What a [`Watch`] heard.
@@ -246,8 +256,9 @@ pub(super) enum Heard {
 }
 
 /// The first attribute of every object of nf_tables is the name of its table; only a generation's is a number.
-fn concerns(message: &Message<'_>, table: &str, port: u32) -> bool {
+fn concerns(message: &Message<'_>, chains: Chains, table: &str, port: u32) -> bool {
     message.is_nf_tables()
+        && (chains == Chains::Ours || !message.is_of_chains())
         && message.port != port
         && message.attributes().any(|(kind, value)| kind == 1 && wire::text(value) == Some(table))
 }

@@ -216,6 +216,11 @@ impl<'a> Message<'a> {
         self.kind >> 8 == SUBSYSTEM
     }
 
+    /// True where it tells of a chain or a rule.
+    pub(super) const fn is_of_chains(&self) -> bool {
+        matches!(self.kind & 0xff, 3..=8)
+    }
+
     /// The errno of an [`ERROR`]; 0 acknowledges.
     pub(super) fn errno(&self) -> i32 {
         self.body

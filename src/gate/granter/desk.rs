@@ -157,22 +157,28 @@ impl Desk {
         let waiting = self.offer(offers, now);
         let changes = self.ledger.take_batch();
         if let Err(error) = self.write_journal(&waiting, &changes) {
+            // No firewall was told. What was to be closed is closed all the same: the ledger has forgotten it.
             let all: Vec<usize> = (0..changes.len()).collect();
-            self.ledger.acknowledge(&changes, &all);
+            let mut back = self.ledger.acknowledge(&changes, &all);
+            back.retain(|change| matches!(change, Change::Close { .. }));
+            self.enforcers.take_back(&back, now.tick);
             for one in waiting {
                 drop(one.reply.send(Err(NotGranted::Journal(error.to_string()))));
             }
             return;
         }
         let applied = self.enforcers.apply(&changes, now.tick);
-        self.ledger.acknowledge(&changes, &applied.failed);
-        self.take_back(&changes, &applied.failed, now);
+        let back = self.ledger.acknowledge(&changes, &applied.failed);
+        self.enforcers.take_back(&back, now.tick);
+        // Written with the next batch: what was never told is not worth a write of its own.
+        self.journal_closings(&back);
         let failed_by = applied.by.and_then(|(place, why)| Some((self.enforcers.at(place)?, why)));
+        let acknowledged = self.clock.tick();
         let mut settled = Vec::with_capacity(waiting.len());
         for Waiting { offered, query, reply } in waiting {
-            let changed = offered.changed().to_vec();
+            let added = offered.added().to_vec();
             let basis = Arc::clone(offered.cleared().basis());
-            let result = self.ledger.settle(offered).map_err(|missing| {
+            let result = self.ledger.settle(offered, acknowledged).map_err(|missing| {
                 let Some((counts, why)) = &failed_by else {
                     return NotGranted::Firewall(
                         Arc::from("ledger"),
@@ -183,7 +189,7 @@ impl Desk {
                 NotGranted::Firewall(Arc::clone(&counts.name), why.clone())
             });
             let failure = if let Err(NotGranted::Firewall(_, why)) = &result { Some(why.as_str()) } else { None };
-            self.log.offered(&basis, &changed, query, failure, &applied.acks, now);
+            self.log.offered(&basis, &added, query, failure, &applied.acks, now);
             settled.push((reply, result));
         }
         let recorded = self.log.commit().is_ok();
@@ -218,7 +224,7 @@ impl Desk {
     fn write_journal(&mut self, waiting: &[Waiting], changes: &[Change]) -> std::io::Result<()> {
         for one in waiting {
             let elements: Vec<(Element, Tick)> =
-                one.offered.changed().iter().map(|(element, until, _)| (*element, *until)).collect();
+                one.offered.added().iter().map(|added| (added.element, added.open_until)).collect();
             if !elements.is_empty() {
                 self.journal.opened(one.offered.cleared().basis(), one.offered.told_until(), &elements);
             }
@@ -232,19 +238,6 @@ impl Desk {
         let closed: Vec<Element> = changes.iter().filter_map(close).collect();
         if !closed.is_empty() {
             self.journal.closed(closed.iter());
-        }
-    }
-
-    /// An opening that one firewall refused may stand in another: take it back there.
-    fn take_back(&mut self, changes: &[Change], failed: &[usize], now: Now) {
-        let closings: Vec<Change> = failed
-            .iter()
-            .filter_map(|at| changes.get(*at))
-            .filter(|change| !self.ledger.holds(change.element()))
-            .map(|change| Change::Close { element: *change.element() })
-            .collect();
-        if !closings.is_empty() {
-            self.enforcers.close(&closings, now.tick);
         }
     }
 
@@ -295,8 +288,10 @@ impl Desk {
             tracing::error!(%error, "a revocation could not be journalled; it is in force all the same");
         }
         let applied = self.enforcers.apply(&changes, now.tick);
+        let back = self.ledger.acknowledge(&changes, &applied.failed);
+        self.enforcers.take_back(&back, now.tick);
         if let Some((_, error)) = applied.by {
-            tracing::error!(error, failed = applied.failed.len(), "a revocation failed; the element ends by itself");
+            tracing::error!(error, failed = applied.failed.len(), "a revocation failed; it is tried again");
         }
         self.log.revoked(&revoked, "policy", &applied.acks, now);
         if self.log.commit().is_err() {

@@ -200,9 +200,13 @@ impl Enforcers {
             let failed = match result {
                 Ok(failed) if failed.is_empty() => continue,
                 Ok(failed) => {
-                    applied
-                        .by
-                        .get_or_insert_with(|| (place, "it did not take the element; its set may be full".into()));
+                    let why = "it did not take the element; its set may be full";
+                    applied.by.get_or_insert_with(|| (place, why.into()));
+                    if leaves_open(changes, &failed) {
+                        // The ledger has forgotten it: it is found and closed when the firewall is taken over again.
+                        counts.usable.store(false, Ordering::Relaxed);
+                        tracing::error!(firewall = %counts.name, "a required firewall did not close what it was told to; it is told again");
+                    }
                     failed
                 }
                 Err(error) => {
@@ -222,11 +226,16 @@ impl Enforcers {
         applied
     }
 
-    /// Tells every firewall, and only reports what does not work: closings that nobody waits for.
-    pub(super) fn close(&mut self, closings: &[Change], now: Tick) {
-        for firewall in &mut self.firewalls {
-            if let Err(error) = firewall.apply(closings, now) {
-                tracing::warn!(firewall = firewall.name(), %error, "a failed opening could not be taken back; it ends by itself");
+    /// Takes changes back that some firewall refused, in all of them. One that does not take even that is not usable:
+    /// it is adopted and repaired before the next batch.
+    pub(super) fn take_back(&mut self, changes: &[Change], now: Tick) {
+        if changes.is_empty() {
+            return;
+        }
+        for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
+            if let Err(error) = firewall.apply(changes, now) {
+                counts.usable.store(false, Ordering::Relaxed);
+                tracing::warn!(firewall = %counts.name, %error, "failed changes could not be taken back; the firewall will be repaired");
             }
         }
     }
@@ -327,6 +336,11 @@ impl Enforcers {
             }
         }
     }
+}
+
+/// Whether a closing is among the changes that failed: something is open that should not be.
+fn leaves_open(changes: &[Change], failed: &[usize]) -> bool {
+    failed.iter().any(|at| matches!(changes.get(*at), Some(Change::Close { .. })))
 }
 
 /// Elements in force, each with its end.

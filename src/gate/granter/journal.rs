@@ -3,8 +3,8 @@
 //! After a restart the kernel says what is open and the journal says why; what has no reason that the present
 //! policy upholds is closed. JSON Lines in `STATE/journal`: a header with the machine's boot id (a reboot empties
 //! the kernel's sets, so a journal of another boot is void), then one line per opening or closing. Not synced to
-//! disk, except closings: a reboot voids openings anyway. Rewritten from the ledger when it has grown past twice
-//! what is live.
+//! disk, except closings: a reboot voids openings anyway. Rewritten from the ledger when it has grown to twice what
+//! the last rewriting left.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -28,8 +28,12 @@ pub(super) struct Journal {
     path: PathBuf,
     boot: String,
     file: File,
-    lines: usize,
+    /// How many elements the file's lines name, and how many of them the last rewriting left.
+    named: usize,
+    rewritten: usize,
     buffer: Vec<u8>,
+    /// The last write may have left half a line.
+    torn: bool,
 }
 
 /// The reasons that a journal gives, by element.
@@ -63,7 +67,7 @@ struct BasisLine {
 /// The version of the lines; a journal of another version is void.
 const VERSION: u32 = 1;
 
-/// Never rewritten below this many lines.
+/// Never rewritten below this many named elements.
 const COMPACT_FROM: usize = 10_000;
 
 impl Journal {
@@ -72,40 +76,48 @@ impl Journal {
     pub(super) fn open(state: &Path) -> io::Result<(Self, Reasons)> {
         let path = state.join("journal");
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        Self::of_boot(path, boot)
+    }
+
+    fn of_boot(path: PathBuf, boot: String) -> io::Result<(Self, Reasons)> {
         let reasons = read(&path, &boot)?;
         let file = create(&path)?;
-        Ok((Self { path, boot, file, lines: 0, buffer: Vec::new() }, reasons))
+        Ok((Self { path, boot, file, named: 0, rewritten: 0, buffer: Vec::new(), torn: true }, reasons))
     }
 
     /// Adds an opening to the buffer: the reason `basis`, told until `told_until`, for elements with their ends.
     pub(super) fn opened(&mut self, basis: &Basis, told_until: Tick, elements: &[(Element, Tick)]) {
-        let elements = elements.iter().map(|(element, until)| (element.to_string(), until.0)).collect();
-        self.push(&Line::Open { basis: Box::new(basis.into()), told_until: told_until.0, elements });
+        self.named += elements.len();
+        self.push(&Line::opened(basis, told_until, elements));
     }
 
     /// Adds a closing to the buffer.
     pub(super) fn closed<'a>(&mut self, elements: impl Iterator<Item = &'a Element>) {
-        self.push(&Line::Close { elements: elements.map(ToString::to_string).collect() });
+        let elements: Vec<String> = elements.map(ToString::to_string).collect();
+        self.named += elements.len();
+        self.push(&Line::Close { elements });
     }
 
     fn push(&mut self, line: &Line) {
-        if serde_json::to_writer(&mut self.buffer, line).is_ok() {
+        // Half a line before it would take this one along.
+        if std::mem::take(&mut self.torn) {
             self.buffer.push(b'\n');
-            self.lines += 1;
         }
+        line.write(&mut self.buffer);
     }
 
     /// Hands the buffer to the kernel, and with `sync` to the disk.
     pub(super) fn write(&mut self, sync: bool) -> io::Result<()> {
         let written = self.file.write_all(&self.buffer);
         self.buffer.clear();
+        self.torn |= written.is_err();
         written?;
         if sync { self.file.sync_data() } else { Ok(()) }
     }
 
-    /// Rewrites the journal from the ledger, where it has grown past twice what is live.
+    /// Rewrites the journal from the ledger, where it has grown to twice what the last rewriting left.
     pub(super) fn compact(&mut self, ledger: &Ledger) -> io::Result<()> {
-        if self.lines < COMPACT_FROM || self.lines < 2 * ledger.len() { Ok(()) } else { self.rewrite(ledger) }
+        if self.named < COMPACT_FROM.max(2 * self.rewritten) { Ok(()) } else { self.rewrite(ledger) }
     }
 
     /// Writes a new journal of what is live beside the old one and puts it in its place.
@@ -115,25 +127,41 @@ impl Journal {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        // Where it fails it is tried again when the journal has doubled once more.
+        self.rewritten = self.named;
         let mut file = create(&next)?;
-        self.buffer.clear();
-        self.lines = 0;
-        self.push(&Line::Boot { version: VERSION, id: self.boot.clone() });
+        let (mut text, mut named) = (Vec::new(), 0);
+        Line::Boot { version: VERSION, id: self.boot.clone() }.write(&mut text);
         for held in ledger.iter() {
             for reason in held.reasons {
-                self.opened(&reason.basis, reason.told_until, &[(*held.element, reason.open_until)]);
+                Line::opened(&reason.basis, reason.told_until, &[(*held.element, reason.open_until)]).write(&mut text);
+                named += 1;
             }
-            if self.buffer.len() > 1 << 20 {
-                file.write_all(&self.buffer)?;
-                self.buffer.clear();
+            if text.len() > 1 << 20 {
+                file.write_all(&text)?;
+                text.clear();
             }
         }
-        file.write_all(&self.buffer)?;
-        self.buffer.clear();
+        file.write_all(&text)?;
         file.sync_data()?;
         std::fs::rename(&next, &self.path)?;
-        self.file = file;
+        (self.file, self.torn) = (file, false);
+        (self.named, self.rewritten) = (named, named);
         Ok(())
+    }
+}
+
+impl Line {
+    fn opened(basis: &Basis, told_until: Tick, elements: &[(Element, Tick)]) -> Self {
+        let elements = elements.iter().map(|(element, until)| (element.to_string(), until.0)).collect();
+        Self::Open { basis: Box::new(basis.into()), told_until: told_until.0, elements }
+    }
+
+    fn write(&self, text: &mut Vec<u8>) {
+        // Strings and numbers into memory: there is nothing that can fail.
+        if serde_json::to_writer(&mut *text, self).is_ok() {
+            text.push(b'\n');
+        }
     }
 }
 
@@ -215,3 +243,6 @@ impl BasisLine {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;

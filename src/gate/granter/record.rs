@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::audit::{AuditError, BackendAck, Event, GrantEvent, GrantOp, RecordId, Shard};
-use crate::grant::Revoked;
+use crate::grant::{Added, Effect, Revoked};
 use crate::net::{Element, Service, Services};
 use crate::policy::Basis;
 use crate::time::{Now, Tick};
@@ -24,25 +24,26 @@ impl GrantLog {
         self.0.commit()
     }
 
-    /// What an offer changed, each element with its end and whether it was open before: one record per address, of
-    /// the services that changed alike.
+    /// What an offer changed in the firewalls: one record per address, of the services that changed alike.
     pub(super) fn offered(
         &mut self,
         basis: &Basis,
-        changed: &[(Element, Tick, bool)],
+        added: &[Added],
         query: RecordId,
         failure: Option<&str>,
         acks: &Acks,
         now: Now,
     ) {
-        for group in changed.chunk_by(|a, b| a.0.from == b.0.from && a.0.to == b.0.to && a.2 == b.2) {
-            let Some((element, until, was_open)) = group.first().copied() else { continue };
+        let step = |added: &Added| match added.effect {
+            Effect::Opens(until) => Some((added.element, until, GrantOp::Open)),
+            Effect::Extends(until) => Some((added.element, until, GrantOp::Extend)),
+            Effect::Joins => None,
+        };
+        let steps: Vec<(Element, Tick, GrantOp)> = added.iter().filter_map(step).collect();
+        for group in steps.chunk_by(|a, b| a.0.from == b.0.from && a.0.to == b.0.to && a.2 == b.2) {
+            let Some((element, until, op)) = group.first().copied() else { continue };
             let services: Vec<Service> = group.iter().map(|(element, ..)| element.service).collect();
-            let op = match (failure, was_open) {
-                (Some(_), _) => GrantOp::Fail,
-                (None, true) => GrantOp::Extend,
-                (None, false) => GrantOp::Open,
-            };
+            let op = if failure.is_some() { GrantOp::Fail } else { op };
             let event = grant_event(now, op, basis, element, until);
             let (services, backends) = (Services::merge(&services), backends(acks));
             self.push(GrantEvent {

@@ -1,0 +1,155 @@
+//! A disk that fills up while it serves: no record, no answer; and back again by itself.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::dns::{Client, Stream, a};
+use crate::harness::{Site, privileged, small_disk, until, with_own_mounts};
+use crate::upstream::Upstream;
+
+/// Takes all the room that is left on the disk of `path`.
+fn fill(path: &Path) {
+    let mut file = fs::File::create(path).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    while file.write_all(&[0]).is_ok() {}
+}
+
+fn ready(site: &Site) -> (u16, Value) {
+    let (status, body) = site.get("/health/ready").unwrap();
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+/// Its log on a disk of 2 MiB, the only one that is full.
+fn site(on_full: &str, upstream: &Upstream) -> Site {
+    let site = Site::new().with_servers(&[upstream.address]);
+    small_disk(&site.path("disk"), 2 << 20);
+    site.with(
+        "audit",
+        format!(
+            "[audit]\nfile = \"disk/query.jsonl\"\non_full = \"{on_full}\"\nrotate_size = \"1MiB\"\n\
+             max_size = \"2MiB\"\nmin_free = \"1KiB\""
+        ),
+    )
+}
+
+#[test]
+fn a_full_disk_silences_it_until_there_is_room() {
+    if !privileged() {
+        return;
+    }
+    with_own_mounts(|| {
+        let upstream = Upstream::start();
+        let site = site("refuse", &upstream);
+        let mut node = site.start();
+        let client = Client::new(site.dns);
+        client.told("www.corp.example");
+        fill(&site.path("disk/filler"));
+        // What is allocated ahead is used up first; then clients hear nothing.
+        let impatient = Client::new(site.dns).patience(Duration::from_millis(300));
+        let refused = || site.metric("outgate_audit_refused_total");
+        let mut asked = 0;
+        while refused() == 0.0 {
+            asked += (0..100).take_while(|_| impatient.ask(&a("www.corp.example")).is_some()).count();
+            assert!(asked < 20_000, "the disk is not full");
+        }
+        let (status, body) = ready(&site);
+        assert_eq!((status, &body["waiting"]), (503, &serde_json::json!(["the query log cannot be written"])));
+        // Whatever is asked, and however.
+        let before = refused();
+        for name in ["example.org", "x.example.net", "www.corp.example"] {
+            assert!(impatient.ask(&a(name)).is_none(), "{name}");
+        }
+        let mut stream = Stream::new(site.dns);
+        stream.0.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        stream.send(&a("www.corp.example").to_vec().unwrap());
+        assert_eq!(stream.receive(), None);
+        assert!(refused() >= before + 4.0);
+        let status: Value = serde_json::from_str(&site.run(&["status", "--json"]).stdout).unwrap();
+        assert_eq!(status["audit"]["usable"], false);
+        assert!(site.run(&["status"]).code == Some(0));
+        assert_eq!(site.get("/health/live").unwrap().0, 200);
+
+        fs::remove_file(site.path("disk/filler")).unwrap();
+        until("it answers again", || impatient.ask(&a("www.corp.example")).is_some());
+        until("it is ready again", || ready(&site).0 == 200);
+        client.told("www.corp.example");
+        let lost = refused();
+        assert_eq!(node.stop(), Some(0));
+        let text = fs::read_to_string(site.path("disk/query.jsonl")).unwrap();
+        assert!(text.lines().any(|line| line.contains("\"op\":\"gap\"")), "no gap is declared");
+        let said = site.verified();
+        assert!(lost >= 5.0 && said.contains("could not be written, as declared"), "{said}");
+    });
+}
+
+#[test]
+fn a_full_disk_does_not_hold_up_the_end() {
+    if !privileged() {
+        return;
+    }
+    with_own_mounts(|| {
+        let upstream = Upstream::start();
+        let site = site("refuse", &upstream);
+        let mut node = site.start();
+        fill(&site.path("disk/filler"));
+        let client = Client::new(site.dns).patience(Duration::from_millis(300));
+        until("the disk is full", || {
+            (0..100).all(|_| client.ask(&a("www.corp.example")).is_some());
+            ready(&site).0 == 503
+        });
+        let before = site.metric("outgate_audit_refused_total");
+        let mut stream = Stream::new(site.dns);
+        for _ in 0..300 {
+            stream.send(&a("www.corp.example").to_vec().unwrap());
+        }
+        until("they are refused", || site.metric("outgate_audit_refused_total") >= before + 300.0);
+        assert_eq!(node.stop(), Some(1));
+        let said = node.stderr();
+        assert!(said.contains("no record, no answer"), "{said}");
+        let last = said.lines().last().unwrap();
+        assert_eq!(
+            last,
+            "outgate: the log could not be closed: disk/query.jsonl: no space left; free some, or lower [audit] \
+             rotate_size and max_size"
+        );
+        // One message for each reply that was dropped would fill another disk.
+        assert!(said.lines().count() < 100, "{} lines", said.lines().count());
+        fs::remove_file(site.path("disk/filler")).unwrap();
+        assert_eq!(site.start().stop(), Some(0));
+    });
+}
+
+#[test]
+fn with_on_full_drop_it_answers_and_declares_what_is_missing() {
+    if !privileged() {
+        return;
+    }
+    with_own_mounts(|| {
+        let upstream = Upstream::start();
+        let site = site("drop", &upstream);
+        let mut node = site.start();
+        let client = Client::new(site.dns);
+        fill(&site.path("disk/filler"));
+        let usable = || ready(&site).0 == 200;
+        let mut asked = 0;
+        while usable() {
+            for _ in 0..200 {
+                client.told("www.corp.example");
+            }
+            asked += 200;
+            assert!(asked < 20_000, "the disk is not full");
+        }
+        client.told("example.org");
+        assert_eq!(site.metric("outgate_audit_refused_total"), 0.0);
+        fs::remove_file(site.path("disk/filler")).unwrap();
+        client.told("www.corp.example");
+        until("it is ready again", usable);
+        assert!(site.metric("outgate_audit_gaps_total") >= 1.0);
+        assert_eq!(node.stop(), Some(0));
+        assert!(site.verified().contains("could not be written, as declared"));
+    });
+}

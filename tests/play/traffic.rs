@@ -1,0 +1,120 @@
+//! ANSWER, QUERY and PACKET: what upstreams say and what clients send.
+
+use std::net::IpAddr;
+
+use hickory_proto::op::{OpCode, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, SOA, TXT};
+use hickory_proto::rr::{DNSClass, Name, RData, Record};
+use outgate::audit::Transport;
+
+use super::expected::code;
+use super::script::{What, address, addresses, kind, name, number_of};
+use crate::gate::{Act, Answer, Ask, client};
+
+/// `[upstream:] name type -> silence | RCODE [tc] [ede code text] [ttl n] [cname n] [a n] [aaaa n] [txt t] [soa n s]`.
+pub(super) fn read_answer(words: &[String]) -> Result<What, String> {
+    let (upstream, words) = match words.split_first() {
+        Some((first, rest)) if first.ends_with(':') => (Some(first.trim_end_matches(':').to_owned()), rest),
+        _ => (None, words),
+    };
+    let [asked, asked_kind, arrow, does, rest @ ..] = words else {
+        return Err("write ANSWER name type -> what".to_owned());
+    };
+    if arrow != "->" {
+        return Err("write ANSWER name type -> what".to_owned());
+    }
+    let (asked, asked_kind) = (name(asked)?, kind(asked_kind)?);
+    let act = if does == "silence" { Act::Silence } else { Act::Answer(read_response(&asked, does, rest)?) };
+    Ok(What::Answer { upstream, name: asked.to_ascii(), kind: asked_kind, act })
+}
+
+fn read_response(asked: &Name, rcode: &str, words: &[String]) -> Result<Answer, String> {
+    let rcode = (0..=23).map(ResponseCode::from_low).find(|known| code(*known) == rcode);
+    let rcode = rcode.ok_or("an answer begins with an rcode, or is `silence`")?;
+    let mut answer = Answer { rcode, records: Vec::new(), authority: Vec::new(), ede: None, truncated: false };
+    let (mut owner, mut ttl) = (asked.clone(), 60);
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let mut next = || words.next().ok_or_else(|| format!("{word} what?"));
+        match word.as_str() {
+            "tc" => answer.truncated = true,
+            "ttl" => ttl = number_of(Some(next()?))?,
+            "owner" => owner = name(next()?)?,
+            "cname" => {
+                let target = name(next()?)?;
+                answer.records.push(Record::from_rdata(owner, ttl, RData::CNAME(CNAME(target.clone()))));
+                owner = target;
+            }
+            "a" | "aaaa" => {
+                for address in addresses(next()?)? {
+                    let data = match address {
+                        IpAddr::V4(address) => RData::A(A(address)),
+                        IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+                    };
+                    answer.records.push(Record::from_rdata(owner.clone(), ttl, data));
+                }
+            }
+            "txt" => {
+                let data = RData::TXT(TXT::new(vec![next()?.clone()]));
+                answer.records.push(Record::from_rdata(owner.clone(), ttl, data));
+            }
+            "soa" => {
+                let (zone, minimum) = (name(next()?)?, number_of(Some(next()?))?);
+                let data = SOA::new(zone.clone(), zone.clone(), 1, 3600, 600, 86_400, minimum);
+                answer.authority.push(Record::from_rdata(zone, ttl, RData::SOA(data)));
+            }
+            "ede" => answer.ede = Some((number_of(Some(next()?))?, next()?.clone())),
+            _ => return Err(format!("{word} is not a part of an answer")),
+        }
+    }
+    Ok(answer)
+}
+
+/// `[held] [from address] [tcp] [edns size | noedns] [version n] [do] [cd] [ad] [nord] [class c] [opcode n] name type`.
+pub(super) fn read_query(words: &[String]) -> Result<What, String> {
+    let [options @ .., asked, asked_kind] = words else { return Err("write QUERY name type".to_owned()) };
+    let mut ask = Ask::new(asked, kind(asked_kind)?);
+    let (mut from, mut transport, mut held) = (client(), Transport::Udp, false);
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
+        match option.as_str() {
+            "from" => from = address(options.next().ok_or("from whom?")?)?,
+            "tcp" => transport = Transport::Tcp,
+            "held" => held = true,
+            "edns" => ask.edns = Some(number_of(options.next())?),
+            "noedns" => ask.edns = None,
+            "version" => ask.version = number_of(options.next())?,
+            "do" => ask.dnssec_ok = true,
+            "cd" => ask.checking_disabled = true,
+            "ad" => ask.authentic_data = true,
+            "nord" => ask.recursion_desired = false,
+            "class" => ask.class = DNSClass::from(number_of::<u16>(options.next())?),
+            "opcode" => ask.opcode = OpCode::from_u8(number_of(options.next())?),
+            "option" => {
+                let code = number_of(options.next())?;
+                ask.options.push((code, octets(options.next().ok_or("which octets?")?)?));
+            }
+            _ => return Err(format!("{option} is not a part of a query")),
+        }
+    }
+    Ok(What::Query { ask: Box::new(ask), from, transport, held })
+}
+
+/// `[from address] [tcp] hex…`.
+pub(super) fn read_packet(words: &[String]) -> Result<What, String> {
+    let (mut from, mut transport, mut hex) = (client(), Transport::Udp, String::new());
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "from" => from = address(words.next().ok_or("from whom?")?)?,
+            "tcp" => transport = Transport::Tcp,
+            _ => hex.push_str(word),
+        }
+    }
+    Ok(What::Packet { bytes: octets(&hex)?, from, transport })
+}
+
+fn octets(hex: &str) -> Result<Vec<u8>, String> {
+    let pair = |at: usize| hex.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    (0..hex.len()).step_by(2).map(|at| pair(at).ok_or_else(|| format!("{hex} is not hex"))).collect()
+}
