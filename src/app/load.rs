@@ -122,7 +122,15 @@ fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::So
                 continue;
             }
         };
-        for entry in entries.flatten() {
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                // The file that is missed might be one that denies.
+                Err(error) => {
+                    unreadable(&at, &error, mistakes);
+                    continue;
+                }
+            };
             let path = entry.path();
             let name = entry.file_name();
             // A Kubernetes volume keeps its files behind ..data; the links beside it lead there.
