@@ -14,6 +14,9 @@ use crate::record::{ExtendedError, Question};
 use crate::time::Now;
 use crate::wire;
 
+/// See [`Job::tries`]: more rulebooks within one query's life are a fault of who loads them.
+const TRIES: u8 = 8;
+
 /// One datagram or stream message, besides its bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
@@ -46,6 +49,8 @@ pub struct Job {
     pub id: RecordId,
     /// Its place on the slow path.
     pub slot: Slot,
+    /// How often more it is decided anew where a rulebook comes between its answer and the door.
+    pub tries: u8,
 }
 
 /// A job with its conclusion, on the way back to the door that received it.
@@ -107,29 +112,30 @@ impl Gate {
             return settle(&Conclusion::Failed(Failure::new(Reason::Rate, ExtendedError::OTHER, text)));
         };
         let question = Question { name: query.name.to_name(), kind: query.kind };
-        Fast::Slow(Job { packet: packet.into(), arrival, question, id, slot })
+        Fast::Slow(Job { packet: packet.into(), arrival, question, id, slot, tries: TRIES })
     }
 
-    /// Seals what the slow path concluded, on the door's own thread.
-    pub fn finish<R>(&self, finished: &Finished, outbox: &mut Outbox<R>, route: impl FnOnce() -> R) {
-        let Finished { job, conclusion, rulebook } = finished;
-        let (id, arrival, now) = (job.id, job.arrival, self.clock.now());
-        let sealing = Sealing { id, arrival, rulebook, now, path: Path::Slow };
-        let stale;
-        let conclusion = match conclusion {
-            // A rulebook has come since, and may have revoked what this answer stands on (I6).
-            Conclusion::Told { .. } if rulebook.epoch != self.rulebook.load().epoch => {
-                let text = "the policy changed meanwhile; ask again";
-                stale = Conclusion::Failed(Failure::new(Reason::Rule, ExtendedError::NOT_READY, text));
-                &stale
+    /// Seals what the slow path concluded, on the door's own thread. An answer whose rulebook is not in force any more may
+    /// stand on grants that are revoked (I6): it is not told, and its job comes back to be decided anew.
+    #[must_use]
+    pub fn finish<R>(&self, finished: Finished, outbox: &mut Outbox<R>, route: impl FnOnce() -> R) -> Option<Job> {
+        let Finished { mut job, mut conclusion, rulebook } = finished;
+        if matches!(conclusion, Conclusion::Told { .. }) && rulebook.epoch != self.rulebook.load().epoch {
+            if let Some(left) = job.tries.checked_sub(1) {
+                job.tries = left;
+                return Some(job);
             }
-            conclusion => conclusion,
-        };
+            let text = "the policy is changing too fast; ask again";
+            conclusion = Conclusion::Failed(Failure::new(Reason::Rule, ExtendedError::NOT_READY, text));
+        }
+        let (id, arrival, now) = (job.id, job.arrival, self.clock.now());
+        let sealing = Sealing { id, arrival, rulebook: &rulebook, now, path: Path::Slow };
         // It was parsed before it became a job; that it parses again is not taken on faith.
         match wire::parse(&job.packet) {
-            Ok(query) => outbox.seal(&sealing, &query, conclusion, route),
+            Ok(query) => outbox.seal(&sealing, &query, &conclusion, route),
             Err(malformed) => outbox.seal_malformed(&sealing, &malformed, route),
         }
+        None
     }
 
     /// The rulebook in force.

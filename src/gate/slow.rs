@@ -17,7 +17,7 @@ use crate::wire::REFUSAL_TTL;
 const MAX_FOLLOWED: usize = 8;
 
 /// How often a query is decided anew because the policy changed under it.
-const MAX_STALE: usize = 3;
+const MAX_STALE: usize = 8;
 
 /// An answer with what is known of it.
 struct Resolved {

@@ -377,7 +377,7 @@ fn an_answer_that_comes_after_the_end_of_observing_is_not_told() {
     let finished = world.runtime.block_on(gate.slow(job));
     upstream.join().unwrap().unwrap();
     assert!(matches!(finished.conclusion, Conclusion::Refused(_)), "{:?}", finished.conclusion);
-    gate.finish(&finished, &mut world.outbox, || ());
+    assert!(gate.finish(finished, &mut world.outbox, || ()).is_none());
     drop(gate);
     world.stop();
 }

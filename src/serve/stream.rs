@@ -35,7 +35,7 @@ impl StreamDoor {
 impl StreamGate for StreamDoor {
     async fn answer(&self, packet: Vec<u8>, peer: SocketAddr, _local: SocketAddr) -> Option<Vec<u8>> {
         let arrival = Arrival { peer, transport: Transport::Tcp, at: self.gate.clock.now() };
-        let job = {
+        let mut job = {
             let Desk { outbox, passed } = &mut *self.desk.lock();
             let rulebook = self.gate.use_rulebook(passed);
             match self.gate.fast(&rulebook, &packet, arrival, outbox, || ()) {
@@ -43,11 +43,15 @@ impl StreamGate for StreamDoor {
                 Fast::Slow(job) => job,
             }
         };
-        let finished = self.gate.slow(job).await;
-        let Desk { outbox, passed } = &mut *self.desk.lock();
-        let _rulebook = self.gate.use_rulebook(passed);
-        self.gate.finish(&finished, outbox, || ());
-        release(outbox)
+        loop {
+            let finished = self.gate.slow(job).await;
+            let Desk { outbox, passed } = &mut *self.desk.lock();
+            let _rulebook = self.gate.use_rulebook(passed);
+            match self.gate.finish(finished, outbox, || ()) {
+                None => return release(outbox),
+                Some(again) => job = again,
+            }
+        }
     }
 }
 

@@ -113,6 +113,7 @@ pub(crate) struct Held {
     /// Packets that went upstream before it came.
     before: usize,
     finished: Option<Finished>,
+    decided_under: u64,
 }
 
 /// What came of a packet.
@@ -241,14 +242,19 @@ impl World {
             Fast::Done => None,
             Fast::Slow(job) => Some(self.runtime.block_on(self.gate.slow(job))),
         };
-        Held { packet: packet.to_vec(), arrival, before, finished }
+        let decided_under = self.gate.rulebook().epoch;
+        Held { packet: packet.to_vec(), arrival, before, finished, decided_under }
     }
 
     /// The second half: the reply is sealed and leaves.
     pub(crate) fn release(&mut self, held: Held) -> Result<Exchange, String> {
-        let Held { packet, arrival, before, finished } = held;
-        if let Some(finished) = finished {
-            self.gate.finish(&finished, &mut self.outbox, || ());
+        let Held { packet, arrival, before, finished, decided_under } = held;
+        // What the policy before allowed may have been asked before this one came.
+        let before = if decided_under == self.gate.rulebook().epoch { before } else { self.upstream_packets() };
+        let mut finished = finished;
+        while let Some(one) = finished {
+            let again = self.gate.finish(one, &mut self.outbox, || ());
+            finished = again.map(|job| self.runtime.block_on(self.gate.slow(job)));
         }
         self.end(&packet, arrival, before)
     }

@@ -17,7 +17,7 @@ pub use socket::{BindError, LISTEN};
 use socket::{Datagrams, Route};
 
 use crate::audit::{Shard, Transport};
-use crate::gate::{Arrival, Fast, Finished, Gate, Outbox, Rulebook};
+use crate::gate::{Arrival, Fast, Finished, Gate, Job, Outbox, Rulebook};
 use crate::metric::Tally;
 
 /// Datagrams per system call.
@@ -182,10 +182,7 @@ impl Serving {
                 Fast::Done => {}
                 Fast::Slow(job) => {
                     jobs += 1;
-                    let (gate, returns) = (Arc::clone(&self.gate), Arc::clone(&self.returns));
-                    self.runtime.spawn(async move {
-                        returns.give(gate.slow(job).await, way);
-                    });
+                    hand_over(&self.runtime, &self.gate, &self.returns, job, way);
                 }
             }
         }
@@ -193,16 +190,20 @@ impl Serving {
         jobs
     }
 
-    /// Seals and sends what the slow path gave back; how many.
+    /// Seals and sends what the slow path gave back; how many are done.
     fn take_returns(&mut self) -> usize {
-        let returned = std::mem::take(&mut *self.returns.queue.lock());
-        for chunk in returned.chunks(BATCH) {
-            for (finished, way) in chunk {
-                self.gate.finish(finished, &mut self.outbox, || *way);
+        let mut returned = std::mem::take(&mut *self.returns.queue.lock()).into_iter();
+        let mut done = 0;
+        while returned.len() > 0 {
+            for (finished, way) in returned.by_ref().take(BATCH) {
+                match self.gate.finish(finished, &mut self.outbox, || way) {
+                    None => done += 1,
+                    Some(job) => hand_over(&self.runtime, &self.gate, &self.returns, job, way),
+                }
             }
             self.send();
         }
-        returned.len()
+        done
     }
 
     /// Records the batch, then sends it.
@@ -217,4 +218,12 @@ impl Serving {
             socket.send(replies.map(|(bytes, way)| (bytes, way.route)));
         }
     }
+}
+
+/// Hands a job to the runtime; it comes back by the queue.
+fn hand_over(runtime: &tokio::runtime::Handle, gate: &Arc<Gate>, returns: &Arc<Returns>, job: Job, way: Way) {
+    let (gate, returns) = (Arc::clone(gate), Arc::clone(returns));
+    runtime.spawn(async move {
+        returns.give(gate.slow(job).await, way);
+    });
 }
