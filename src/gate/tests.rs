@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::audit::{Log, Settings as AuditSettings};
-use crate::firewall::{Firewall, FirewallError, Memory, MemoryHandle};
+use crate::firewall::{Firewall, FirewallError, Memory, MemoryHandle, Mode};
 use crate::grant::{Caps, Change, Ledger};
 use crate::metric::Registry;
 use crate::name::Name;
@@ -298,6 +298,19 @@ fn an_advisory_firewall_holds_nothing_up() {
     world.until(|| !advisory.handle.elements().is_empty());
     assert_eq!(advisory.handle.elements(), gateway.handle.elements());
     assert_eq!(advisory.handle.layout(), gateway.handle.layout());
+    world.stop();
+}
+
+/// I3: what a required firewall refuses was not granted, in no firewall.
+#[test]
+fn an_advisory_firewall_opens_nothing_that_was_refused() {
+    let (place, clock) = (Place::new(), Clock::manual());
+    let (advisory, gateway) = (Gateway::new(&clock, false), Gateway::new(&clock, true));
+    let world = World::start(&place, &clock, POLICY, &[&advisory, &gateway], None);
+    gateway.handle.set_mode(Mode::FailTo("198.51.100.7".parse().unwrap()));
+    assert!(world.offer().is_err());
+    world.runtime.block_on(world.gate.granter.list(GrantQuery::default()));
+    assert_eq!(advisory.handle.elements(), []);
     world.stop();
 }
 

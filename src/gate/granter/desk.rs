@@ -172,7 +172,7 @@ impl Desk {
         self.enforcers.take_back(&back, now.tick);
         // Written with the next batch: what was never told is not worth a write of its own.
         self.journal_closings(&back);
-        let failed_by = applied.by.and_then(|(place, why)| Some((self.enforcers.at(place)?, why)));
+        let failed_by = applied.by.as_ref().and_then(|(place, why)| Some((self.enforcers.at(*place)?, why.as_str())));
         let acknowledged = self.clock.tick();
         let mut settled = Vec::with_capacity(waiting.len());
         for Waiting { offered, query, reply } in waiting {
@@ -186,7 +186,7 @@ impl Desk {
                     );
                 };
                 counts.failed_closed.fetch_add(1, Ordering::Relaxed);
-                NotGranted::Firewall(Arc::clone(&counts.name), why.clone())
+                NotGranted::Firewall(Arc::clone(&counts.name), (*why).to_owned())
             });
             let failure = if let Err(NotGranted::Firewall(_, why)) = &result { Some(why.as_str()) } else { None };
             self.log.offered(&basis, &added, query, failure, &applied.acks, now);
@@ -196,7 +196,11 @@ impl Desk {
         for (reply, result) in settled {
             drop(reply.send(if recorded { result } else { result.and(Err(NotGranted::Audit)) }));
         }
-        self.after(&changes, now);
+        // What a required firewall refused was taken back everywhere, and is not advised now.
+        let refused = |at: &usize| applied.failed.binary_search(at).is_ok();
+        let taken: Vec<Change> =
+            changes.iter().enumerate().filter(|(at, _)| !refused(at)).map(|(_, change)| *change).collect();
+        self.after(&taken, now);
     }
 
     /// Puts every offer that still counts into the batch being filled.

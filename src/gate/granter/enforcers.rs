@@ -226,14 +226,16 @@ impl Enforcers {
         applied
     }
 
-    /// Takes changes back that some firewall refused, in all of them. One that does not take even that is not usable:
-    /// it is adopted and repaired before the next batch.
+    /// Takes changes back that some firewall refused, in all that can be used. The others, and one that does not take
+    /// even that, are adopted and repaired before the next batch; to ask them now would cost another deadline.
     pub(super) fn take_back(&mut self, changes: &[Change], now: Tick) {
         if changes.is_empty() {
             return;
         }
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
-            if let Err(error) = firewall.apply(changes, now) {
+            if counts.usable.load(Ordering::Relaxed)
+                && let Err(error) = firewall.apply(changes, now)
+            {
                 counts.usable.store(false, Ordering::Relaxed);
                 tracing::warn!(firewall = %counts.name, %error, "failed changes could not be taken back; the firewall will be repaired");
             }
