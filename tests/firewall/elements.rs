@@ -147,13 +147,33 @@ fn a_successor_takes_over_table_and_elements() {
 }
 
 #[test]
+fn another_hook_takes_over_the_table_and_its_elements() {
+    alone(|| {
+        let layout = layout(vec![segment("office", &["192.0.2.0/24"], &[])]);
+        let mut before = firewall(forward());
+        before.adopt(&layout, now()).unwrap();
+        open(&mut before, &[web(1)], MINUTE);
+        drop(before);
+        for (hook, chain) in [(Hook::Output, "hook output"), (Hook::Forward, "hook forward")] {
+            let mut next = firewall(Settings { own_uid: Some(65533), ..Settings::new(hook) });
+            assert_eq!(live(&mut next, &layout).into_keys().collect::<Vec<_>>(), [web(1)], "{hook:?}");
+            let text = run("nft", &["list", "ruleset"]);
+            assert!(text.contains(chain) && text.matches("type filter hook").count() == 1, "{text}");
+        }
+    });
+}
+
+#[test]
 fn a_plain_table_is_kept_watched_and_repaired() {
     alone(|| {
         // What a kernel without owners leaves behind; also with a set of another shape and chains of somebody else.
         let plain = "add table inet outgate; add set inet outgate host4 { type ipv4_addr; }; \
                      add set inet outgate strange { type ipv4_addr; }; add chain inet outgate strange; \
                      add chain inet outgate forward { type filter hook input priority 0; }; \
-                     add rule inet outgate forward ip saddr @strange jump strange";
+                     add rule inet outgate forward ip saddr @strange jump strange; \
+                     add map inet outgate ways { type ipv4_addr : verdict; }; \
+                     add element inet outgate ways { 192.0.2.9 : jump strange }; \
+                     add rule inet outgate forward ip saddr vmap @ways";
         run("nft", &[plain]);
         let layout = layout(vec![segment("office", &["192.0.2.0/24"], &[])]);
         let mut firewall = firewall(forward());

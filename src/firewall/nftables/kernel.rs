@@ -87,11 +87,14 @@ impl Kernel {
         let sets = self.list(Verb::GetSet, |message| sets::Present::read(message.attributes())).map_err(error)?;
         let chains =
             self.list(Verb::GetChain, |message| ruleset::Present::read(message.attributes())).map_err(error)?;
-        let mut batch = self.socket.batch();
-        batch.message(Verb::NewTable, CREATE, |a| {
+        // On its own: the kernel takes no base chain in the transaction that gives a table its owner.
+        let mut taken = self.socket.batch();
+        taken.message(Verb::NewTable, CREATE, |a| {
             a.text(1, &table);
             a.number(2, flags);
         });
+        self.socket.commit(taken).map_err(|failure| failure.lacks("the table", &table))?;
+        let mut batch = self.socket.batch();
         // Known again once the kernel has said yes.
         let before = self.layout.take();
         let there = ruleset::There { sets: &sets, chains: &chains, layout: before.as_ref() };

@@ -107,15 +107,23 @@ pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, the
         sets::shapes(settings).into_iter().partition(|shape| there.sets.iter().any(|old| shape.fits(old)));
     let fill = sets::Fill::new(settings, layout, there.layout);
     fill.flush(batch, &kept);
+    let ours = |old: &&sets::Present| !theirs || new.iter().any(|shape| shape.name == old.name);
+    let unfit = |old: &&sets::Present| !old.is_anonymous() && kept.iter().all(|shape| shape.name != old.name);
+    let unfit: Vec<_> = there.sets.iter().filter(unfit).filter(ours).collect();
+    // A map of verdicts holds on to the chains that it leads to.
+    for old in &unfit {
+        batch.message(Verb::DeleteElements, 0, |a| {
+            a.text(1, table);
+            a.text(2, &old.name);
+        });
+    }
     for old in goes {
         batch.message(Verb::DeleteChain, 0, |a| {
             a.text(1, table);
             a.text(3, &old.name);
         });
     }
-    let ours = |old: &&sets::Present| !theirs || new.iter().any(|shape| shape.name == old.name);
-    let unfit = |old: &&sets::Present| !old.is_anonymous() && kept.iter().all(|shape| shape.name != old.name);
-    for old in there.sets.iter().filter(unfit).filter(ours) {
+    for old in unfit {
         batch.message(Verb::DeleteSet, 0, |a| {
             a.text(1, table);
             a.text(2, &old.name);
