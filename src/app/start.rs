@@ -130,8 +130,10 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         Ok((firewall, registry.histogram(metric::FIREWALL_ACK, [name])))
     };
     let firewalls = config.firewalls.iter().map(build).collect::<Result<Vec<_>, Failure>>()?;
-    let firewall_deadline =
-        config.firewalls.iter().map(|firewall| firewall.common.deadline).max().unwrap_or(QUERY_DEADLINE);
+    // They are told one after the other; without any, the granter's thread alone is waited for.
+    let required = config.firewalls.iter().filter(|firewall| firewall.common.required);
+    let firewall_deadline: Duration = required.map(|firewall| firewall.common.deadline).sum();
+    let firewall_deadline = if firewall_deadline.is_zero() { QUERY_DEADLINE } else { firewall_deadline };
     let parts = GranterParts {
         ledger: Ledger::new(config.terms, Caps::default()),
         firewalls,

@@ -107,7 +107,8 @@ impl Gate {
         if let Verdict::Refuse(refusal) = decide(&rulebook.policy, asker, &query.name, query.kind, arrival.at.wall) {
             return settle(&Conclusion::Refused(refusal));
         }
-        let Some(slot) = self.slots.take(arrival.client(), rulebook.policy.forwarder(asker).is_some()) else {
+        let Some(slot) = self.slots.take(who.segment, arrival.client(), rulebook.policy.forwarder(asker).is_some())
+        else {
             let text = "too many queries of this client wait for an answer";
             return settle(&Conclusion::Failed(Failure::new(Reason::Rate, ExtendedError::OTHER, text)));
         };

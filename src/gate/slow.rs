@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::audit::{CacheUse, RecordId};
 use crate::cache::{Covered, Known};
 use crate::gate::reply::{Conclusion, Failure, Prepared};
@@ -19,6 +21,9 @@ const MAX_FOLLOWED: usize = 8;
 /// How often a query is decided anew because the policy changed under it.
 const MAX_STALE: usize = 8;
 
+/// A wait for the firewall ends this much before the query's deadline, so that what was waited for is still told.
+const MARGIN: Duration = Duration::from_millis(10);
+
 /// An answer with what is known of it.
 struct Resolved {
     answer: Answer,
@@ -30,7 +35,8 @@ struct Resolved {
 impl Gate {
     /// Settles what the fast path could not. Always concludes, closed where anything fails.
     pub async fn slow(&self, job: Job) -> Finished {
-        let walked = match tokio::time::timeout(self.deadlines.query, self.walk(&job)).await {
+        let deadline = Instant::now() + self.deadlines.query;
+        let walked = match tokio::time::timeout_at(deadline, self.walk(&job, deadline)).await {
             Ok(walked) => walked,
             Err(_) => Err(Failure::new(
                 Reason::Upstream,
@@ -44,7 +50,7 @@ impl Gate {
     }
 
     /// The conclusion, and the rulebook that it was reached under.
-    async fn walk(&self, job: &Job) -> Result<(Conclusion, Arc<Rulebook>), Failure> {
+    async fn walk(&self, job: &Job, deadline: Instant) -> Result<(Conclusion, Arc<Rulebook>), Failure> {
         for _ in 0..MAX_STALE {
             // A policy that was loaded since the fast path decides: the client has been told nothing yet.
             let rulebook = self.rulebook.load_full();
@@ -58,7 +64,7 @@ impl Gate {
                 Verdict::Refuse(refusal) => return Ok((Conclusion::Refused(refusal), rulebook)),
             };
             let observing = permit.segment().observes(now.wall);
-            let resolved = self.resolve_chain(&rulebook, &permit, job.id).await?;
+            let resolved = self.resolve_chain(&rulebook, &permit, job.id, deadline).await?;
             let now = self.clock.now();
             if observing && !permit.segment().observes(now.wall) {
                 // What may pass while a segment observes may not any more, and nothing would be opened for it.
@@ -75,7 +81,8 @@ impl Gate {
                 Ok(granted) => granted,
                 Err(cleared) => {
                     let offer = self.granter.offer(cleared, told_until, job.id);
-                    match tokio::time::timeout(self.deadlines.firewall, offer).await {
+                    let patience = Instant::now() + self.deadlines.firewall;
+                    match tokio::time::timeout_at(patience.min(deadline - MARGIN), offer).await {
                         Ok(Ok(granted)) => granted,
                         Ok(Err(NotGranted::Stale)) => continue,
                         Ok(Err(refused)) => return Err(refused.into()),
@@ -111,8 +118,14 @@ impl Gate {
 
     /// The answer to a permitted question. An upstream is expected to recurse; a chain that is left open (a local
     /// zone's CNAME to the outside is one) is followed only where the same client may ask the target itself.
-    async fn resolve_chain(&self, rulebook: &Rulebook, permit: &Permit, id: RecordId) -> Result<Resolved, Failure> {
-        let mut whole = self.resolve(rulebook, permit, id).await?;
+    async fn resolve_chain(
+        &self,
+        rulebook: &Rulebook,
+        permit: &Permit,
+        id: RecordId,
+        deadline: Instant,
+    ) -> Result<Resolved, Failure> {
+        let mut whole = self.resolve(rulebook, permit, id, deadline).await?;
         let kind = permit.question().kind;
         for _ in 0..MAX_FOLLOWED {
             let Some(target) = open_end(&whole.answer, permit.question()) else { return Ok(whole) };
@@ -121,7 +134,7 @@ impl Gate {
                 let text = format!("the answer ends in a CNAME to {target}, which this client may not ask for");
                 return Err(Failure::new(Reason::Cname, ExtendedError::OTHER, text));
             };
-            let part = self.resolve(rulebook, &next, id).await?;
+            let part = self.resolve(rulebook, &next, id, deadline).await?;
             whole.told_until = whole.told_until.min(part.told_until);
             whole.answer.rcode = part.answer.rcode;
             whole.answer.authoritative &= part.answer.authoritative;
@@ -137,7 +150,13 @@ impl Gate {
         Err(Failure::new(Reason::Cname, ExtendedError::OTHER, "the CNAME chain is too long"))
     }
 
-    async fn resolve(&self, rulebook: &Rulebook, permit: &Permit, id: RecordId) -> Result<Resolved, Failure> {
+    async fn resolve(
+        &self,
+        rulebook: &Rulebook,
+        permit: &Permit,
+        id: RecordId,
+        deadline: Instant,
+    ) -> Result<Resolved, Failure> {
         let question = permit.question();
         let now = self.clock.tick();
         if let Some(answer) = rulebook.zones.answer(question) {
@@ -158,7 +177,6 @@ impl Gate {
                 cache: CacheUse::Open,
             });
         }
-        let deadline = tokio::time::Instant::now() + self.deadlines.query;
         let answer = self.upstreams.resolve(upstream, permit, deadline).await.map_err(|error| Failure {
             reason: Reason::Upstream,
             ede: error.ede(),
