@@ -47,3 +47,8 @@ fn every_answer_connects_on_its_first_syn() {
 fn a_crash_at_any_moment_loses_nothing() {
     tell("crash");
 }
+
+#[test]
+fn nothing_forged_leaves_the_gateway() {
+    tell("forged");
+}

@@ -127,6 +127,7 @@ fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::So
         for entry in entries {
             let entry = match entry {
                 Ok(entry) => entry,
+                // The file that is missed might be one that denies.
                 Err(error) => {
                     unreadable(&at, &error, mistakes);
                     continue;

@@ -93,7 +93,10 @@ impl Gate {
         };
         let Some(asker) = rulebook.policy.asker(arrival.client()) else { return settle(&Conclusion::NoSegment) };
         let who = who(&rulebook.policy, asker);
-        if let Some(covered) = self.cover.get(who, &query.name, query.kind, rulebook.epoch, arrival.at.tick) {
+        // While it is not known what a firewall holds, the granter has the word.
+        if self.granter.counts().ready()
+            && let Some(covered) = self.cover.get(who, &query.name, query.kind, rulebook.epoch, arrival.at.tick)
+        {
             return settle(&Conclusion::Told { prepared: covered.reply, cache: CacheUse::Hit });
         }
         if let Verdict::Refuse(refusal) = decide(&rulebook.policy, asker, &query.name, query.kind, arrival.at.wall) {

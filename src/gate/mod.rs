@@ -11,6 +11,8 @@ mod inflight;
 mod reply;
 mod rulebook;
 mod slow;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +25,7 @@ pub use granter::{
 };
 pub use inflight::{Slot, Slots};
 pub use reply::{Conclusion, Failure, Outbox, Prepared, Released};
-pub use rulebook::{Passed, Rulebook};
+pub use rulebook::{InUse, Passed, Rulebook};
 
 use crate::audit::{Outcome, RecordId, Transport};
 use crate::cache::{Answers, Cover, Who};

@@ -1,10 +1,12 @@
 //! The rulebook: what is decided by, and how one takes the place of another.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
+use arc_swap::Guard;
 use foldhash::quality::RandomState;
 
 use crate::firewall::FirewallError;
@@ -30,10 +32,6 @@ pub struct Rulebook {
     pub epoch: u64,
     /// When it was loaded.
     pub loaded: Wall,
-    /// When the firewalls' layout changes by itself: the next observe segment ends.
-    pub layout_ends: Option<Wall>,
-    /// Set once the layout has been laid out again after that.
-    pub relaid: AtomicBool,
     /// The places of the segments' counters.
     pub slots: HashMap<SegmentId, SegmentSlot, RandomState>,
 }
@@ -43,15 +41,7 @@ impl Rulebook {
     #[must_use]
     pub fn new(policy: Arc<Policy>, zones: Zones, epoch: u64, now: Wall, tallies: &Tallies) -> Self {
         let slots = policy.segments().iter().map(|segment| (segment.id, tallies.segment(&segment.name)));
-        Self {
-            slots: slots.collect(),
-            layout_ends: policy.next_change(now),
-            relaid: AtomicBool::new(false),
-            policy,
-            zones,
-            epoch,
-            loaded: now,
-        }
+        Self { slots: slots.collect(), policy, zones, epoch, loaded: now }
     }
 
     /// The place of a segment's counters.
@@ -69,6 +59,27 @@ pub struct Passed(parking_lot::Mutex<Vec<Arc<AtomicU64>>>);
 /// A thread that waits for work holds no rulebook.
 const PARKED: u64 = u64::MAX;
 
+/// A rulebook in use: while it is held, no swap revokes what it allowed.
+#[derive(Debug)]
+pub struct InUse<'a> {
+    rulebook: Guard<Arc<Rulebook>>,
+    slot: &'a AtomicU64,
+}
+
+impl Deref for InUse<'_> {
+    type Target = Rulebook;
+
+    fn deref(&self) -> &Rulebook {
+        &self.rulebook
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        self.slot.store(PARKED, Ordering::SeqCst);
+    }
+}
+
 impl Passed {
     /// Adds a thread.
     #[must_use]
@@ -76,11 +87,6 @@ impl Passed {
         let slot = Arc::new(AtomicU64::new(PARKED));
         self.0.lock().push(Arc::clone(&slot));
         slot
-    }
-
-    /// Marks a thread as parked.
-    pub fn park(slot: &AtomicU64) {
-        slot.store(PARKED, Ordering::SeqCst);
     }
 
     /// Whether every thread has taken `epoch` or is parked.
@@ -91,6 +97,22 @@ impl Passed {
 }
 
 impl Gate {
+    /// The rulebook in force, for a batch of the thread whose slot this is. Whatever it makes must have left when it is
+    /// dropped: then a swap may revoke it.
+    pub fn use_rulebook<'a>(&self, slot: &'a AtomicU64) -> InUse<'a> {
+        let mut rulebook = self.rulebook.load();
+        loop {
+            slot.store(rulebook.epoch, Ordering::SeqCst);
+            // Pairs with the fence of `swap`: either the swap sees this epoch and waits, or its rulebook is seen here.
+            fence(Ordering::SeqCst);
+            let newest = self.rulebook.load();
+            if newest.epoch == rulebook.epoch {
+                return InUse { rulebook: newest, slot };
+            }
+            rulebook = newest;
+        }
+    }
+
     /// Puts a rulebook in force: firewalls first, then the rulebook, then the threads, then the grants
     /// (ARCHITECTURE: a Permit can grow stale). How many reasons for grants went.
     ///
@@ -99,6 +121,7 @@ impl Gate {
     pub async fn swap(&self, rulebook: Arc<Rulebook>) -> Result<u64, (Arc<str>, FirewallError)> {
         self.granter.arrange(Arc::clone(&rulebook)).await?;
         self.rulebook.store(Arc::clone(&rulebook));
+        fence(Ordering::SeqCst);
         let pass = async {
             while !self.passed.all_past(rulebook.epoch) {
                 tokio::time::sleep(Duration::from_millis(1)).await;

@@ -1,6 +1,7 @@
 //! The slow path: five steps in a row, two of them waits, one deadline for all of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::audit::{CacheUse, RecordId};
 use crate::cache::{Covered, Known};
@@ -9,7 +10,7 @@ use crate::gate::{Finished, Gate, Job, NotGranted, Rulebook, who};
 use crate::grant::Granted;
 use crate::policy::{Permit, Reason, Verdict, decide, inspect};
 use crate::record::{Answer, ExtendedError, Question, Rcode};
-use crate::time::Tick;
+use crate::time::{Now, Tick};
 use crate::wire::REFUSAL_TTL;
 
 /// A chain left open is followed over at most so many answers (as the chain of one answer is).
@@ -56,9 +57,14 @@ impl Gate {
                 Verdict::Permit(permit) => permit,
                 Verdict::Refuse(refusal) => return Ok((Conclusion::Refused(refusal), rulebook)),
             };
+            let observing = permit.segment().observes(now.wall);
             let resolved = self.resolve_chain(&rulebook, &permit, job.id).await?;
             let now = self.clock.now();
-            let told_until = self.until_observed_ends(&permit, resolved.told_until);
+            if observing && !permit.segment().observes(now.wall) {
+                // What may pass while a segment observes may not any more, and nothing would be opened for it.
+                continue;
+            }
+            let told_until = until_observed_ends(&permit, resolved.told_until, now);
             let cleared = inspect(permit, resolved.answer);
             let told_until = match cleared.withheld() {
                 // Like any refusal it may be kept for a moment only: a corrected rule shows soon.
@@ -83,22 +89,13 @@ impl Gate {
                     }
                 }
             };
+            if self.rulebook.load().epoch != rulebook.epoch {
+                continue;
+            }
             let prepared = self.keep(&rulebook, granted, resolved.origin);
             return Ok((Conclusion::Told { prepared, cache: resolved.cache }, rulebook));
         }
         Err(Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy is changing too fast; ask again"))
-    }
-
-    /// What an observe segment lets pass is told no longer than the segment observes.
-    fn until_observed_ends(&self, permit: &Permit, told_until: Tick) -> Tick {
-        match permit.segment().observe_until {
-            Some(end) => {
-                let now = self.clock.now();
-                let left = std::time::Duration::from_micros(end.0.saturating_sub(now.wall.0));
-                if left.is_zero() { told_until } else { told_until.min(now.tick + left) }
-            }
-            None => told_until,
-        }
     }
 
     /// Prepares the reply and keeps it for those whom it was granted to.
@@ -172,6 +169,16 @@ impl Gate {
         let known = Arc::new(Known { answer, told_until, origin: id });
         self.answers.put(view, question, Arc::clone(&known));
         Ok(Resolved { answer: known.answer.clone(), told_until, origin: id, cache: CacheUse::Miss })
+    }
+}
+
+/// What an observe segment lets pass is told no longer than the segment observes.
+fn until_observed_ends(permit: &Permit, told_until: Tick, now: Now) -> Tick {
+    match permit.segment().observe_until {
+        Some(end) if end > now.wall => {
+            told_until.min(now.tick + Duration::from_micros(end.0.saturating_sub(now.wall.0)))
+        }
+        _ => told_until,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
@@ -13,14 +14,21 @@ use crate::gate::{Arrival, Fast, Gate, Outbox};
 #[derive(Debug)]
 pub struct StreamDoor {
     gate: Arc<Gate>,
-    outbox: Mutex<Outbox<()>>,
+    desk: Mutex<Desk>,
+}
+
+#[derive(Debug)]
+struct Desk {
+    outbox: Outbox<()>,
+    passed: Arc<AtomicU64>,
 }
 
 impl StreamDoor {
     /// A door over its own outbox.
     #[must_use]
-    pub const fn new(gate: Arc<Gate>, outbox: Outbox<()>) -> Self {
-        Self { gate, outbox: Mutex::new(outbox) }
+    pub fn new(gate: Arc<Gate>, outbox: Outbox<()>) -> Self {
+        let passed = gate.passed.register();
+        Self { gate, desk: Mutex::new(Desk { outbox, passed }) }
     }
 }
 
@@ -28,17 +36,18 @@ impl StreamGate for StreamDoor {
     async fn answer(&self, packet: Vec<u8>, peer: SocketAddr, _local: SocketAddr) -> Option<Vec<u8>> {
         let arrival = Arrival { peer, transport: Transport::Tcp, at: self.gate.clock.now() };
         let job = {
-            let rulebook = self.gate.rulebook();
-            let mut outbox = self.outbox.lock();
-            match self.gate.fast(&rulebook, &packet, arrival, &mut outbox, || ()) {
-                Fast::Done => return release(&mut outbox),
+            let Desk { outbox, passed } = &mut *self.desk.lock();
+            let rulebook = self.gate.use_rulebook(passed);
+            match self.gate.fast(&rulebook, &packet, arrival, outbox, || ()) {
+                Fast::Done => return release(outbox),
                 Fast::Slow(job) => job,
             }
         };
         let finished = self.gate.slow(job).await;
-        let mut outbox = self.outbox.lock();
-        self.gate.finish(&finished, &mut outbox, || ());
-        release(&mut outbox)
+        let Desk { outbox, passed } = &mut *self.desk.lock();
+        let _rulebook = self.gate.use_rulebook(passed);
+        self.gate.finish(&finished, outbox, || ());
+        release(outbox)
     }
 }
 

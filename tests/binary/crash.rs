@@ -32,7 +32,8 @@ fn ask_until(killed: &AtomicBool, site: &Site, round: u64, over_tcp: bool) -> Ve
         _ => a("example.org"),
     });
     if over_tcp {
-        let mut stream = Stream::new(site.dns);
+        // Killed before it could be reached: nothing was received.
+        let Ok(mut stream) = Stream::connect(site.dns) else { return held };
         let port = stream.0.local_addr().unwrap().port();
         for question in questions {
             let sent = std::io::Write::write_all(&mut stream.0, &crate::dns::framed(&question.to_vec().unwrap()));

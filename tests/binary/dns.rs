@@ -93,9 +93,14 @@ pub(crate) struct Stream(pub(crate) TcpStream);
 
 impl Stream {
     pub(crate) fn new(server: SocketAddr) -> Self {
-        let stream = TcpStream::connect(server).unwrap();
-        stream.set_read_timeout(Some(BOUND)).unwrap();
-        Self(stream)
+        Self::connect(server).unwrap()
+    }
+
+    /// An error: nobody listens there, or not any more.
+    pub(crate) fn connect(server: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(server)?;
+        stream.set_read_timeout(Some(BOUND))?;
+        Ok(Self(stream))
     }
 
     pub(crate) fn send(&mut self, message: &[u8]) {

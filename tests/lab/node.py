@@ -141,6 +141,7 @@ class Node:
         self._config = f"{directory}/outgate.toml"
         self._process = None
         self._reloads = 0
+        self._policy = POLICY
         for folder in ("policy", "zones", "state"):
             os.makedirs(f"{directory}/{folder}")
         with open(self._config, "w") as file:
@@ -148,11 +149,27 @@ class Node:
         self._write_policy("first")
         self._diagnostics = open(f"{directory}/outgate.log", "ab")
 
+    def amend(self, before, after):
+        """Replaces a piece of the configuration; from the next start on."""
+        with open(self._config) as file:
+            text = file.read()
+        if before not in text:
+            raise ValueError(f"not in the configuration: {before}")
+        with open(self._config, "w") as file:
+            file.write(text.replace(before, after))
+
+    def amend_policy(self, before, after):
+        """Replaces a piece of the policy; from the next start or reload on."""
+        if before not in self._policy:
+            raise ValueError(f"not in the policy: {before}")
+        self._policy = self._policy.replace(before, after)
+        self._write_policy("amended")
+
     def _write_policy(self, reason):
         until = time.strftime("%Y-%m-%dT00:00:00Z", time.gmtime(time.time() + 2 * 86400))
         path = f"{self._directory}/policy/lab.toml"
         with open(path + ".new", "w") as file:
-            file.write(POLICY.format(until=until, reason=reason))
+            file.write(self._policy.format(until=until, reason=reason))
         os.rename(path + ".new", path)
 
     def spawn(self):

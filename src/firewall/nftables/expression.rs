@@ -110,6 +110,8 @@ pub(super) const INVALID: u32 = 1;
 pub(super) const ESTABLISHED: u32 = 2;
 /// See [`INVALID`].
 pub(super) const RELATED: u32 = 4;
+/// See [`INVALID`].
+pub(super) const NEW: u32 = 8;
 
 /// Words of linux/netfilter/nf_tables.h: meta keys, payload bases, conntrack keys.
 const META_IIFNAME: u32 = 6;
@@ -122,6 +124,9 @@ const TRANSPORT: u32 = 2;
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_MARK: u32 = 3;
+
+/// NFT_CMP_NEQ.
+const NOT_EQUAL: u32 = 1;
 
 /// `tcp reset`: type and code of a reject.
 pub(super) const RESET: (u32, u8) = (1, 0);
@@ -174,14 +179,14 @@ impl Rule<'_, '_> {
         });
     }
 
-    /// reg = (reg & mask) ^ xor, of four bytes.
-    fn bits(&mut self, mask: u32, xor: u32) {
+    /// reg = (reg & mask) ^ xor.
+    fn bits<const WIDTH: usize>(&mut self, mask: [u8; WIDTH], xor: [u8; WIDTH]) {
         self.expression("bitwise", |a| {
             a.number(1, R);
             a.number(2, R);
-            a.number(3, 4);
-            a.nest(4, |a| a.bytes(1, &mask.to_ne_bytes()));
-            a.nest(5, |a| a.bytes(1, &xor.to_ne_bytes()));
+            a.number(3, WIDTH as u32);
+            a.nest(4, |a| a.bytes(1, &mask));
+            a.nest(5, |a| a.bytes(1, &xor));
         });
     }
 
@@ -266,6 +271,12 @@ impl Rule<'_, '_> {
         self
     }
 
+    /// Port 53 of an address in the set of resolvers.
+    pub(super) fn resolver(&mut self, family: Family, protocol: u8) -> &mut Self {
+        let set = format!("resolver{}", family.digit());
+        self.family(family).destination_in(family, &set).protocol(protocol).destination_port(53)
+    }
+
     /// `th sport` and `th dport`.
     pub(super) fn ports(&mut self, source: u16, destination: u16) -> &mut Self {
         self.payload(TRANSPORT, 0, 2, R);
@@ -319,10 +330,21 @@ impl Rule<'_, '_> {
 
     /// `ct state`: one of the bits is set.
     pub(super) fn state(&mut self, states: u32) -> &mut Self {
-        const NOT_EQUAL: u32 = 1;
         self.conntrack(CT_STATE);
-        self.bits(states, 0);
+        self.bits(states.to_ne_bytes(), [0; 4]);
         self.compare(NOT_EQUAL, &[0; 4]);
+        self
+    }
+
+    /// `tcp flags & (fin | syn | rst | ack) != syn`: TCP that begins no connection.
+    pub(super) fn goes_on(&mut self) -> &mut Self {
+        const FLAGS: u32 = 13;
+        const SYN: u8 = 0x02;
+        const FIN_SYN_RST_ACK: u8 = 0x17;
+        self.protocol(TCP);
+        self.payload(TRANSPORT, FLAGS, 1, R);
+        self.bits([FIN_SYN_RST_ACK], [0]);
+        self.compare(NOT_EQUAL, &[SYN]);
         self
     }
 
@@ -336,7 +358,7 @@ impl Rule<'_, '_> {
     /// `ct mark & bit == bit`.
     pub(super) fn marked(&mut self, bit: u32) -> &mut Self {
         self.conntrack(CT_MARK);
-        self.bits(bit, 0);
+        self.bits(bit.to_ne_bytes(), [0; 4]);
         self.equals(&bit.to_ne_bytes());
         self
     }
@@ -344,7 +366,7 @@ impl Rule<'_, '_> {
     /// `ct mark set ct mark | bit`.
     pub(super) fn mark(&mut self, bit: u32) -> &mut Self {
         self.conntrack(CT_MARK);
-        self.bits(!bit, bit);
+        self.bits((!bit).to_ne_bytes(), bit.to_ne_bytes());
         self.expression("ct", |a| {
             a.number(2, CT_MARK);
             a.number(4, R);

@@ -1,13 +1,16 @@
 //! The chains of the table and their rules.
 //!
 //! ```text
-//! forward    deny sets, replies, flows that were admitted; the source's segment; inside without segment → closed
-//! output     the same for this machine's own flows, which stand under its loopback address
+//! forward    deny sets; flows that were admitted and ICMP about them; the source's segment; inside without segment →
+//!            closed; from elsewhere: what begins is admitted
+//! output     the same for this machine's own flows, which stand under its loopback address, and replies
 //! segment_X  → egress; grants of the segment, static rules → admit; else log, then refuse (in observe: admit)
-//! closed     → egress; log, refuse
-//! egress4    related ICMP, ungated destinations, our resolvers; DNS elsewhere → back, whatever is granted;
+//! closed     ungated to ungated → admit; our resolvers; log, refuse
+//! egress4    ungated destinations, our resolvers → admit; DNS elsewhere → back, whatever is granted;
 //!            grants of the client → admit
 //! ```
+//! "Admit" marks the connection, and the mark is all that lets a routed packet pass later. That it is the reply of
+//! a connection says nothing: who forges a source can make connection tracking believe that his packets are.
 //! The packet mark and other bits of the connection mark belong to others. What is used here is what the program
 //! nft can print: it dies of a map in a concatenation, and would take every listing of the machine with it.
 
@@ -15,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::element::Grants;
 use super::expression::{
-    Action, ESTABLISHED, Family, INVALID, PROHIBITED, RELATED, RESET, Rule, Source, TCP, Tail, UDP,
+    Action, ESTABLISHED, Family, INVALID, NEW, PROHIBITED, RELATED, RESET, Rule, Source, TCP, Tail, UDP,
 };
 use super::sets::{self, Shape};
 use super::wire::{APPEND, Batch, CREATE, Reader, Verb, number, text};
@@ -243,7 +246,11 @@ impl Rules<'_> {
             }
             Content::EgressOf(family) => self.egress(family),
             Content::Closed => {
-                self.rule(|r| r.act(Action::Jump("egress")));
+                if self.settings.hook == Hook::Output {
+                    self.rule(|r| r.act(Action::Jump("egress")));
+                } else {
+                    self.stranger();
+                }
                 self.log("outgate:deny:");
                 self.rule(|r| r.act(Action::Goto("refuse")));
             }
@@ -302,22 +309,22 @@ impl Rules<'_> {
         self.rule(|r| r.limited().log(group, prefix));
     }
 
-    /// What comes first in every hook: the emergency, and flows that were let in before.
-    fn head(&mut self) {
-        let mark = self.settings.mark;
+    /// What comes first in every hook: the emergency.
+    fn denied(&mut self) {
         for family in Family::BOTH {
             let deny = format!("deny{}", family.digit());
             self.rule(|r| r.family(family).source_in(family, &deny).act(Action::Drop));
             self.rule(|r| r.family(family).destination_in(family, &deny).act(Action::Drop));
         }
-        // A reply is not egress: whoever let the flow in has judged it, this table or, for connections from
-        // outside, another one.
-        self.rule(|r| r.is_reply().state(ESTABLISHED).act(Action::Accept));
-        self.rule(|r| r.state(ESTABLISHED).marked(mark).act(Action::Accept));
     }
 
     fn forward(&mut self) {
-        self.head();
+        self.denied();
+        let mark = self.settings.mark;
+        self.rule(|r| r.state(ESTABLISHED).marked(mark).act(Action::Accept));
+        for family in Family::BOTH {
+            self.rule(|r| r.state(RELATED).marked(mark).protocol(family.icmp()).act(Action::Accept));
+        }
         for family in Family::BOTH {
             self.rule(|r| r.family(family).judged_by(family, &format!("segment{}", family.digit())));
         }
@@ -325,12 +332,43 @@ impl Rules<'_> {
         for interface in &settings.inside {
             self.rule(|r| r.enters(interface).act(Action::Goto("closed")));
         }
+        // From elsewhere: others judge it, and its replies pass. TCP counts from its SYN: connection tracking takes
+        // a connection that it has lost for one that begins with whoever speaks first.
+        self.rule(|r| r.goes_on().act(Action::Accept));
+        self.rule(|r| {
+            r.state(NEW).mark(mark);
+        });
+    }
+
+    /// A source in no segment that enters by `inside`. What it is admitted to may be answered, so it must not be able
+    /// to name a source outside and have a client answer there.
+    fn stranger(&mut self) {
+        let mark = self.settings.mark;
+        for family in Family::BOTH {
+            let ungated = format!("ungated{}", family.digit());
+            self.rule(|r| {
+                r.family(family).source_in(family, &ungated).destination_in(family, &ungated).mark(mark);
+                r.act(Action::Accept);
+            });
+        }
+        self.rule(|r| r.state(INVALID).act(Action::Drop));
+        for family in Family::BOTH {
+            for protocol in [UDP, TCP] {
+                self.rule(|r| r.resolver(family, protocol).act(Action::Accept));
+            }
+        }
     }
 
     fn output(&mut self, here: [Option<&str>; 2]) {
         let Settings { mark, own_uid, .. } = *self.settings;
         self.rule(|r| r.leaves("lo").act(Action::Accept));
-        self.head();
+        self.denied();
+        // A reply is not egress, and nobody here but root can forge one: what comes in has been judged there.
+        self.rule(|r| r.is_reply().state(ESTABLISHED).act(Action::Accept));
+        self.rule(|r| r.state(ESTABLISHED).marked(mark).act(Action::Accept));
+        for family in Family::BOTH {
+            self.rule(|r| r.state(RELATED).protocol(family.icmp()).act(Action::Accept));
+        }
         // This process: upstreams and log sinks, wherever they are. The mark carries what it sends without a
         // socket (resets, the end of a connection).
         if let Some(user) = own_uid {
@@ -351,16 +389,12 @@ impl Rules<'_> {
     }
 
     fn egress(&mut self, family: Family) {
-        let digit = family.digit();
-        self.rule(|r| r.state(RELATED).protocol(family.icmp()).act(Action::Accept));
-        self.rule(|r| r.family(family).destination_in(family, &format!("ungated{digit}")).act(Action::Accept));
+        let mark = self.settings.mark;
+        let ungated = format!("ungated{}", family.digit());
+        self.rule(|r| r.family(family).destination_in(family, &ungated).mark(mark).act(Action::Accept));
         self.rule(|r| r.state(INVALID).act(Action::Drop));
         for protocol in [UDP, TCP] {
-            let resolver = format!("resolver{digit}");
-            self.rule(|r| {
-                r.family(family).destination_in(family, &resolver).protocol(protocol).destination_port(53);
-                r.act(Action::Accept);
-            });
+            self.rule(|r| r.resolver(family, protocol).mark(mark).act(Action::Accept));
         }
         self.rule(|r| r.port_in("dns").act(Action::Return));
         let source = match self.settings.hook {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
-use super::enforcers::Enforcers;
+use super::enforcers::{Enforcers, Found};
 use super::journal::{Journal, Reasons};
 use super::record::GrantLog;
 use super::{GrantCounts, GrantEntry, GrantQuery, GranterError, GranterParts, NotGranted};
@@ -21,8 +21,8 @@ use crate::firewall::FirewallError;
 use crate::gate::Rulebook;
 use crate::grant::{Change, Granted, Ledger, Offered};
 use crate::net::Element;
-use crate::policy::{Basis, Cleared};
-use crate::time::{Clock, Now, Tick};
+use crate::policy::{Basis, Cleared, Policy};
+use crate::time::{Clock, Now, Tick, Wall};
 
 /// Offers that go into one batch at most, so that one batch stays within one netlink message or two.
 const BATCH: usize = 256;
@@ -72,6 +72,10 @@ pub(super) struct Desk {
     journal: Journal,
     log: GrantLog,
     rulebook: Arc<ArcSwap<Rulebook>>,
+    /// The policy whose layout the firewalls have: for a moment of a swap, not yet that of the rulebook.
+    laid: Arc<Policy>,
+    /// When its layout changes by itself: the next observe segment ends.
+    layout_ends: Option<Wall>,
     clock: Clock,
 }
 
@@ -82,7 +86,9 @@ impl Desk {
         let GranterParts { ledger, firewalls, held, shard, rulebook, clock } = parts;
         let (journal, reasons) = Journal::open(state).map_err(named)?;
         let enforcers = Enforcers::new(firewalls, held, clock.clone());
-        let mut desk = Self { ledger, enforcers, journal, log: GrantLog::new(shard), rulebook, clock };
+        let laid = Arc::clone(&rulebook.load().policy);
+        let log = GrantLog::new(shard);
+        let mut desk = Self { ledger, enforcers, journal, log, rulebook, laid, layout_ends: None, clock };
         desk.adopt(reasons)?;
         desk.journal.rewrite(&desk.ledger).map_err(named)?;
         Ok(desk)
@@ -125,7 +131,7 @@ impl Desk {
     fn obey(&mut self, order: Order) -> bool {
         match order {
             Order::Offer(offer) => self.grant(vec![*offer]),
-            Order::Arrange { rulebook, reply } => drop(reply.send(self.arrange(&rulebook))),
+            Order::Arrange { rulebook, reply } => drop(reply.send(self.arrange(&rulebook.policy))),
             Order::Revoke { reply } => drop(reply.send(self.revoke())),
             Order::List { query, reply } => drop(reply.send(self.list(&query))),
             Order::Stop => return false,
@@ -136,6 +142,15 @@ impl Desk {
     /// One batch, in the fixed order.
     fn grant(&mut self, offers: Vec<Offer>) {
         if offers.is_empty() {
+            return;
+        }
+        if let Some(counts) = self.enforcers.unusable() {
+            // Also for what the ledger holds to be open: nobody knows whether it still is.
+            for offer in offers {
+                counts.failed_closed.fetch_add(1, Ordering::Relaxed);
+                let why = "it cannot be used".to_owned();
+                drop(offer.reply.send(Err(NotGranted::Firewall(Arc::clone(&counts.name), why))));
+            }
             return;
         }
         let now = self.clock.now();
@@ -243,23 +258,24 @@ impl Desk {
     fn look_after(&mut self) {
         let now = self.clock.now();
         self.ledger.expire(now.tick);
-        let rulebook = self.rulebook.load_full();
-        self.enforcers.repair(&self.ledger, || rulebook.policy.layout(now.wall), now.tick);
-        let ended = rulebook.layout_ends.is_some_and(|end| end <= now.wall);
-        if ended
-            && !rulebook.relaid.swap(true, Ordering::Relaxed)
-            && let Err((firewall, error)) = self.arrange(&rulebook)
-        {
-            tracing::error!(%firewall, %error, "an observe segment ended and could not be enforced in the firewall yet");
-            rulebook.relaid.store(false, Ordering::Relaxed);
+        self.enforcers.repair(&self.ledger, || self.laid.layout(now.wall), now.tick);
+        if self.layout_ends.is_some_and(|end| end <= now.wall) {
+            let laid = Arc::clone(&self.laid);
+            if let Err((firewall, error)) = self.arrange(&laid) {
+                tracing::error!(%firewall, %error, "an observe segment ended and could not be enforced in the firewall yet; answers fail closed until it is");
+                // The firewall is not usable now; its repair lays the layout of that moment.
+                self.layout_ends = laid.next_change(now.wall);
+            }
         }
         self.count();
     }
 
-    fn arrange(&mut self, rulebook: &Rulebook) -> Result<(), (Arc<str>, FirewallError)> {
+    fn arrange(&mut self, policy: &Arc<Policy>) -> Result<(), (Arc<str>, FirewallError)> {
         let wall = self.clock.now().wall;
-        let old = self.rulebook.load_full();
-        self.enforcers.arrange(&rulebook.policy.layout(wall), || old.policy.layout(wall))
+        self.enforcers.arrange(&policy.layout(wall), || self.laid.layout(wall))?;
+        self.layout_ends = policy.next_change(wall);
+        self.laid = Arc::clone(policy);
+        Ok(())
     }
 
     fn revoke(&mut self) -> u64 {
@@ -288,10 +304,16 @@ impl Desk {
     fn adopt(&mut self, mut reasons: Reasons) -> Result<(), GranterError> {
         let now = self.clock.now();
         let policy = Arc::clone(&self.rulebook.load().policy);
-        let found = self.enforcers.adopt(&policy.layout(now.wall), now.tick);
-        let found = found.map_err(|(name, error)| GranterError::Firewall(name, error))?;
+        let unusable = |(name, error)| GranterError::Firewall(name, error);
+        let found = self.enforcers.adopt(&policy.layout(now.wall), now.tick).map_err(unusable)?;
+        self.layout_ends = policy.next_change(now.wall);
+        // What any of them holds; the others are given it below, before an answer relies on it.
+        let mut whole = Found::default();
+        for (element, until) in found.iter().flatten() {
+            whole.entry(*element).and_modify(|known| *known = (*known).max(*until)).or_insert(*until);
+        }
         let mut adopted: Vec<(Element, Tick, Arc<Basis>)> = Vec::new();
-        for (element, until) in found {
+        for (element, until) in whole {
             let mut upheld = reasons.remove(&element).unwrap_or_default();
             upheld.retain(|reason| policy.upholds(&reason.basis, &element).is_some());
             let basis = upheld.first().map(|reason| Arc::clone(&reason.basis));
@@ -299,22 +321,11 @@ impl Desk {
                 adopted.extend(basis.map(|basis| (element, until, basis)));
             }
         }
-        let closings = self.ledger.take_batch();
-        let applied = self.enforcers.apply(&closings, now.tick);
-        let _ = self.ledger.acknowledge(&closings, &applied.failed);
-        if let Some((place, why)) = applied.by {
-            let name =
-                self.enforcers.at(place).map_or_else(|| Arc::from("firewall"), |counts| Arc::clone(&counts.name));
-            let what = "closing what the policy no longer allows".into();
-            return Err(GranterError::Firewall(name, FirewallError::Kernel { what, why }));
-        }
-        self.enforcers.advise(&closings, now.tick);
-        if !adopted.is_empty() || !closings.is_empty() {
-            tracing::info!(
-                adopted = adopted.len(),
-                closed = closings.len(),
-                "took over the grants of the process before"
-            );
+        // Each firewall gets changes of its own instead.
+        drop(self.ledger.take_batch());
+        let closed = self.enforcers.even_out(&found, &self.ledger, now.tick).map_err(unusable)?;
+        if !adopted.is_empty() || closed > 0 {
+            tracing::info!(adopted = adopted.len(), closed, "took over the grants of the process before");
         }
         for (element, until, basis) in adopted {
             self.log.adopted(element, until, &basis, now);

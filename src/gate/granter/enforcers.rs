@@ -17,6 +17,10 @@ use crate::time::{Clock, Tick};
 /// From here on an acknowledgement is worth a warning.
 const SLOW: Duration = Duration::from_millis(50);
 
+/// How long an advisory firewall that cannot be used is left alone: each trial may take its deadline, and answers
+/// would wait meanwhile.
+const REST: Duration = Duration::from_secs(5);
+
 /// One firewall's numbers.
 #[derive(Debug)]
 pub struct EnforcerCounts {
@@ -62,6 +66,8 @@ pub(super) struct Enforcers {
     firewalls: Vec<Box<dyn Firewall>>,
     /// Shared with whoever shows them, through the granter's counts.
     counts: Arc<super::GrantCounts>,
+    /// Until when an advisory firewall that cannot be used is left alone, by its place.
+    rest_until: Vec<Tick>,
     clock: Clock,
 }
 
@@ -89,6 +95,7 @@ impl Enforcers {
             enforcers: firewalls.iter().map(enforcer).collect(),
         };
         Self {
+            rest_until: vec![Tick(0); firewalls.len()],
             firewalls: firewalls.into_iter().map(|(firewall, _)| firewall).collect(),
             counts: Arc::new(counts),
             clock,
@@ -104,27 +111,70 @@ impl Enforcers {
         self.counts.enforcers.get(place)
     }
 
-    /// Takes over what is in force; each element with the end that all required firewalls give it at least.
+    /// Takes over what is in force, of each firewall; [`Enforcers::even_out`] has to follow.
     ///
     /// # Errors
     /// A required firewall cannot be used.
-    pub(super) fn adopt(&mut self, layout: &Layout, now: Tick) -> Result<Found, (Arc<str>, FirewallError)> {
-        let mut found = Found::default();
+    pub(super) fn adopt(&mut self, layout: &Layout, now: Tick) -> Result<Vec<Found>, (Arc<str>, FirewallError)> {
+        let mut all = Vec::with_capacity(self.firewalls.len());
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
-            match firewall.adopt(layout, now) {
-                Ok(live) => {
-                    for (element, until) in live {
-                        found.entry(element).and_modify(|known| *known = (*known).min(until)).or_insert(until);
-                    }
-                }
+            let found = match firewall.adopt(layout, now) {
+                Ok(live) => live.into_iter().collect(),
                 Err(error) if counts.required => return Err((Arc::clone(&counts.name), error)),
                 Err(error) => {
                     counts.usable.store(false, Ordering::Relaxed);
                     tracing::warn!(firewall = %counts.name, %error, "an advisory firewall cannot be used");
+                    Found::default()
                 }
-            }
+            };
+            all.push(found);
         }
-        Ok(found)
+        Ok(all)
+    }
+
+    /// Gives each firewall what the ledger took over and it lacks, be it that another one held it, and closes what
+    /// nothing upholds; how many were closed. `found` is what [`Enforcers::adopt`] gave.
+    ///
+    /// # Errors
+    /// A required firewall does not take it all.
+    pub(super) fn even_out(
+        &mut self,
+        found: &[Found],
+        ledger: &Ledger,
+        now: Tick,
+    ) -> Result<usize, (Arc<str>, FirewallError)> {
+        let mut closed = 0;
+        for ((firewall, counts), found) in self.firewalls.iter_mut().zip(&self.counts.enforcers).zip(found) {
+            if !counts.usable.load(Ordering::Relaxed) {
+                continue;
+            }
+            let changes = ledger.repair(found, now);
+            if changes.is_empty() {
+                continue;
+            }
+            let error = match firewall.apply(&changes, now) {
+                Ok(failed) if failed.is_empty() => {
+                    closed += changes.iter().filter(|change| matches!(change, Change::Close { .. })).count();
+                    continue;
+                }
+                Ok(failed) => FirewallError::Kernel {
+                    what: "putting in force what was open before and is still right".into(),
+                    why: format!("{} of {} changes were not taken", failed.len(), changes.len()),
+                },
+                Err(error) => error,
+            };
+            if counts.required {
+                return Err((Arc::clone(&counts.name), error));
+            }
+            counts.usable.store(false, Ordering::Relaxed);
+            tracing::warn!(firewall = %counts.name, %error, "an advisory firewall cannot be used");
+        }
+        Ok(closed)
+    }
+
+    /// A required firewall of which it is not known what is in force.
+    pub(super) fn unusable(&self) -> Option<&EnforcerCounts> {
+        self.counts.enforcers.iter().find(|counts| !counts.ready())
     }
 
     /// Tells every required firewall; changes that any of them did not take have failed.
@@ -193,14 +243,14 @@ impl Enforcers {
     /// Tells the firewalls that no answer waits for.
     pub(super) fn advise(&mut self, changes: &[Change], now: Tick) {
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
-            if counts.required || changes.is_empty() {
+            // What one that cannot be used misses here it is given when it is repaired.
+            if counts.required || changes.is_empty() || !counts.usable.load(Ordering::Relaxed) {
                 continue;
             }
-            let failed = firewall.apply(changes, now);
-            counts.usable.store(failed.is_ok(), Ordering::Relaxed);
-            match failed {
+            match firewall.apply(changes, now) {
                 Ok(failed) => drop(counts.errors.fetch_add(failed.len() as u64, Ordering::Relaxed)),
                 Err(error) => {
+                    counts.usable.store(false, Ordering::Relaxed);
                     counts.errors.fetch_add(changes.len() as u64, Ordering::Relaxed);
                     tracing::warn!(firewall = %counts.name, %error, "an advisory firewall did not take a batch");
                 }
@@ -211,21 +261,25 @@ impl Enforcers {
     /// Where somebody else changed a firewall, or it failed: takes it over again, restores what is missing, closes what
     /// is foreign. Offers wait meanwhile: no answer is told into a hole.
     pub(super) fn repair(&mut self, ledger: &Ledger, layout: impl Fn() -> Layout, now: Tick) {
-        for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
-            if counts.usable.load(Ordering::Relaxed) && matches!(firewall.drifted(), Ok(false)) {
+        let firewalls = self.firewalls.iter_mut().zip(&self.counts.enforcers);
+        for ((firewall, counts), rest) in firewalls.zip(&mut self.rest_until) {
+            let usable = counts.usable.load(Ordering::Relaxed);
+            if usable && matches!(firewall.drifted(), Ok(false)) || !usable && now < *rest {
                 continue;
             }
             let repaired = firewall.adopt(&layout(), now).and_then(|found| {
                 let changes = ledger.repair(&found.into_iter().collect(), now);
-                let failed = firewall.apply(&changes, now)?;
-                Ok((changes.len(), failed.len(), leaves_open(&changes, &failed)))
+                firewall.apply(&changes, now).map(|failed| (changes.len(), failed.len()))
             });
-            let right = matches!(repaired, Ok((.., false)));
-            let usable = counts.usable.swap(right, Ordering::Relaxed);
+            // What it did not take is missing there, or open although it should not be.
+            let whole = matches!(repaired, Ok((_, 0)));
+            counts.usable.store(whole, Ordering::Relaxed);
+            if !whole && !counts.required {
+                *rest = now + REST;
+            }
             match repaired {
-                // Once for as long as it does not close what it should.
-                Ok((.., true)) if !usable => {}
-                Ok((changes, failed, _)) => {
+                Ok(_) if !whole && !usable => {}
+                Ok((changes, failed)) => {
                     counts.repairs.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(firewall = %counts.name, changes, failed, "the firewall was changed by somebody else, or had failed; it is repaired");
                 }
@@ -237,26 +291,37 @@ impl Enforcers {
         }
     }
 
-    /// Lays a layout out in every firewall; where one refuses, those before it get `old` back.
+    /// Lays a layout out in every firewall; where a required one refuses, those before it get `old` back.
     ///
     /// # Errors
-    /// The firewall that refused.
+    /// The required firewall that refused.
     pub(super) fn arrange(
         &mut self,
         layout: &Layout,
         old: impl FnOnce() -> Layout,
     ) -> Result<(), (Arc<str>, FirewallError)> {
         for place in 0..self.firewalls.len() {
-            let Some(firewall) = self.firewalls.get_mut(place) else { break };
+            let (Some(firewall), Some(counts)) = (self.firewalls.get_mut(place), self.counts.enforcers.get(place))
+            else {
+                break;
+            };
             let Err(error) = firewall.arrange(layout) else { continue };
-            let name = Arc::from(firewall.name());
+            // Which layout it has is not known: it is taken over again, with the one that is in force by then.
+            counts.usable.store(false, Ordering::Relaxed);
+            if !counts.required {
+                tracing::warn!(firewall = %counts.name, %error, "an advisory firewall did not take the layout");
+                continue;
+            }
             let old = old();
-            for undone in self.firewalls.iter_mut().take(place) {
-                if let Err(error) = undone.arrange(&old) {
-                    tracing::error!(firewall = undone.name(), %error, "the old layout could not be put back");
+            for (undone, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers).take(place) {
+                if counts.usable.load(Ordering::Relaxed)
+                    && let Err(error) = undone.arrange(&old)
+                {
+                    counts.usable.store(false, Ordering::Relaxed);
+                    tracing::error!(firewall = %counts.name, %error, "the old layout could not be put back");
                 }
             }
-            return Err((name, error));
+            return Err((Arc::clone(&counts.name), error));
         }
         Ok(())
     }

@@ -12,7 +12,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use desk::{Desk, Order};
@@ -31,6 +32,9 @@ use crate::time::{Clock, Tick, Wall};
 
 /// Offers that may wait at once; more are refused, closed.
 const QUEUE: usize = 16_384;
+
+/// How often a revocation looks whether the queue has room again.
+const FULL: Duration = Duration::from_millis(1);
 
 /// Why an answer may not be told.
 #[derive(Debug)]
@@ -138,6 +142,26 @@ pub struct GranterParts {
     pub clock: Clock,
 }
 
+/// An offer that waits; its time is counted when it ends, also where nobody waits for it any more.
+struct Pending<'a> {
+    granter: &'a Granter,
+    since: Tick,
+}
+
+impl<'a> Pending<'a> {
+    fn new(granter: &'a Granter) -> Self {
+        granter.counts.pending.fetch_add(1, Ordering::Relaxed);
+        Self { granter, since: granter.clock.tick() }
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.granter.counts.pending.fetch_sub(1, Ordering::Relaxed);
+        self.granter.counts.held.record(self.granter.clock.tick().since(self.since));
+    }
+}
+
 impl Granter {
     /// Adopts what is in force, re-decides it under the present policy, and starts the thread. When this returns the
     /// firewalls enforce the policy and the doors may open.
@@ -162,11 +186,8 @@ impl Granter {
     /// # Errors
     /// [`NotGranted`]; nothing may be told.
     pub async fn offer(&self, cleared: Cleared, told_until: Tick, query: RecordId) -> Result<Granted, NotGranted> {
-        let offered = self.clock.tick();
-        self.counts.pending.fetch_add(1, Ordering::Relaxed);
+        let _pending = Pending::new(self);
         let granted = self.ask(|reply| Order::offer(cleared, told_until, query, reply)).await;
-        self.counts.pending.fetch_sub(1, Ordering::Relaxed);
-        self.counts.held.record(self.clock.tick().since(offered));
         granted.unwrap_or(Err(NotGranted::Busy))
     }
 
@@ -183,7 +204,14 @@ impl Granter {
     /// Re-decides every live grant under the published policy and closes what it would not make; how many reasons
     /// went.
     pub async fn revoke(&self) -> u64 {
-        self.ask(|reply| Order::Revoke { reply }).await.unwrap_or(0)
+        let (reply, answer) = oneshot::channel();
+        let mut order = Order::Revoke { reply };
+        // Unlike an offer it is never given up where the queue is full: what was revoked must close (I6).
+        while let Err(TrySendError::Full(back)) = self.orders.try_send(order) {
+            order = back;
+            tokio::time::sleep(FULL).await;
+        }
+        answer.await.unwrap_or(0)
     }
 
     /// Lists grants.

@@ -17,7 +17,7 @@ pub use socket::{BindError, LISTEN};
 use socket::{Datagrams, Route};
 
 use crate::audit::{Shard, Transport};
-use crate::gate::{Arrival, Fast, Finished, Gate, Outbox, Passed};
+use crate::gate::{Arrival, Fast, Finished, Gate, Outbox, Rulebook};
 use crate::metric::Tally;
 
 /// Datagrams per system call.
@@ -138,11 +138,13 @@ impl Serving {
                 return;
             }
             let ready = self.wait(stopping);
+            let (gate, passed) = (Arc::clone(&self.gate), Arc::clone(&self.passed));
+            // Until the replies have left: a swap waits for them before it revokes what they tell.
+            let rulebook = gate.use_rulebook(&passed);
             in_flight -= self.take_returns();
             for socket in ready {
-                in_flight += self.receive(socket);
+                in_flight += self.receive(socket, &rulebook);
             }
-            Passed::park(&self.passed);
         }
     }
 
@@ -168,17 +170,15 @@ impl Serving {
     }
 
     /// One batch of one socket; how many of it went to the slow path.
-    fn receive(&mut self, socket: usize) -> usize {
+    fn receive(&mut self, socket: usize, rulebook: &Rulebook) -> usize {
         let Some(datagrams) = self.sockets.get_mut(socket) else { return 0 };
         let received = datagrams.receive();
         let at = self.gate.clock.now();
-        let rulebook = self.gate.rulebook.load();
-        self.passed.store(rulebook.epoch, Ordering::SeqCst);
         let mut jobs = 0;
         for (packet, route) in received.iter() {
             let arrival = Arrival { peer: route.peer, transport: Transport::Udp, at };
             let way = Way { socket, route };
-            match self.gate.fast(&rulebook, packet, arrival, &mut self.outbox, || way) {
+            match self.gate.fast(rulebook, packet, arrival, &mut self.outbox, || way) {
                 Fast::Done => {}
                 Fast::Slow(job) => {
                     jobs += 1;
@@ -189,7 +189,6 @@ impl Serving {
                 }
             }
         }
-        drop(rulebook);
         self.send();
         jobs
     }
