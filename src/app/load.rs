@@ -114,6 +114,8 @@ fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::So
     };
     let mut files = Vec::new();
     let mut pending = vec![directory.to_owned()];
+    // A directory may be there twice, and hold a link to itself.
+    let mut visited = HashSet::from([root.clone()]);
     while let Some(at) = pending.pop() {
         let entries = match std::fs::read_dir(&at) {
             Ok(entries) => entries,
@@ -133,6 +135,11 @@ fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::So
             };
             let path = entry.path();
             let name = entry.file_name();
+            let is_policy = path.extension().is_some_and(|extension| extension == "toml");
+            // What an editor leaves beside it for a moment may be gone by now.
+            if !is_policy && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
             // A Kubernetes volume keeps its files behind ..data; the links beside it lead there.
             if name.to_string_lossy().starts_with('.') || name == "tests" {
                 continue;
@@ -142,10 +149,12 @@ fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::So
                     let fact = format!("{} is a link out of the policy directory", path.display());
                     mistakes.push(Mistake::general(fact, "copy the file into the directory"));
                 }
-                Ok(real) if real.is_dir() && !path.is_symlink() => pending.push(path),
-                Ok(real) if real.is_file() && path.extension().is_some_and(|extension| extension == "toml") => {
-                    files.push(path);
+                Ok(real) if real.is_dir() => {
+                    if visited.insert(real) {
+                        pending.push(path);
+                    }
                 }
+                Ok(real) if real.is_file() && is_policy => files.push(path),
                 Ok(_) => {}
                 Err(error) => unreadable(&path, &error, mistakes),
             }

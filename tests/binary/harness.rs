@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -333,10 +334,16 @@ pub(crate) fn loopback(port: u16) -> SocketAddr {
 /// nobody is given it by chance before it is bound again.
 pub(crate) fn free_port() -> u16 {
     const FIRST: u16 = 10_000;
+    const EACH: u16 = 1_000;
+    /// This process's ports: those after the one that it holds, which keeps other test runs off them.
+    static OURS: LazyLock<(TcpListener, u16)> = LazyLock::new(|| {
+        let mut firsts = (FIRST..FIRST + 20 * EACH).step_by(EACH.into());
+        let claim = |first| Some((TcpListener::bind((Ipv4Addr::LOCALHOST, first)).ok()?, first));
+        firsts.find_map(claim).unwrap_or_else(|| panic!("twenty test runs at once"))
+    });
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let ours = u16::try_from(std::process::id() % 200).unwrap() * 100;
-    for _ in 0..1000 {
-        let port = FIRST + (ours + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+    for _ in 0..EACH {
+        let port = OURS.1 + 1 + NEXT.fetch_add(1, Ordering::Relaxed) % (EACH - 1);
         let four = (Ipv4Addr::UNSPECIFIED, port);
         let six = (Ipv6Addr::LOCALHOST, port);
         let free = UdpSocket::bind(four).is_ok() && TcpListener::bind(four).is_ok();
