@@ -58,7 +58,13 @@ pub(crate) fn grants(file: &ConfigFile, filter: &Filter, as_json: bool) -> Resul
 
 /// Lets it load policy and zones again.
 pub(crate) fn reload(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failure> {
-    let done = ask(file, Method::POST, "/v1/reload")?;
+    let done = match ask(file, Method::POST, "/v1/reload") {
+        Err(Failure::Refused(mistakes)) if as_json => {
+            print(&format!("{}\n", serde_json::json!({ "errors": mistakes })))?;
+            return Ok(ExitCode::from(2));
+        }
+        done => done?,
+    };
     if as_json {
         print(&format!("{done}\n"))?;
     } else {

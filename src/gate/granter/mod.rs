@@ -119,11 +119,18 @@ pub enum GranterError {
     #[error("firewall \"{0}\": {1}")]
     Firewall(Arc<str>, FirewallError),
     /// The journal cannot be read or written.
-    #[error("the journal in {0}: {1}; make the state directory writable for this user")]
+    #[error("the journal in {0}: {1}; {remedy}", remedy = remedy(.1))]
     Journal(String, io::Error),
     /// No thread.
     #[error("the granter's thread could not be started: {0}")]
     Thread(io::Error),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "free some space there",
+        _ => "make the state directory writable for this user",
+    }
 }
 
 /// What a new granter needs.
