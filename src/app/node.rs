@@ -11,7 +11,7 @@ use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
 use crate::audit::{Event, Meter, PolicyEvent, Shard};
 use crate::document::Mistake;
-use crate::gate::{Gate, GrantEntry, GrantQuery, Rulebook, WORDS};
+use crate::gate::{EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook, WORDS};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
 use crate::policy::Policy;
@@ -200,11 +200,11 @@ impl Node for Arc<RunningNode> {
             upstreams.push(json!({ "name": &**upstream.name(), "servers": servers }));
         }
         let firewalls = config.firewalls.iter().zip(&counts.enforcers).map(|(settings, firewall)| {
-            let [elements, capacity] = firewall.load.each_ref().map(load);
+            let (elements, capacity) = room(firewall, counts);
             json!({
                 "name": &*firewall.name, "kind": settings.kind, "required": firewall.required,
                 "ready": firewall.usable.load(Ordering::Relaxed),
-                "elements": elements, "capacity": (capacity > 0).then_some(capacity),
+                "elements": elements, "capacity": capacity,
                 "last_ack_us": load(&firewall.last_ack_us), "errors": load(&firewall.errors),
                 "repairs": load(&firewall.repairs),
             })
@@ -316,9 +316,11 @@ impl Node for Arc<RunningNode> {
         registry.absolute(metric::AUDIT_GAPS, [], audit.gaps);
         for firewall in &counts.enforcers {
             let label = [&*firewall.name];
-            let [elements, capacity] = firewall.load.each_ref().map(load);
+            let (elements, capacity) = room(firewall, counts);
             registry.set_gauge(metric::FIREWALL_ELEMENTS, label, number(elements));
-            registry.set_gauge(metric::FIREWALL_CAPACITY, label, number(elements) / number(capacity.max(1)));
+            if let Some(capacity) = capacity {
+                registry.set_gauge(metric::FIREWALL_CAPACITY, label, number(elements) / number(capacity));
+            }
             registry.absolute(metric::FIREWALL_ERRORS, label, load(&firewall.errors));
             registry.absolute(metric::FIREWALL_DRIFT_REPAIRS, label, load(&firewall.repairs));
             registry.absolute(metric::ANSWERS_FAILED_CLOSED, label, load(&firewall.failed_closed));
@@ -341,6 +343,14 @@ impl Node for Arc<RunningNode> {
             registry.absolute(metric::STREAMS_CLOSED, [ending.as_str()], count);
         }
         registry.render()
+    }
+}
+
+/// The elements in a firewall's fullest table and the room there; of one that has no bound what the granter holds.
+fn room(firewall: &EnforcerCounts, counts: &GrantCounts) -> (u64, Option<u64>) {
+    match firewall.load.each_ref().map(|count| count.load(Ordering::Relaxed)) {
+        [_, 0] => (counts.live.load(Ordering::Relaxed), None),
+        [elements, capacity] => (elements, Some(capacity)),
     }
 }
 

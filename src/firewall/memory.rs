@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::firewall::{Common, Firewall, FirewallError, Load, Plan};
+use crate::firewall::{Common, Firewall, FirewallError, Plan};
 use crate::grant::Change;
 use crate::net::Element;
 use crate::policy::Layout;
@@ -165,11 +165,6 @@ impl Firewall for Memory {
 
     fn drifted(&mut self) -> Result<bool, FirewallError> {
         Ok(std::mem::take(&mut self.handle.state.lock().drifted))
-    }
-
-    fn load(&mut self) -> Result<Option<Load>, FirewallError> {
-        let elements = u32::try_from(self.handle.elements().len()).unwrap_or(u32::MAX);
-        Ok(Some(Load { elements, capacity: u32::MAX }))
     }
 }
 
