@@ -52,3 +52,8 @@ fn a_crash_at_any_moment_loses_nothing() {
 fn nothing_forged_leaves_the_gateway() {
     tell("forged");
 }
+
+#[test]
+fn what_is_revoked_is_closed_within_a_second() {
+    tell("revoke");
+}

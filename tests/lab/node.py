@@ -159,10 +159,16 @@ class Node:
             file.write(text.replace(before, after))
 
     def amend_policy(self, before, after):
-        """Replaces a piece of the policy; from the next start or reload on."""
+        """Replaces a piece of the policy, from the next start or reload on; the policy that it was."""
         if before not in self._policy:
             raise ValueError(f"not in the policy: {before}")
-        self._policy = self._policy.replace(before, after)
+        kept = self._policy
+        self.restore_policy(kept.replace(before, after))
+        return kept
+
+    def restore_policy(self, policy):
+        """Writes what `amend_policy` gave back."""
+        self._policy = policy
         self._write_policy("amended")
 
     def _write_policy(self, reason):
@@ -223,13 +229,17 @@ class Node:
         """Another verb of the binary, on the gateway; output and exit code."""
         return self._namespace.output(self._binary, *arguments, timeout=60)
 
+    def command(self, *verb):
+        """A verb of the binary with this configuration; output and exit code."""
+        return self.run(*verb, "-c", self._config)
+
     def check(self):
         """`outgate check` of this configuration; output and exit code."""
-        return self.run("check", "-c", self._config)
+        return self.command("check")
 
     def verify_log(self):
         """`outgate log verify`; output and exit code."""
-        return self.run("log", "verify", "-c", self._config)
+        return self.command("log", "verify")
 
     def diagnostics(self, lines=15):
         """The last lines that it printed."""
