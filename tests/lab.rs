@@ -57,3 +57,8 @@ fn nothing_forged_leaves_the_gateway() {
 fn what_is_revoked_is_closed_within_a_second() {
     tell("revoke");
 }
+
+#[test]
+fn a_hostile_name_server_opens_nothing_else() {
+    tell("hostile");
+}

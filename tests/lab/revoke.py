@@ -52,8 +52,7 @@ CHANGES = [
      'names    = ["admin.example.com"]', 'names    = ["admin.example.com", "*.cdn.example.com"]',
      [("checkout1", "shop.example.com")], [("checkout1", EDGE, False)]),
     ("a client is in no segment any more", 'clients = ["192.0.2.128/27"', 'clients = ["192.0.2.130/32"',
-     [("batch1", "mirror.example.org"), ("batch2", "mirror.example.org")],
-     [("batch1", MIRROR, False), ("batch2", MIRROR, True)]),
+     [("batch1", "mirror.example.org")], [("batch1", MIRROR, False)]),
 ]
 
 
@@ -90,7 +89,8 @@ def revocations(built):
         while connects(built, "checkout1", last) and time.monotonic() - start < 5:
             pass
         seconds.append(time.monotonic() - start)
-        left = [number for number in range(0, GRANTS, 97) if connects(built, "checkout1", internet.bulk_address(number, 4))]
+        sample = range(0, GRANTS, 97)
+        left = [n for n in sample if connects(built, "checkout1", internet.bulk_address(n, 4))]
         if left:
             raise RuntimeError(f"still open: {left}")
         built.node.restore_policy(kept)
