@@ -1,7 +1,7 @@
 //! Addresses, prefixes and services: what a flow goes from, to and by.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -46,6 +46,16 @@ impl<T> PrefixMap<T> {
 #[must_use]
 pub const fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
+}
+
+/// What one host is counted by where it must not take another's share: an IPv4 address, or the /64 of an IPv6 address,
+/// which one host may fill (RFC 8064: interface identifiers are the host's own choice).
+#[must_use]
+pub const fn host(address: IpAddr) -> IpAddr {
+    match canonical(address) {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        four @ IpAddr::V4(_) => four,
+    }
 }
 
 /// What one grant opens: one port of one protocol, ICMP, or every protocol.

@@ -288,6 +288,9 @@ impl Node for Arc<RunningNode> {
         if !self.parts.gate.granter.counts().ready() {
             waiting.push("a required firewall cannot be used".into());
         }
+        if !self.parts.gate.granter.counts().journal_usable.load(Ordering::Relaxed) {
+            waiting.push("the journal in the state directory cannot be written".into());
+        }
         if !self.parts.meter.usable() {
             waiting.push("the query log cannot be written".into());
         }

@@ -169,8 +169,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     let workers = sockets.workers(&gate, &handle, &stop_workers, outboxes).map_err(|error| {
         Failure::Failed(format!("no event descriptor for a worker: {error}; raise the limit of open files"))
     })?;
-    let forwarders = config.forwarders.iter().flat_map(|forwarder| &forwarder.addresses).map(ipnet::IpNet::addr);
-    let stream_limits = Streams::new(Limits::default(), forwarders);
+    let stream_limits = Streams::new(Limits::default());
     let parts =
         NodeParts { config, gate, registry, meter, streams: Arc::clone(&stream_limits), addresses, no_upstream, boot };
     let node = RunningNode::new(parts, node_shard);

@@ -3,20 +3,19 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
-use crate::net::SegmentId;
+use crate::net::{SegmentId, host};
 
 /// Queries on the slow path in all; each holds a packet and a task, some kilobytes.
 const ALL: usize = 8_192;
 /// Per segment: however many clients it has, three quarters are left to the others.
 const SEGMENT: usize = ALL / 4;
-/// Per client: a busy host's burst at start (guessed; Unbound's wait-limit is of that size). An IPv6 client is its /64,
-/// which one host may fill with addresses (RFC 6177).
+/// Per client, as [`host`] counts it: a busy host's burst at start (guessed; Unbound's wait-limit is of that size).
 const CLIENT: usize = 256;
 /// Per forwarder: it asks for many, up to its segment's share.
 const FORWARDER: usize = SEGMENT;
@@ -44,7 +43,7 @@ impl Slots {
     /// A place for a query of `client`, if there is room.
     #[must_use]
     pub fn take(&self, segment: SegmentId, client: IpAddr, is_forwarder: bool) -> Option<Slot> {
-        let client = counted(client);
+        let client = host(client);
         let mut taken = self.0.lock();
         let of_client = taken.clients.get(&client).copied().unwrap_or(0);
         let of_segment = taken.segments.get(&segment).copied().unwrap_or(0);
@@ -83,14 +82,6 @@ fn give_back<K: Hash + Eq>(counts: &mut HashMap<K, usize, RandomState>, key: &K)
     }
 }
 
-/// What a client is counted by.
-fn counted(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,7 +107,9 @@ mod tests {
     #[test]
     fn all_addresses_of_a_prefix_of_64_are_one_client() {
         let slots = Slots::default();
-        let held = take_all(&slots, 1, |number| Ipv6Addr::from_bits((0x2001_0db8 << 96) + u128::from(number)).into());
+        let held = take_all(&slots, 1, |number| {
+            std::net::Ipv6Addr::from_bits((0x2001_0db8 << 96) + u128::from(number)).into()
+        });
         assert_eq!(held.len(), CLIENT);
     }
 

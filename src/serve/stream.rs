@@ -1,14 +1,15 @@
 //! The gate as the stream doors see it: one outbox, one shard of the log, for all of them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
-use super::tcp::StreamGate;
+use super::tcp::{Standing, StreamGate};
 use crate::audit::Transport;
 use crate::gate::{Arrival, Fast, Gate, Outbox};
+use crate::net::canonical;
 
 /// See the module.
 #[derive(Debug)]
@@ -33,6 +34,15 @@ impl StreamDoor {
 }
 
 impl StreamGate for StreamDoor {
+    fn standing(&self, peer: IpAddr) -> Standing {
+        let policy = &self.gate.rulebook.load().policy;
+        match policy.asker(canonical(peer)) {
+            None => Standing::Stranger,
+            Some(asker) if policy.forwarder(asker).is_some() => Standing::Forwarder,
+            Some(_) => Standing::Client,
+        }
+    }
+
     async fn answer(&self, packet: Vec<u8>, peer: SocketAddr, _local: SocketAddr) -> Option<Vec<u8>> {
         let arrival = Arrival { peer, transport: Transport::Tcp, at: self.gate.clock.now() };
         let mut job = {

@@ -63,6 +63,11 @@ fn a_full_disk_silences_it_until_there_is_room() {
         for name in ["example.org", "x.example.net", "www.corp.example"] {
             assert!(impatient.ask(&a(name)).is_none(), "{name}");
         }
+        // What nobody was told is not open either.
+        for (name, open) in [("x.example.net", false), ("www.corp.example", true)] {
+            let grants: Value = serde_json::from_str(&site.run(&["grants", "--json", "--name", name]).stdout).unwrap();
+            assert_eq!(!grants.as_array().unwrap().is_empty(), open, "{name}: {grants}");
+        }
         let mut stream = Stream::new(site.dns);
         stream.0.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         stream.send(&a("www.corp.example").to_vec().unwrap());

@@ -3,6 +3,7 @@
 //! It commits in groups: whatever was offered while one batch was in the kernel is the next batch. The order of one
 //! batch is fixed: journal, firewalls, acknowledgement, grant records, and only then the [`Granted`]s go back.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +20,7 @@ use super::{GrantCounts, GrantEntry, GrantQuery, GranterError, GranterParts, Not
 use crate::audit::RecordId;
 use crate::firewall::FirewallError;
 use crate::gate::Rulebook;
-use crate::grant::{Change, Granted, Ledger, Offered};
+use crate::grant::{Change, Effect, Granted, Ledger, Offered};
 use crate::net::Element;
 use crate::policy::{Basis, Cleared, Policy};
 use crate::time::{Clock, Now, Tick, Wall};
@@ -29,6 +30,9 @@ const BATCH: usize = 256;
 
 /// How often the granter looks after itself when nobody asks: ends, drift, observe segments that end.
 const IDLE: Duration = Duration::from_millis(250);
+
+/// How often the firewalls are asked how full they are.
+const MEASURE: Duration = Duration::from_secs(1);
 
 /// What the granter is told to do.
 pub(super) enum Order {
@@ -76,6 +80,8 @@ pub(super) struct Desk {
     laid: Arc<Policy>,
     /// When its layout changes by itself: the next observe segment ends.
     layout_ends: Option<Wall>,
+    /// When the firewalls are asked again how full they are.
+    measure_at: Tick,
     clock: Clock,
 }
 
@@ -88,7 +94,8 @@ impl Desk {
         let enforcers = Enforcers::new(firewalls, held, clock.clone());
         let laid = Arc::clone(&rulebook.load().policy);
         let log = GrantLog::new(shard);
-        let mut desk = Self { ledger, enforcers, journal, log, rulebook, laid, layout_ends: None, clock };
+        let mut desk =
+            Self { ledger, enforcers, journal, log, rulebook, laid, layout_ends: None, measure_at: Tick(0), clock };
         desk.adopt(reasons)?;
         desk.journal.rewrite(&desk.ledger).map_err(named)?;
         Ok(desk)
@@ -106,9 +113,6 @@ impl Desk {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            if first.is_none() {
-                self.enforcers.measure();
-            }
             self.look_after();
             let mut offers = Vec::new();
             for order in first.into_iter().chain(inbox.try_iter().take(BATCH - 1)) {
@@ -156,7 +160,12 @@ impl Desk {
         let now = self.clock.now();
         let waiting = self.offer(offers, now);
         let changes = self.ledger.take_batch();
-        if let Err(error) = self.write_journal(&waiting, &changes) {
+        let written = self.write_journal(&waiting, &changes);
+        let usable = self.counts().journal_usable.swap(written.is_ok(), Ordering::Relaxed);
+        if let Err(error) = written {
+            if usable {
+                tracing::error!(%error, "the journal in the state directory cannot be written; new answers with addresses fail closed until it can");
+            }
             // No firewall was told. What was to be closed is closed all the same: the ledger has forgotten it.
             let all: Vec<usize> = (0..changes.len()).collect();
             let mut back = self.ledger.acknowledge(&changes, &all);
@@ -167,6 +176,9 @@ impl Desk {
             }
             return;
         }
+        if !usable {
+            tracing::info!("the journal can be written again");
+        }
         let applied = self.enforcers.apply(&changes, now.tick);
         let back = self.ledger.acknowledge(&changes, &applied.failed);
         self.enforcers.take_back(&back, now.tick);
@@ -175,6 +187,7 @@ impl Desk {
         let failed_by = applied.by.as_ref().and_then(|(place, why)| Some((self.enforcers.at(*place)?, why.as_str())));
         let acknowledged = self.clock.tick();
         let mut settled = Vec::with_capacity(waiting.len());
+        let mut opened: HashSet<Element> = HashSet::new();
         for Waiting { offered, query, reply } in waiting {
             let added = offered.added().to_vec();
             let basis = Arc::clone(offered.cleared().basis());
@@ -190,9 +203,14 @@ impl Desk {
             });
             let failure = if let Err(NotGranted::Firewall(_, why)) = &result { Some(why.as_str()) } else { None };
             self.log.offered(&basis, &added, query, failure, &applied.acks, now);
+            let new = added.iter().filter(|added| matches!(added.effect, Effect::Opens(..)));
+            opened.extend(new.map(|added| added.element));
             settled.push((reply, result));
         }
         let recorded = self.log.commit().is_ok();
+        if !recorded {
+            self.close_unrecorded(&opened, now);
+        }
         for (reply, result) in settled {
             drop(reply.send(if recorded { result } else { result.and(Err(NotGranted::Audit)) }));
         }
@@ -201,6 +219,19 @@ impl Desk {
         let taken: Vec<Change> =
             changes.iter().enumerate().filter(|(at, _)| !refused(at)).map(|(_, change)| *change).collect();
         self.after(&taken, now);
+    }
+
+    /// Closes what was opened and could not be recorded: no answer tells it, so nothing may hold it.
+    fn close_unrecorded(&mut self, opened: &HashSet<Element>, now: Now) {
+        if opened.is_empty() {
+            return;
+        }
+        drop(self.ledger.revoke(now.tick, |_, element| !opened.contains(element)));
+        let changes = self.ledger.take_batch();
+        self.journal_closings(&changes);
+        let applied = self.enforcers.apply(&changes, now.tick);
+        let back = self.ledger.acknowledge(&changes, &applied.failed);
+        self.enforcers.take_back(&back, now.tick);
     }
 
     /// Puts every offer that still counts into the batch being filled.
@@ -261,6 +292,10 @@ impl Desk {
     /// Ends, drift, observe segments that end. Before every batch: no answer is told into a hole.
     fn look_after(&mut self) {
         let now = self.clock.now();
+        if self.measure_at <= now.tick {
+            self.measure_at = now.tick + MEASURE;
+            self.enforcers.measure();
+        }
         self.ledger.expire(now.tick);
         self.enforcers.repair(&self.ledger, || self.laid.layout(now.wall), now.tick);
         if self.layout_ends.is_some_and(|end| end <= now.wall) {

@@ -21,6 +21,9 @@ const SLOW: Duration = Duration::from_millis(50);
 /// would wait meanwhile.
 const REST: Duration = Duration::from_secs(5);
 
+/// How often the operator is told of elements that are not taken.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// One firewall's numbers.
 #[derive(Debug)]
 pub struct EnforcerCounts {
@@ -68,6 +71,8 @@ pub(super) struct Enforcers {
     counts: Arc<super::GrantCounts>,
     /// Until when an advisory firewall that cannot be used is left alone, by its place.
     rest_until: Vec<Tick>,
+    /// Until when elements that are not taken are not told to the operator again, by place.
+    quiet_until: Vec<Tick>,
     clock: Clock,
 }
 
@@ -92,10 +97,12 @@ impl Enforcers {
             live: AtomicU64::new(0),
             pending: AtomicU64::new(0),
             held,
+            journal_usable: AtomicBool::new(true),
             enforcers: firewalls.iter().map(enforcer).collect(),
         };
         Self {
             rest_until: vec![Tick(0); firewalls.len()],
+            quiet_until: vec![Tick(0); firewalls.len()],
             firewalls: firewalls.into_iter().map(|(firewall, _)| firewall).collect(),
             counts: Arc::new(counts),
             clock,
@@ -183,7 +190,8 @@ impl Enforcers {
         if changes.is_empty() {
             return applied;
         }
-        for (place, (firewall, counts)) in self.firewalls.iter_mut().zip(&self.counts.enforcers).enumerate() {
+        let firewalls = self.firewalls.iter_mut().zip(&self.counts.enforcers).zip(&mut self.quiet_until);
+        for (place, ((firewall, counts), quiet_until)) in firewalls.enumerate() {
             if !counts.required {
                 continue;
             }
@@ -202,6 +210,10 @@ impl Enforcers {
                 Ok(failed) => {
                     let why = "it did not take the element; its set may be full";
                     applied.by.get_or_insert_with(|| (place, why.into()));
+                    if *quiet_until <= now {
+                        *quiet_until = now + QUIET;
+                        tracing::error!(firewall = %counts.name, failed = failed.len(), "a firewall does not take new elements; is its set full? see `size`");
+                    }
                     if leaves_open(changes, &failed) {
                         // The ledger has forgotten it: it is found and closed when the firewall is taken over again.
                         counts.usable.store(false, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
@@ -92,6 +92,8 @@ pub struct GrantCounts {
     pub pending: AtomicU64,
     /// How long offers waited.
     pub held: Arc<Distribution>,
+    /// Whether the journal could be written last.
+    pub journal_usable: AtomicBool,
     /// Each firewall's, in the order of the configuration.
     pub enforcers: Vec<EnforcerCounts>,
 }

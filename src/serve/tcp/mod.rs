@@ -7,11 +7,11 @@ mod connection;
 mod frames;
 mod streams;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use streams::{Ending, Limits, Streams};
+pub use streams::{Ending, Limits, Standing, Streams};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -23,6 +23,9 @@ const REST: Duration = Duration::from_millis(50);
 
 /// What answers stream messages.
 pub trait StreamGate: Send + Sync + 'static {
+    /// Who a peer is, before it is given a seat.
+    fn standing(&self, peer: IpAddr) -> Standing;
+
     /// The answer to one message (both without the length prefix, an answer of at most 65,535 bytes); `None`:
     /// silence. Whatever it returns, its record is written by then. It is always run to its end, also where the
     /// client has gone, and must end by itself within the deadline of a query.
@@ -51,7 +54,7 @@ pub async fn serve<G: StreamGate>(
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     failing = false;
-                    match (streams.admit(peer.ip()), stream.local_addr()) {
+                    match (streams.admit(peer.ip(), gate.standing(peer.ip())), stream.local_addr()) {
                         (Ok(seat), Ok(local)) => {
                             // Answers are written whole; nothing is gained by waiting for more. A socket that
                             // refuses the option works all the same.

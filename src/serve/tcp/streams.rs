@@ -1,6 +1,6 @@
 //! Who is connected: the limits, the seats taken, and how connections ended.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::net::canonical;
+use crate::net::host;
 
 /// What connections may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections in all.
     pub total: usize,
-    /// Connections of one client address.
+    /// Connections of clients in no segment, all together: they are told REFUSED, and must not take the others' seats.
+    pub strangers: usize,
+    /// Connections of one client, as [`host`] counts it.
     pub per_client: usize,
     /// Connections of one forwarder, which asks for many.
     pub per_forwarder: usize,
@@ -36,6 +38,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             total: 1_024,
+            strangers: 64,
             per_client: 16,
             per_forwarder: 256,
             in_flight: 16,
@@ -66,7 +69,7 @@ pub enum Ending {
     Broken,
     /// The node stops.
     Stopped,
-    /// Closed at once: [`Limits::total`].
+    /// Closed at once: [`Limits::total`] or [`Limits::strangers`].
     Full,
     /// Closed at once: [`Limits::per_client`] or [`Limits::per_forwarder`].
     Client,
@@ -105,11 +108,21 @@ impl Ending {
     }
 }
 
+/// Who a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A client of a segment.
+    Client,
+    /// It asks for many.
+    Forwarder,
+    /// In no segment.
+    Stranger,
+}
+
 /// The connections of all stream doors together.
 #[derive(Debug)]
 pub struct Streams {
     limits: Limits,
-    forwarders: HashSet<IpAddr>,
     seats: Mutex<Seats>,
     /// In the order of [`Ending::ALL`].
     endings: [AtomicU64; Ending::ALL.len()],
@@ -119,16 +132,16 @@ pub struct Streams {
 #[derive(Debug, Default)]
 struct Seats {
     taken: usize,
+    strangers: usize,
     by_peer: HashMap<IpAddr, usize>,
 }
 
 impl Streams {
-    /// Nobody is connected. `forwarders` are the addresses that [`Limits::per_forwarder`] is for.
+    /// Nobody is connected.
     #[must_use]
-    pub fn new(limits: Limits, forwarders: impl IntoIterator<Item = IpAddr>) -> Arc<Self> {
+    pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             limits: Limits { message: limits.message.min(usize::from(u16::MAX)), ..limits },
-            forwarders: forwarders.into_iter().map(canonical).collect(),
             seats: Mutex::default(),
             endings: Default::default(),
         })
@@ -154,12 +167,12 @@ impl Streams {
     ///
     /// # Errors
     /// [`Ending::Full`] or [`Ending::Client`].
-    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr) -> Result<Seat, Ending> {
-        let peer = canonical(peer);
-        let forwarder = self.forwarders.contains(&peer);
-        let most = if forwarder { self.limits.per_forwarder } else { self.limits.per_client };
+    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr, standing: Standing) -> Result<Seat, Ending> {
+        let peer = host(peer);
+        let most = if standing == Standing::Forwarder { self.limits.per_forwarder } else { self.limits.per_client };
+        let stranger = standing == Standing::Stranger;
         let mut seats = self.seats.lock();
-        if seats.taken >= self.limits.total {
+        if seats.taken >= self.limits.total || stranger && seats.strangers >= self.limits.strangers {
             return Err(Ending::Full);
         }
         let of_peer = seats.by_peer.get(&peer).copied().unwrap_or(0);
@@ -168,8 +181,9 @@ impl Streams {
         }
         seats.by_peer.insert(peer, of_peer + 1);
         seats.taken += 1;
+        seats.strangers += usize::from(stranger);
         drop(seats);
-        Ok(Seat { streams: Arc::clone(self), peer })
+        Ok(Seat { streams: Arc::clone(self), peer, stranger })
     }
 }
 
@@ -178,6 +192,7 @@ impl Streams {
 pub(super) struct Seat {
     streams: Arc<Streams>,
     peer: IpAddr,
+    stranger: bool,
 }
 
 impl Seat {
@@ -195,6 +210,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut seats = self.streams.seats.lock();
         seats.taken -= 1;
+        seats.strangers -= usize::from(self.stranger);
         if let Some(count) = seats.by_peer.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
@@ -212,6 +228,7 @@ mod tests {
 
     const SMALL: Limits = Limits {
         total: 10,
+        strangers: 3,
         per_client: 2,
         per_forwarder: 4,
         in_flight: 1,
@@ -223,26 +240,35 @@ mod tests {
 
     #[test]
     fn a_mapped_address_is_the_same_client() {
-        let streams = Streams::new(SMALL, []);
-        let seats = ["192.0.2.1", "::ffff:192.0.2.1"].map(|peer| streams.admit(peer.parse().unwrap()).unwrap());
-        assert_eq!(streams.admit("192.0.2.1".parse().unwrap()).unwrap_err(), Ending::Client);
+        let streams = Streams::new(SMALL);
+        let admit = |peer: &str| streams.admit(peer.parse().unwrap(), Standing::Client);
+        let seats = ["192.0.2.1", "::ffff:192.0.2.1"].map(|peer| admit(peer).unwrap());
+        assert_eq!(admit("192.0.2.1").unwrap_err(), Ending::Client);
         drop(seats);
         assert!(streams.seats.lock().by_peer.is_empty());
     }
 
     proptest! {
         #[test]
-        fn no_sequence_of_comings_and_goings_passes_a_limit(steps in prop::collection::vec((any::<bool>(), 0..6_u8), 0..200)) {
+        fn no_sequence_of_comings_and_goings_passes_a_limit(steps in prop::collection::vec((any::<bool>(), 0..10_u8), 0..200)) {
             let address = |n: u8| IpAddr::from([192, 0, 2, n]);
-            let streams = Streams::new(SMALL, [address(0), address(1)]);
+            // 0 and 1 are forwarders, 6 and above strangers.
+            let standing = |n: u8| match n {
+                0 | 1 => Standing::Forwarder,
+                2..6 => Standing::Client,
+                _ => Standing::Stranger,
+            };
+            let streams = Streams::new(SMALL);
             let mut seated: Vec<(u8, Seat)> = Vec::new();
             for (comes, n) in steps {
                 if comes {
                     let mine = seated.iter().filter(|(peer, _)| *peer == n).count();
                     let most = if n < 2 { 4 } else { 2 };
-                    match streams.admit(address(n)) {
-                        Ok(seat) => { prop_assert!(seated.len() < 10 && mine < most); seated.push((n, seat)); }
-                        Err(Ending::Full) => prop_assert_eq!(seated.len(), 10),
+                    let strangers = seated.iter().filter(|(peer, _)| *peer >= 6).count();
+                    let full = seated.len() == 10 || n >= 6 && strangers == 3;
+                    match streams.admit(address(n), standing(n)) {
+                        Ok(seat) => { prop_assert!(!full && mine < most); seated.push((n, seat)); }
+                        Err(Ending::Full) => prop_assert!(full),
                         Err(ending) => { prop_assert_eq!(ending, Ending::Client); prop_assert_eq!(mine, most); }
                     }
                 } else if let Some(at) = seated.iter().position(|(peer, _)| *peer == n) {

@@ -1,6 +1,6 @@
 //! Connections over memory pipes where only time matters (paused), over loopback where the kernel does.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::Standing;
 use super::{Ending, Limits, StreamGate, Streams, connection, serve};
 
 const PEER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
@@ -20,18 +21,24 @@ const BOUND: Duration = Duration::from_secs(20);
 
 /// Echoes; `h…` is held until a permit comes, `s…` meets silence, `b…` is answered with 65,535 bytes.
 struct Echo {
+    forwarders: Vec<IpAddr>,
     held: Semaphore,
     begun: AtomicUsize,
     done: AtomicUsize,
 }
 
 impl Echo {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { held: Semaphore::new(0), begun: AtomicUsize::new(0), done: AtomicUsize::new(0) })
+    fn new(forwarders: &[&str]) -> Arc<Self> {
+        let forwarders = forwarders.iter().map(|address| address.parse().unwrap()).collect();
+        Arc::new(Self { forwarders, held: Semaphore::new(0), begun: AtomicUsize::new(0), done: AtomicUsize::new(0) })
     }
 }
 
 impl StreamGate for Echo {
+    fn standing(&self, peer: IpAddr) -> Standing {
+        if self.forwarders.contains(&peer) { Standing::Forwarder } else { Standing::Client }
+    }
+
     async fn answer(&self, packet: Vec<u8>, _: SocketAddr, _: SocketAddr) -> Option<Vec<u8>> {
         self.begun.fetch_add(1, SeqCst);
         if packet.first() == Some(&b'h') {
@@ -84,7 +91,7 @@ struct Pipe {
 fn pipe(capacity: usize) -> Pipe {
     let (client, server) = duplex(capacity);
     let (stop, stopping) = watch::channel(false);
-    let gate = Echo::new();
+    let gate = Echo::new(&[]);
     let of_server = Arc::clone(&gate);
     let ended = tokio::spawn(async move {
         connection::run(server, (PEER.into(), LOCAL.into()), &of_server, &Limits::default(), stopping).await
@@ -252,8 +259,8 @@ async fn door(limits: Limits, forwarders: &[&str]) -> Door {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopping) = watch::channel(false);
-    let gate = Echo::new();
-    let streams = Streams::new(limits, forwarders.iter().map(|address| address.parse().unwrap()));
+    let gate = Echo::new(forwarders);
+    let streams = Streams::new(limits);
     let served = tokio::spawn(serve(listener, Arc::clone(&gate), Arc::clone(&streams), stopping));
     Door { address, gate, streams, stop, served }
 }
