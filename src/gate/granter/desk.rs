@@ -124,6 +124,10 @@ impl Desk {
                         if !self.obey(other) {
                             return;
                         }
+                        if self.enforcers.unusable().is_some() {
+                            // What waits is decided after the next try to repair it.
+                            break;
+                        }
                     }
                 }
             }
