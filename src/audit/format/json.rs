@@ -6,6 +6,8 @@
 use std::fmt::{self, Write};
 use std::net::IpAddr;
 
+use smallvec::SmallVec;
+
 use crate::audit::own::{Opened, Own};
 use crate::audit::{Event, GrantEvent, PolicyEvent, QueryEvent, RecordId};
 use crate::name;
@@ -406,12 +408,13 @@ impl Write for Escape<'_> {
             '\\' => self.push(b"\\\\"),
             ' '..='~' => self.push(&[u8::try_from(c).unwrap_or(b'?')]),
             c if is_hidden(c) => {
-                let mut units = [0; 2];
-                for unit in c.encode_utf16(&mut units) {
+                // Both halves of a surrogate pair or none: one alone is not JSON (RFC 8259 §8.2).
+                let mut escaped: SmallVec<[u8; 12]> = SmallVec::new();
+                for unit in c.encode_utf16(&mut [0; 2]) {
                     let digit = |shift: u16| *HEX.get(usize::from(*unit >> shift & 0xf)).unwrap_or(&b'0');
-                    self.push(&[b'\\', b'u', digit(12), digit(8), digit(4), digit(0)])?;
+                    escaped.extend_from_slice(&[b'\\', b'u', digit(12), digit(8), digit(4), digit(0)]);
                 }
-                Ok(())
+                self.push(&escaped)
             }
             c => self.push(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
@@ -450,6 +453,16 @@ mod tests {
         let Event::Query(mut event) = event else { unreachable!() };
         change(&mut event);
         line(&Event::Query(event))
+    }
+
+    #[test]
+    fn a_cut_never_parts_a_surrogate_pair() {
+        for room in 0..40 {
+            let mut out = Vec::new();
+            let _ = Escape { out: &mut out, end: room }.write_str("a\u{e0001}\u{e0001}\u{e0001}");
+            let text = format!("\"{}\"", String::from_utf8(out).unwrap());
+            assert!(serde_json::from_str::<String>(&text).is_ok(), "{text}");
+        }
     }
 
     #[test]
