@@ -3,6 +3,7 @@
 //! [`Document::parse`] gives a [`Table`]; each accessor takes a key, notes a [`Mistake`] where the value has the
 //! wrong shape and returns `None`; [`Table::finish`] notes every key that nobody asked for, by name.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt;
@@ -68,21 +69,36 @@ impl fmt::Display for Mistake {
 /// A span of a document, turned into a [`Place`] on demand.
 pub type Span = Range<usize>;
 
-struct Shared {
+/// Where the lines of a file's text begin: byte offsets become places.
+pub struct Lines<'a> {
     file: Arc<str>,
-    line_starts: Vec<usize>,
-    text: Box<str>,
-    mistakes: RefCell<Vec<Mistake>>,
+    text: Cow<'a, str>,
+    starts: Vec<usize>,
 }
 
-impl Shared {
-    fn place(&self, span: &Span) -> Place {
-        let index = self.line_starts.partition_point(|start| *start <= span.start).saturating_sub(1);
-        let start = self.line_starts.get(index).copied().unwrap_or(0);
-        let column = self.text.get(start..span.start).map_or(0, |before| before.chars().count());
+impl<'a> Lines<'a> {
+    /// Finds every line of `text`.
+    #[must_use]
+    pub fn new(file: Arc<str>, text: impl Into<Cow<'a, str>>) -> Self {
+        let text = text.into();
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { file, text, starts }
+    }
+
+    /// The place of the byte at `at`.
+    #[must_use]
+    pub fn place(&self, at: usize) -> Place {
+        let index = self.starts.partition_point(|start| *start <= at).saturating_sub(1);
+        let start = self.starts.get(index).copied().unwrap_or(0);
+        let column = self.text.get(start..at).map_or(0, |before| before.chars().count());
         let number = |value: usize| u32::try_from(value + 1).unwrap_or(u32::MAX);
         Place { file: Arc::clone(&self.file), line: number(index), column: number(column) }
     }
+}
+
+struct Shared {
+    lines: Lines<'static>,
+    mistakes: RefCell<Vec<Mistake>>,
 }
 
 /// One file's text and the mistakes found in it so far.
@@ -93,13 +109,8 @@ impl Document {
     /// Parses `text`; syntax mistakes are noted, and what could be read is returned.
     #[must_use]
     pub fn parse(file: &str, text: &str) -> (Self, Table) {
-        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect::<Vec<_>>();
-        let document = Self(Rc::new(Shared {
-            file: Arc::from(file),
-            line_starts,
-            text: text.into(),
-            mistakes: RefCell::default(),
-        }));
+        let lines = Lines::new(Arc::from(file), text.to_owned());
+        let document = Self(Rc::new(Shared { lines, mistakes: RefCell::default() }));
         let (root, errors) = DeTable::parse_recoverable(text);
         for error in errors {
             document.note(&error.span().unwrap_or(0..0), error.message(), "correct the TOML syntax here");
@@ -113,7 +124,7 @@ impl Document {
     /// The place of a span.
     #[must_use]
     pub fn place(&self, span: &Span) -> Place {
-        self.0.place(span)
+        self.0.lines.place(span.start)
     }
 
     /// Notes a mistake.

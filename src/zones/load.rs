@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::entry::Fault;
 use super::{End, MAX_CHAIN, Source, Zones, master, zone};
-use crate::document::{Mistake, Place};
+use crate::document::{Lines, Mistake};
 use crate::name::Name;
 use crate::record::RecordType;
 
@@ -172,7 +172,7 @@ fn read(path: &Path, directory: &Path) -> Result<Source, Mistake> {
             let valid = error.utf8_error().valid_up_to();
             let before = error.as_bytes().get(..valid).unwrap_or_default();
             let text = String::from_utf8_lossy(before);
-            let place = Lines::new(&file, &text).place(valid);
+            let place = Lines::new(Arc::clone(&file), &*text).place(valid);
             Err(Mistake::at(place, "this is not UTF-8", r"save the file as UTF-8; other octets are written \DDD"))
         }
     }
@@ -189,30 +189,8 @@ fn reason(error: &io::Error) -> String {
 /// The faults of one file as mistakes, in the order of their places.
 fn placed(source: &Source, mut faults: Vec<Fault>) -> Vec<Mistake> {
     faults.sort_by_key(|fault| fault.at);
-    let lines = Lines::new(&source.file, &source.text);
+    let lines = Lines::new(Arc::clone(&source.file), &source.text);
     faults.into_iter().map(|fault| Mistake::at(lines.place(fault.at), fault.fact, fault.remedy)).collect()
-}
-
-/// Where the lines of a text begin.
-struct Lines<'a> {
-    file: &'a Arc<str>,
-    text: &'a str,
-    starts: Vec<usize>,
-}
-
-impl<'a> Lines<'a> {
-    fn new(file: &'a Arc<str>, text: &'a str) -> Self {
-        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { file, text, starts }
-    }
-
-    fn place(&self, at: usize) -> Place {
-        let index = self.starts.partition_point(|start| *start <= at).saturating_sub(1);
-        let start = self.starts.get(index).copied().unwrap_or(0);
-        let column = self.text.get(start..at).map_or(0, |before| before.chars().count());
-        let number = |value: usize| u32::try_from(value + 1).unwrap_or(u32::MAX);
-        Place { file: Arc::clone(self.file), line: number(index), column: number(column) }
-    }
 }
 
 #[cfg(test)]
