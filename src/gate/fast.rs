@@ -84,7 +84,8 @@ impl Gate {
         route: impl FnOnce() -> R,
     ) -> Fast {
         let id = outbox.reserve();
-        let sealing = || Sealing { id, arrival, rulebook, now: self.clock.now(), path: Path::Fast };
+        let asker = rulebook.policy.asker(arrival.client());
+        let sealing = || Sealing { id, arrival, asker, rulebook, now: self.clock.now(), path: Path::Fast };
         let query = match wire::parse(packet) {
             Ok(query) => query,
             Err(malformed) => {
@@ -96,7 +97,7 @@ impl Gate {
             outbox.seal(&sealing(), &query, conclusion, route);
             Fast::Done
         };
-        let Some(asker) = rulebook.policy.asker(arrival.client()) else { return settle(&Conclusion::NoSegment) };
+        let Some(asker) = asker else { return settle(&Conclusion::NoSegment) };
         let who = who(&rulebook.policy, asker);
         // While it is not known what a firewall holds, the granter has the word.
         if self.granter.counts().ready()
@@ -130,7 +131,8 @@ impl Gate {
             conclusion = Conclusion::Failed(Failure::new(Reason::Rule, ExtendedError::NOT_READY, text));
         }
         let (id, arrival, now) = (job.id, job.arrival, self.clock.now());
-        let sealing = Sealing { id, arrival, rulebook: &rulebook, now, path: Path::Slow };
+        let asker = rulebook.policy.asker(arrival.client());
+        let sealing = Sealing { id, arrival, asker, rulebook: &rulebook, now, path: Path::Slow };
         // It was parsed before it became a job; that it parses again is not taken on faith.
         match wire::parse(&job.packet) {
             Ok(query) => outbox.seal(&sealing, &query, &conclusion, route),

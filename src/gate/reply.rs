@@ -10,7 +10,7 @@ use crate::gate::{Arrival, Rulebook};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
-use crate::policy::{Reason, Refusal, Shown, describe_no_segment};
+use crate::policy::{Asker, Reason, Refusal, Shown, describe_no_segment};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
@@ -162,6 +162,8 @@ pub(super) struct Sealing<'a> {
     pub(super) id: RecordId,
     /// From whom, how, when.
     pub(super) arrival: Arrival,
+    /// Who asks, by `rulebook`.
+    pub(super) asker: Option<Asker>,
     /// What describes the verdict.
     pub(super) rulebook: &'a Rulebook,
     /// The end of its latency, the start of its TTL.
@@ -324,8 +326,7 @@ impl<R> Outbox<R> {
         let start = self.bytes.len();
         let mut told = Told { why: Some(malformed.why.as_str()), ..Told::nothing(Outcome::Deny, Reason::Malformed) };
         // A stranger's junk gets no reply: nothing here is worth reflecting off.
-        let known = sealing.rulebook.policy.asker(sealing.arrival.client()).is_some();
-        if let Some((rcode, echo)) = malformed.answer.as_ref().filter(|_| known) {
+        if let Some((rcode, echo)) = malformed.answer.as_ref().filter(|_| sealing.asker.is_some()) {
             told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, wire::UDP_SIZE_PLAIN.into());
             told.rcode = Some(*rcode);
             self.replies.push((start..self.bytes.len(), route()));
@@ -335,9 +336,8 @@ impl<R> Outbox<R> {
     }
 
     fn record(&mut self, sealing: &Sealing<'_>, qid: Option<u16>, asked: Option<(&[u8], RecordType)>, told: &Told<'_>) {
-        let Sealing { id, arrival, rulebook, now, path } = sealing;
+        let Sealing { id, arrival, asker, rulebook, now, path } = sealing;
         let policy = &rulebook.policy;
-        let asker = policy.asker(arrival.client());
         let segment = asker.map(|asker| policy.segment(asker));
         let latency = now.tick.since(arrival.at.tick);
         let event = QueryEvent {
