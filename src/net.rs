@@ -1,5 +1,6 @@
 //! Addresses, prefixes and services: what a flow goes from, to and by.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
@@ -46,6 +47,18 @@ impl<T> PrefixMap<T> {
 #[must_use]
 pub const fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
+}
+
+/// The addresses of this machine's interfaces, in canonical form; empty where they cannot be read.
+#[must_use]
+pub fn local_addresses() -> HashSet<IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let four = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    });
+    addresses.map(canonical).collect()
 }
 
 /// What one host is counted by where it must not take another's share: an IPv4 address, or the /64 of an IPv6 address,

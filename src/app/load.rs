@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::app::config::Config;
 use crate::document::Mistake;
-use crate::net::{Prefix, canonical};
+use crate::net::{Prefix, local_addresses};
 use crate::policy::{self, Policy};
 use crate::upstream::{self, Upstreams};
 use crate::zones::Zones;
@@ -69,17 +69,6 @@ pub(super) fn upstreams(config: &Config) -> (Vec<upstream::Settings>, Option<Mis
         Ok(servers) => (vec![upstream::Settings::for_everything("system", servers)], None),
         Err(warning) => (Vec::new(), Some(warning)),
     }
-}
-
-/// The addresses of this host's interfaces.
-pub(super) fn local_addresses() -> Vec<IpAddr> {
-    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    let addresses = interfaces.filter_map(|interface| {
-        let address = interface.address?;
-        let four = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-    });
-    addresses.map(canonical).collect::<HashSet<_>>().into_iter().collect()
 }
 
 /// What no answer may open whatever a rule says: this host and the upstream servers.

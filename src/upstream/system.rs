@@ -1,11 +1,12 @@
 //! The system's resolvers, less ourselves: what is asked where no upstream is configured.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use nix::ifaddrs::getifaddrs;
 use resolv_conf::{Config, ScopedIp};
 
 use crate::document::Mistake;
+use crate::net::local_addresses;
 
 /// resolv.conf(5) knows no other port.
 const PORT: u16 = 53;
@@ -22,7 +23,7 @@ pub fn system_servers(resolv_conf: &str, ourselves: &[SocketAddr]) -> Result<Vec
     let local = local_addresses();
     let (ours, mut servers): (Vec<SocketAddr>, Vec<SocketAddr>) =
         listed.into_iter().partition(|server| ourselves.iter().any(|listener| reaches(*listener, *server, &local)));
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     servers.retain(|server| seen.insert(*server));
     if !servers.is_empty() {
         return Ok(servers);
@@ -54,25 +55,13 @@ fn address(ip: &ScopedIp) -> Option<SocketAddr> {
 
 /// True where a packet to `server` would come to the socket bound to `listener`. `[::]` takes IPv4 as well
 /// (unless V6ONLY, where leaving a server out costs less than a loop).
-fn reaches(listener: SocketAddr, server: SocketAddr, local: &[IpAddr]) -> bool {
+fn reaches(listener: SocketAddr, server: SocketAddr, local: &HashSet<IpAddr>) -> bool {
     if listener.port() != server.port() {
         return false;
     }
     let (at, to) = (listener.ip().to_canonical(), server.ip().to_canonical());
     let takes_family = at.is_ipv6() || to.is_ipv4();
     at == to || (at.is_unspecified() && takes_family && (to.is_loopback() || local.contains(&to)))
-}
-
-/// The addresses of this machine's interfaces; empty where they cannot be read, then loopback alone is known.
-fn local_addresses() -> Vec<IpAddr> {
-    let Ok(interfaces) = getifaddrs() else { return Vec::new() };
-    interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let four = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-            four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -114,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_wildcard_listener_is_every_address_of_this_machine() {
-        let local = ["198.51.100.7".parse().unwrap()];
+        let local = HashSet::from(["198.51.100.7".parse().unwrap()]);
         let ours = |listener: &str, server: &str| reaches(listener.parse().unwrap(), server.parse().unwrap(), &local);
         assert!(ours("0.0.0.0:53", "198.51.100.7:53"));
         assert!(ours("[::]:53", "198.51.100.7:53"));

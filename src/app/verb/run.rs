@@ -12,10 +12,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::cli::{ConfigFile, Failure};
 use crate::app::config::Config;
-use crate::app::load;
 use crate::app::node::RunningNode;
 use crate::app::start::{Built, Started, start};
 use crate::audit::Log;
+use crate::net::local_addresses;
 use crate::serve::{admin, health, tcp};
 
 /// How often the log looks after itself.
@@ -220,7 +220,7 @@ fn announce(node: &RunningNode) {
     for address in node.addresses() {
         tracing::info!(%address, workers = config.listen.workers, "serving DNS over UDP and TCP");
     }
-    let local = load::local_addresses();
+    let local = local_addresses();
     if config.firewalls.iter().any(|firewall| firewall.plan.local_clients_only()) && local.is_empty() {
         tracing::warn!("hook = \"output\" governs this host's own flows, and it has no address");
     }

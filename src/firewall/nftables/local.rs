@@ -22,16 +22,6 @@ pub(super) const fn address(family: Family) -> IpAddr {
     }
 }
 
-/// The addresses of this machine's interfaces.
-pub(super) fn addresses() -> HashSet<IpAddr> {
-    let found = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
-        let address = interface.address?;
-        let four = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-    });
-    found.collect()
-}
-
 /// Which address asked for which element of the machine, until when.
 #[derive(Debug, Default)]
 pub(super) struct Reasons(HashMap<Element, SmallVec<[(IpAddr, Tick); 2]>>);

@@ -31,7 +31,7 @@ use self::local::Reasons;
 use crate::document::Table;
 use crate::firewall::{Common, Firewall, FirewallError, Load, Plan};
 use crate::grant::Change;
-use crate::net::{Element, Prefix};
+use crate::net::{Element, Prefix, local_addresses};
 use crate::policy::Layout;
 use crate::time::{Clock, Tick};
 
@@ -203,7 +203,7 @@ impl Nftables {
     /// Changes as the kernel is to make them: one work per element, the last change wins; those that no element can
     /// be made of, failed; those that concern nobody here, done.
     fn works(&mut self, changes: &[Change], now: Tick) -> (Vec<Work>, Vec<usize>) {
-        let here = if self.settings.hook == Hook::Output { Some(local::addresses()) } else { None };
+        let here = if self.settings.hook == Hook::Output { Some(local_addresses()) } else { None };
         let mut places: HashMap<(Grants, Key), usize> = HashMap::with_capacity(changes.len());
         let mut works: Vec<Work> = Vec::with_capacity(changes.len());
         let mut failed = Vec::new();
