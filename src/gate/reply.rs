@@ -264,7 +264,7 @@ impl<R> Outbox<R> {
         let policy = &rulebook.policy;
         let limit = match arrival.transport {
             Transport::Udp => query.echo.udp_limit(),
-            Transport::Tcp => wire::TCP_LIMIT,
+            Transport::Tcp | Transport::Dot => wire::TCP_LIMIT,
         };
         let start = self.bytes.len();
         let mut told = match conclusion {
