@@ -10,7 +10,7 @@ use crate::gate::{Arrival, Rulebook};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
-use crate::policy::{Asker, Reason, Refusal, Shown, describe_no_segment};
+use crate::policy::{Asker, Reason, Refusal, Shown};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
@@ -144,7 +144,7 @@ pub struct Released<'a, R> {
 
 impl<R> Released<'_, R> {
     /// Each reply with its route.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> + Clone {
         let Outbox { bytes, replies, .. } = &*self.outbox;
         replies.iter().filter_map(|(range, route)| Some((bytes.get(range.clone())?, route)))
     }
@@ -264,10 +264,9 @@ impl<R> Outbox<R> {
         let policy = &rulebook.policy;
         let limit = match arrival.transport {
             Transport::Udp => query.echo.udp_limit(),
-            Transport::Tcp => wire::TCP_LIMIT,
+            Transport::Tcp | Transport::Dot => wire::TCP_LIMIT,
         };
         let start = self.bytes.len();
-        let ede;
         let mut told = match conclusion {
             Conclusion::Told { prepared, cache } => {
                 let ttl = answer_ttl(prepared.told_until, now.tick);
@@ -293,15 +292,11 @@ impl<R> Outbox<R> {
                     Shown::NoData => Rcode::NOERROR,
                     Shown::Refused => Rcode::REFUSED,
                 };
-                let (code, text) = policy.describe(refusal);
-                ede = ExtendedError::new(code, text);
                 let rule = refusal.rule.map(|rule| &**policy.rule_id(rule));
-                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, &ede) }
+                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, policy.describe(refusal)) }
             }
             Conclusion::NoSegment => {
-                let (code, text) = describe_no_segment();
-                ede = ExtendedError::new(code, text);
-                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, &ede)
+                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, policy.describe_no_segment())
             }
             Conclusion::Failed(failure) => Told {
                 why: Some(&failure.why),
