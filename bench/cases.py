@@ -63,6 +63,10 @@ MANY = ("--clients", "30000", "--each", "10", "--step", "10")
 CASES = (
     Case("hot", "1,000 names, Zipf, all cached", ALLOWED, 1_000, "zipf", EVERYONE, warm=True),
     Case(
+        "single", "as hot, but each query leaves by a system call of its own: smaller batches for the server",
+        ALLOWED, 1_000, "zipf", rows("echo", "outgate", "dnsdist", "unbound"), warm=True, options=("--single",),
+    ),
+    Case(
         "wide", "20,000 names, uniform, all cached; MiB is what the process holds then",
         "n#####.wide.example.net", 20_000, "uniform", EVERYONE, warm=True,
     ),
@@ -96,7 +100,7 @@ CASES = (
         options=(*MANY, "--rate", "5000"),
     ),
     Case(
-        "names", "as hot, with policies of different size", ALLOWED, 1_000, "zipf",
+        "names", "as hot with 990 names, and policies of different size", ALLOWED, 990, "zipf",
         (ECHO, *(Row(f"{names:,} names", "outgate", policy=names) for names in (1_000, 10_000, 100_000, 1_000_000))),
         warm=True,
     ),

@@ -18,7 +18,7 @@ def summary(results):
         row = {key: median(lambda report, key=key: report[key]) for key in ("cpu_us", "per_second", "busy", "disturbed", "sealing_us")}
         row |= {f"{place}_us": median(lambda report, place=place: report["latency_us"][place]) for place in ("p50", "p90", "p99", "p99.9")}
         row |= {key: sum(report[key] for report in rounds) for key in ("lost", "wrong")}
-        row |= {"memory": result["memory"], "start_seconds": result["start_seconds"]}
+        row |= {key: result[key] for key in ("memory", "start_seconds", "warm_faults")}
         if ceiling := results.get("echo", {}).get("rounds"):
             ratios = [report["cpu_us"] / echo["cpu_us"] for report, echo in zip(rounds, ceiling)]
             row |= {"ratio": statistics.median(ratios), "ratio_least": min(ratios), "ratio_most": max(ratios)}
@@ -36,6 +36,8 @@ def notes(case, row):
         yield "waits for the load"
     if row["wrong"]:
         yield f"{row['wrong']} wrong answers"
+    if row["warm_faults"]:
+        yield f"{row['warm_faults']} answers lost or wrong while it was warmed up"
     if row["sealing_us"] > 0.005:
         yield f"sealing {row['sealing_us']:.2f} µs apart"
 

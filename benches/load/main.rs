@@ -60,6 +60,9 @@ struct Arguments {
     /// Ports that are asked from; the window is shared among them.
     #[arg(long, default_value_t = 4)]
     ports: usize,
+    /// Each query leaves as soon as there is room and by a system call of its own, as with most other load generators.
+    #[arg(long)]
+    single: bool,
     /// Over TCP, a connection per port.
     #[arg(long)]
     tcp: bool,
@@ -122,24 +125,23 @@ fn run(arguments: &Arguments) -> Result<Tally, Failure> {
     tally.first = Some(start);
     let end = start + Duration::from_secs_f64(arguments.seconds);
     let mut look = start + LOOK;
+    // In a closed loop a door asks again when a quarter of its window is free, so that both sides work in batches.
+    let least = if arguments.rate.is_some() || arguments.single { 1 } else { size.div_ceil(4) };
+    let most = if arguments.single { 1 } else { size };
     let (mut asking, mut turn) = (true, 0);
     loop {
         let now = clock.tick();
         asking = asking && now < end;
         let mut due = if asking { due(arguments.rate, now.since(start), tally.sent) } else { 0 };
-        // In a closed loop a door asks again when a quarter of its window is free, so that both sides work in batches.
-        let least = if arguments.rate.is_some() { 1 } else { size.div_ceil(4) };
         for _ in 0..doors.len() {
             turn = (turn + 1) % doors.len();
             let Some(door) = doors.get_mut(turn) else { break };
-            let room = door.window().room();
-            if due == 0 || room < least {
-                continue;
+            while asking && due > 0 && door.window().room() >= least {
+                let asked = door.ask(most.min(due), &mut questions, clock.tick())?;
+                tally.sent += u64::try_from(asked).unwrap_or(0);
+                due -= asked;
+                asking = asked > 0;
             }
-            let asked = door.ask(room.min(due), &mut questions, clock.tick())?;
-            tally.sent += u64::try_from(asked).unwrap_or(0);
-            due -= asked;
-            asking = asking && asked > 0;
         }
         if !asking && doors.iter_mut().all(|door| door.window().waiting() == 0) {
             return Ok(tally);
