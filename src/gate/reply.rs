@@ -307,7 +307,7 @@ impl<R> Outbox<R> {
         if let (Some(rcode), 0) = (told.rcode, told.written.len) {
             told.written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit);
         }
-        self.record(sealing, Some(query.echo.id), Some((&query.name, query.kind)), &told);
+        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
         self.replies.push((start..self.bytes.len(), route()));
     }
 
@@ -326,7 +326,7 @@ impl<R> Outbox<R> {
             told.rcode = Some(*rcode);
             self.replies.push((start..self.bytes.len(), route()));
         }
-        let asked = malformed.name.as_deref().zip(malformed.kind);
+        let asked = malformed.name.zip(malformed.kind);
         self.record(sealing, malformed.id, asked, &told);
     }
 
