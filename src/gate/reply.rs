@@ -10,7 +10,7 @@ use crate::gate::{Arrival, Rulebook};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
-use crate::policy::{Asker, Reason, Refusal, Shown, describe_no_segment};
+use crate::policy::{Asker, Reason, Refusal, Shown};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
@@ -267,7 +267,6 @@ impl<R> Outbox<R> {
             Transport::Tcp => wire::TCP_LIMIT,
         };
         let start = self.bytes.len();
-        let ede;
         let mut told = match conclusion {
             Conclusion::Told { prepared, cache } => {
                 let ttl = answer_ttl(prepared.told_until, now.tick);
@@ -293,15 +292,11 @@ impl<R> Outbox<R> {
                     Shown::NoData => Rcode::NOERROR,
                     Shown::Refused => Rcode::REFUSED,
                 };
-                let (code, text) = policy.describe(refusal);
-                ede = ExtendedError::new(code, text);
                 let rule = refusal.rule.map(|rule| &**policy.rule_id(rule));
-                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, &ede) }
+                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, policy.describe(refusal)) }
             }
             Conclusion::NoSegment => {
-                let (code, text) = describe_no_segment();
-                ede = ExtendedError::new(code, text);
-                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, &ede)
+                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, policy.describe_no_segment())
             }
             Conclusion::Failed(failure) => Told {
                 why: Some(&failure.why),
@@ -312,7 +307,7 @@ impl<R> Outbox<R> {
         if let (Some(rcode), 0) = (told.rcode, told.written.len) {
             told.written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit);
         }
-        self.record(sealing, Some(query.echo.id), Some((&query.name, query.kind)), &told);
+        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
         self.replies.push((start..self.bytes.len(), route()));
     }
 
@@ -331,7 +326,7 @@ impl<R> Outbox<R> {
             told.rcode = Some(*rcode);
             self.replies.push((start..self.bytes.len(), route()));
         }
-        let asked = malformed.name.as_deref().zip(malformed.kind);
+        let asked = malformed.name.zip(malformed.kind);
         self.record(sealing, malformed.id, asked, &told);
     }
 

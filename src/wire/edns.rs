@@ -76,17 +76,14 @@ impl<'a> Opt<'a> {
 
 /// Appends our OPT record: version 0, our size, at most one option.
 pub(super) fn push_opt(out: &mut Vec<u8>, rcode_high: u8, dnssec_ok: bool, ede: Option<(u16, &str)>) {
-    let length = ede.map_or(0, |(_, text)| EDE_HEAD + text.len());
-    out.push(0);
-    out.extend_from_slice(&RecordType::OPT.0.to_be_bytes());
-    out.extend_from_slice(&UDP_SIZE.to_be_bytes());
-    out.extend_from_slice(&[rcode_high, 0]);
-    out.extend_from_slice(&if dnssec_ok { DNSSEC_OK } else { 0 }.to_be_bytes());
-    out.extend_from_slice(&length_field(length));
+    let ([kind, kind_low], [size, size_low]) = (RecordType::OPT.0.to_be_bytes(), UDP_SIZE.to_be_bytes());
+    let [flags, _] = if dnssec_ok { DNSSEC_OK } else { 0 }.to_be_bytes();
+    let [length, length_low] = length_field(ede.map_or(0, |(_, text)| EDE_HEAD + text.len()));
+    out.extend_from_slice(&[0, kind, kind_low, size, size_low, rcode_high, 0, flags, 0, length, length_low]);
     if let Some((code, text)) = ede {
-        out.extend_from_slice(&OPTION_EDE.to_be_bytes());
-        out.extend_from_slice(&length_field(2 + text.len()));
-        out.extend_from_slice(&code.to_be_bytes());
+        let ([option, option_low], [code, code_low]) = (OPTION_EDE.to_be_bytes(), code.to_be_bytes());
+        let [length, length_low] = length_field(2 + text.len());
+        out.extend_from_slice(&[option, option_low, length, length_low, code, code_low]);
         out.extend_from_slice(text.as_bytes());
     }
 }
