@@ -144,7 +144,7 @@ pub struct Released<'a, R> {
 
 impl<R> Released<'_, R> {
     /// Each reply with its route.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> + Clone {
         let Outbox { bytes, replies, .. } = &*self.outbox;
         replies.iter().filter_map(|(range, route)| Some((bytes.get(range.clone())?, route)))
     }
