@@ -41,6 +41,8 @@ pub struct Written {
     pub truncated: bool,
     /// Octets 2 and 3 of the header.
     pub flags: u16,
+    /// The octets of its EDNS options, which end it.
+    pub options: usize,
 }
 
 impl Template {
@@ -237,7 +239,8 @@ impl Reply<'_> {
         if let Some(edns) = echo.edns {
             push_opt(out, u8::try_from(rcode >> 4).unwrap_or(0), edns.dnssec_ok, ede);
         }
-        Written { len: out.len() - start, truncated, flags }
+        let options = ede.map_or(0, |(_, text)| EDE_HEAD + text.len());
+        Written { len: out.len() - start, truncated, flags, options }
     }
 }
 
@@ -253,7 +256,7 @@ mod tests {
     }
 
     fn echo(edns: bool) -> Echo<'static> {
-        let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true });
+        let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false });
         Echo { id: 0xabcd, opcode: 0, recursion_desired: true, checking_disabled: true, question: ASKED.into(), edns }
     }
 
@@ -277,7 +280,7 @@ mod tests {
         ]
         .concat();
         assert_eq!(out, expected);
-        assert_eq!(written, Written { len: expected.len() - 6, truncated: false, flags: 0x8590 });
+        assert_eq!(written, Written { len: expected.len() - 6, truncated: false, flags: 0x8590, options: 0 });
     }
 
     #[test]

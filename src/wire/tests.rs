@@ -78,7 +78,7 @@ fn echo() -> impl Strategy<Value = (Question, Echo<'static>)> {
                 recursion_desired,
                 checking_disabled,
                 question: Cow::Owned(in_case(&question, bits)),
-                edns: edns.map(|(size, dnssec_ok)| Edns { size, dnssec_ok }),
+                edns: edns.map(|(size, dnssec_ok)| Edns { size, dnssec_ok, keepalive: false, padding: false }),
             };
             (question, echo)
         },
