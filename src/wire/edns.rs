@@ -208,6 +208,7 @@ mod tests {
     const PADDING: &[u8] = b"\0\x0c\0\x03\0\0\0";
 
     #[test]
+    #[expect(clippy::type_complexity, reason = "a table")]
     fn says_what_was_asked_for_where_it_may() {
         let both = [KEEPALIVE, PADDING].concat();
         let rows: [(&str, Option<&[u8]>, StreamOptions, &[u16]); 9] = [
