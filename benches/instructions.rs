@@ -16,7 +16,7 @@ use outgate::net::{SegmentId, Services};
 use outgate::policy::{GrantScope, Reason, Settings, Source, Verdict, compile, decide};
 use outgate::record::{Question, Rcode, Record, RecordType};
 use outgate::time::{Tick, Ttl, Wall};
-use outgate::wire::{Template, encode_query, parse};
+use outgate::wire::{Canonical, Template, encode_query, parse};
 use stage::{Asked, Size, Stage};
 
 /// What is counted.
@@ -79,7 +79,7 @@ fn parses() -> Turn {
     let packets: Vec<Vec<u8>> = (0..QUERIES).map(|n| query(&stage::allowed(n))).collect();
     Box::new(move || {
         for packet in &packets {
-            assert!(parse(black_box(packet)).is_ok());
+            assert!(parse(black_box(packet), &mut Canonical::new()).is_ok());
         }
     })
 }
@@ -122,7 +122,7 @@ fn writes() -> Turn {
     let prepared: Vec<(Vec<u8>, Template)> = (0..QUERIES)
         .map(|n| {
             let packet = query(&stage::allowed(n));
-            let question = parse(&packet).unwrap().question();
+            let question = parse(&packet, &mut Canonical::new()).unwrap().question();
             let template = Template::new(&question, Rcode::NOERROR, false, &addresses(&question.name), None, None);
             (packet, template)
         })
@@ -131,7 +131,8 @@ fn writes() -> Turn {
     Box::new(move || {
         for (packet, template) in &prepared {
             out.clear();
-            let query = parse(black_box(packet)).unwrap();
+            let mut name = Canonical::new();
+            let query = parse(black_box(packet), &mut name).unwrap();
             template.write(&mut out, &query.echo, Ttl::from_wire(60), 1232);
             black_box(&out);
         }

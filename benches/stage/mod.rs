@@ -21,7 +21,7 @@ use outgate::policy::{GrantScope, Settings as PolicySettings, Source, compile};
 use outgate::record::{Question, Rcode, Record, RecordType};
 use outgate::time::{Clock, Ttl};
 use outgate::upstream::{ServerSettings, Settings as UpstreamSettings, Transport as UpstreamTransport, Upstreams};
-use outgate::wire::{Template, encode_query, parse};
+use outgate::wire::{Canonical, Template, encode_query, parse};
 use outgate::zones::Zones;
 
 /// Datagrams that a door takes at once.
@@ -67,6 +67,13 @@ pub(crate) struct Asked {
 impl Stage {
     /// Builds the gate and asks for every cached name once.
     pub(crate) fn new(size: Size) -> Self {
+        let mut stage = Self::empty(size);
+        stage.fill();
+        stage
+    }
+
+    /// Builds the gate, nothing cached yet.
+    pub(crate) fn empty(size: Size) -> Self {
         let clock = Clock::system();
         let directory = std::env::temp_dir().join(format!("outgate-stage-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
@@ -105,7 +112,7 @@ impl Stage {
             deadlines: Deadlines { query: Duration::from_secs(10), firewall: Duration::from_secs(10) },
             clock,
         };
-        let mut stage = Self {
+        Self {
             gate: Arc::new(gate),
             outbox: Outbox::new(shards.next().unwrap(), registry.tallies().register()),
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap(),
@@ -114,11 +121,14 @@ impl Stage {
             threads: vec![granter_thread, upstream_thread],
             upstream,
             log: Some(log),
-        };
-        for asked in stage.cached() {
-            stage.ask(&asked);
         }
-        stage
+    }
+
+    /// Every client asks for every cached name once.
+    pub(crate) fn fill(&mut self) {
+        for asked in self.cached() {
+            self.ask(&asked);
+        }
     }
 
     /// Every client's query for every cached name.
@@ -233,7 +243,8 @@ fn serve() -> (SocketAddr, JoinHandle<()>) {
         let mut reply = Vec::new();
         let mut last = 0_u8;
         while let Ok((length, peer)) = socket.recv_from(&mut packet) {
-            let Some(Ok(query)) = packet.get(..length).filter(|packet| !packet.is_empty()).map(parse) else { break };
+            let mut room = Canonical::new();
+            let Some(Ok(query)) = packet.get(..length).map(|packet| parse(packet, &mut room)) else { break };
             let question = query.question();
             last = last.wrapping_add(1);
             let address = IpAddr::V4(Ipv4Addr::new(198, 51, 100, last));

@@ -63,6 +63,39 @@ fn kdig(site: &Site, address: SocketAddr, arguments: &[&str]) -> Ended {
     end(Command::new("kdig").args(fixed).args(arguments))
 }
 
+/// The bytes of each reply, by its query's transport and name.
+fn bytes(site: &Site, transport: &str, name: &str) -> Vec<u64> {
+    let records = site.queries().into_iter();
+    let records = records.filter(|record| record["transport"] == transport && record["qname"] == name);
+    records.map(|record| record["bytes"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn replies_are_padded_where_queries_are_and_nobody_can_read_them() {
+    let (site, address) = site();
+    let mut node = site.start();
+    for name in ["www.corp.example", "api.example.com"] {
+        let padded = kdig(&site, address, &["+padding", name]);
+        assert!(padded.stdout.contains(";; PADDING: "), "{padded:?}");
+        assert!(padded.stdout.contains(";; Received 468 B"), "{padded:?}");
+        let plain = kdig(&site, address, &["+nopadding", "+edns", name]);
+        assert!(!plain.stdout.contains("PADDING"), "{plain:?}");
+        let lengths = bytes(&site, "dot", name);
+        assert!(lengths[0] == 468 && lengths[1] < 200, "{lengths:?}");
+    }
+    let (host, port) = (format!("@{}", site.dns.ip()), site.dns.port().to_string());
+    let clear = end(Command::new("kdig").args([&*host, "-p", &*port, "+tcp", "+padding", "www.corp.example"]));
+    assert!(!clear.stdout.contains("PADDING: "), "{clear:?}");
+    assert!(bytes(&site, "tcp", "www.corp.example")[0] < 200);
+    // Over both streams a client that asks learns how long it may be idle.
+    let option = "+ednsopt=11";
+    assert!(kdig(&site, address, &[option, "www.corp.example"]).stdout.contains("0064"));
+    let clear = end(Command::new("kdig").args([&*host, "-p", &*port, "+tcp", option, "www.corp.example"]));
+    assert!(clear.stdout.contains("0064"), "{clear:?}");
+    assert_eq!(node.stop(), Some(0));
+    site.verified();
+}
+
 fn closed(site: &Site, why: &str) -> f64 {
     site.metric(&format!("outgate_streams_closed_total{{why=\"{why}\"}}"))
 }

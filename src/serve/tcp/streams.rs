@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::gate::STREAM_IDLE;
 use crate::net::host;
 
 /// What connections may take.
@@ -27,8 +28,7 @@ pub struct Limits {
     pub handshake: Duration,
     /// The longest message that is read, in bytes, at most 65,535. Queries are short.
     pub message: usize,
-    /// How long a connection may stay without a query, its first one included. RFC 7766 §6.2.3: "it is RECOMMENDED
-    /// that the default server application-level idle period be on the order of seconds".
+    /// How long a connection may stay without a query, its first one included.
     pub idle: Duration,
     /// How long a message may take from its first byte to its last.
     pub receive: Duration,
@@ -46,7 +46,7 @@ impl Default for Limits {
             in_flight: 16,
             handshake: Duration::from_secs(3),
             message: 4_096,
-            idle: Duration::from_secs(10),
+            idle: STREAM_IDLE,
             receive: Duration::from_secs(3),
             send: Duration::from_secs(3),
         }
