@@ -66,7 +66,9 @@ fn parse_query_and_write_template(bencher: Bencher<'_, '_>, count: u8) {
     let mut out = Vec::with_capacity(2048);
     bencher.bench_local(|| {
         out.clear();
-        parse(black_box(&packet), &mut Canonical::new()).map(|query| template.write(&mut out, &query.echo, Ttl::from_wire(60), 1232).len).ok()
+        parse(black_box(&packet), &mut Canonical::new())
+            .map(|query| template.write(&mut out, &query.echo, Ttl::from_wire(60), 1232).len)
+            .ok()
     });
 }
 
@@ -77,7 +79,8 @@ fn parse_query_and_write_refusal(bencher: Bencher<'_, '_>) {
     let mut out = Vec::with_capacity(2048);
     bencher.bench_local(|| {
         out.clear();
-        let query = parse(black_box(&packet), &mut Canonical::new()).ok()?;
+        let mut room = Canonical::new();
+        let query = parse(black_box(&packet), &mut room).ok()?;
         Some(write_refusal(&mut out, &query.echo, Rcode::NXDOMAIN, Some(&ede), 1232).len)
     });
 }

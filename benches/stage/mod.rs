@@ -194,7 +194,8 @@ fn policy(names: usize) -> String {
         "[[segment]]\nname = \"shop\"\nclients = [\"192.0.2.0/24\"]\ntags = { service = \"shop\", stage = \"bench\" }\n",
     );
     for first in (0..names).step_by(NAMES_PER_RULE) {
-        let _ = write!(text, "[[rule]]\nid = \"service-{first}\"\naction = \"allow\"\nsegments = [\"shop\"]\nnames = [");
+        let _ =
+            write!(text, "[[rule]]\nid = \"service-{first}\"\naction = \"allow\"\nsegments = [\"shop\"]\nnames = [");
         for name in first..names.min(first + NAMES_PER_RULE) {
             let _ = write!(text, "\"{}\", ", allowed(name));
         }
