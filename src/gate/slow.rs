@@ -99,21 +99,22 @@ impl Gate {
             if self.rulebook.load().epoch != rulebook.epoch {
                 continue;
             }
-            let prepared = self.keep(&rulebook, granted, resolved.origin);
-            return Ok((Conclusion::Told { prepared, cache: resolved.cache }, rulebook));
+            let covered = self.keep(&rulebook, &granted, resolved.origin);
+            return Ok((Conclusion::Told { covered, cache: resolved.cache }, rulebook));
         }
         Err(Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy is changing too fast; ask again"))
     }
 
     /// Prepares the reply and keeps it for those whom it was granted to.
-    fn keep(&self, rulebook: &Rulebook, granted: Granted, origin: RecordId) -> Arc<Prepared> {
-        let question = granted.cleared().permit().question().clone();
-        let who = who(&rulebook.policy, granted.cleared().permit().asker());
-        let told_until = granted.told_until();
-        let prepared = Arc::new(Prepared::new(granted, origin));
-        let covered = Covered { epoch: rulebook.epoch, told_until, reply: Arc::clone(&prepared) };
-        self.cover.put(who, question.name.as_wire(), question.kind, covered, prepared.weight());
-        prepared
+    fn keep(&self, rulebook: &Rulebook, granted: &Granted, origin: RecordId) -> Covered<Arc<Prepared>> {
+        let permit = granted.cleared().permit();
+        let reply = Arc::new(Prepared::new(granted, origin));
+        let weight = reply.weight();
+        let (told_until, open_until) = (granted.told_until(), granted.open_until());
+        let covered = Covered { epoch: rulebook.epoch, told_until, open_until, reply };
+        let who = who(&rulebook.policy, permit.asker());
+        self.cover.put(who, permit.question().clone(), covered.clone(), weight);
+        covered
     }
 
     /// The answer to a permitted question. An upstream is expected to recurse; a chain that is left open (a local
