@@ -130,7 +130,7 @@ impl Rule {
 #[cfg(test)]
 mod tests {
     use crate::policy::testing::{NOW, asker, name, policy, policy_with, verdict};
-    use crate::policy::{Forwarder, Refusal, Settings, Shown, Verdict, decide};
+    use crate::policy::{Forwarder, Policy, Refusal, Settings, Shown, Verdict, decide};
     use crate::record::RecordType;
     use crate::time::Wall;
 
@@ -272,7 +272,35 @@ names    = ["**.track.example.com"]
         };
         let expected = Refusal { asker: through, rule: None, reason: super::Reason::Default, shown: Shown::NxDomain };
         assert_eq!(refusal, expected);
-        assert_eq!(policy.describe(&refusal), (15, "no rule allows this name for segment cluster".to_owned()));
+        assert_eq!(told(&policy, &refusal), (15, "no rule allows this name for segment cluster"));
+    }
+
+    fn told<'a>(policy: &'a Policy, refusal: &Refusal) -> (u16, &'a str) {
+        let error = policy.describe(refusal);
+        (error.code, &error.text)
+    }
+
+    #[test]
+    fn a_refused_client_is_told_why() {
+        let policy = policy(TEXT);
+        let refused = |client: &str, wire: &[u8], kind| match decide(&policy, asker(&policy, client), wire, kind, NOW) {
+            Verdict::Refuse(refusal) => refusal,
+            Verdict::Permit(permit) => panic!("{permit:?}"),
+        };
+        let rows = [
+            ("192.0.2.1", "ads.example.com", RecordType::A, "denied by rule no-ads"),
+            ("192.0.2.1", "api.example.com", RecordType::MX, "rule exact does not allow this type"),
+            ("192.0.2.1", "example.net", RecordType::A, "no rule allows this name for segment shop"),
+            ("192.0.2.200", "example.net", RecordType::A, "no rule allows this name for segment till"),
+        ];
+        for (client, asked, kind, expected) in rows {
+            let refusal = refused(client, name(asked).as_wire(), kind);
+            assert_eq!(told(&policy, &refusal), (15, expected), "{asked}");
+        }
+        let malformed = refused("192.0.2.1", b"\x03ADS\x07example\x03com\0", RecordType::A);
+        assert_eq!(told(&policy, &malformed), (15, "this is not a name"));
+        let stranger = policy.describe_no_segment();
+        assert_eq!((stranger.code, &*stranger.text), (18, "this client is in no segment"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::Policy;
+use super::explain::Sentences;
 use super::guard::Guard;
 use super::index::{Audience, Entry, Index, Parents};
 use super::link::Linker;
@@ -98,6 +99,7 @@ pub fn compile(files: &[Source], settings: &Settings) -> Result<Policy, Vec<Mist
         forwarder_names: settings.forwarders.iter().map(|forwarder| Arc::from(forwarder.name.as_str())).collect(),
         forwarders,
         guard: linker.guard,
+        sentences: Sentences::new(&segments, &rules),
         warnings: linker.warnings,
         segments,
         rules,

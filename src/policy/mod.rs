@@ -31,7 +31,6 @@ use crate::document::Mistake;
 use crate::net::{Prefix, PrefixMap, SegmentId, Services, canonical};
 use crate::time::Wall;
 pub use decide::decide;
-pub use explain::describe_no_segment;
 pub use inspect::inspect;
 pub use load::{Forwarder, Settings, Source, compile};
 pub use rule::{Action, Rule};
@@ -55,6 +54,7 @@ pub struct Policy {
     deny: index::Index,
     parents: index::Parents,
     guard: guard::Guard,
+    sentences: explain::Sentences,
     warnings: Vec<Mistake>,
 }
 
