@@ -160,6 +160,12 @@ class Process:
         pages = int(pathlib.Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def pin(self):
+        """Puts every thread on the core: knotd gives each of its UDP threads a processor, from the first one on."""
+        for task in pathlib.Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), {self.core})
+
     def wait_for(self, door, patience=10):
         """Until it listens on this unix socket or port of 127.0.0.1; it is not connected to."""
         end = time.monotonic() + patience

@@ -99,6 +99,7 @@ def measure(case, names, rounds, seconds, binaries, cores, place, say):
         upstream = Process(upstreams.knot(knot, port), load_core, knot)
         stack.callback(upstream.stop)
         wait_until_ready(upstream, port, "n00001.svc.example.net", True)
+        upstream.pin()
         running = []
         for name in names:
             say(f"{case.name}: {name} starts")
