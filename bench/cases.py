@@ -22,19 +22,42 @@ class Case:
     allowlist: bool = False
     # Names that were never asked: each run goes on where the last one ended.
     unique: bool = False
+    # Each answer's addresses are opened in nftables.
+    firewall: bool = False
+    # More for the load.
+    options: tuple = ()
 
 
 ALLOWED = "n#####.svc.example.net"
 WIDE = "n#####.wide.example.net"
 
+EVERYONE = (
+    "echo", "outgate", "dnsdist", "dnsdist+log", "unbound", "unbound+log", "pdns", "pdns+log", "kresd", "kresd+log", "dnsmasq",
+    "dnsmasq+log",
+)
+
 CASES = (
     Case(
         "hot", "1,000 names, Zipf, all cached", ALLOWED, 1_000, "zipf", "address",
-        ("echo", "outgate", "unbound", "unbound+log"), warm=True,
+        EVERYONE, warm=True,
+    ),
+    Case(
+        "wide", "20,000 names, uniform, all cached", WIDE, 20_000, "uniform", "address", EVERYONE, warm=True,
     ),
     Case(
         "denied", "random names under nothing allowed", "????????????.example.com", 1 << 30, "uniform", "refusal",
-        ("echo", "outgate", "unbound", "unbound+log"), allowlist=True,
+        EVERYONE, allowlist=True,
+    ),
+    Case(
+        "miss", "unique names under an allowed wildcard, forwarded to a local knot on the core of the load",
+        "q########.miss.example.net", 10**8, "sequence", "address",
+        ("echo", "outgate", "dnsdist", "unbound", "unbound+log", "pdns", "pdns+log", "kresd", "kresd+log", "dnsmasq", "dnsmasq+log"), unique=True,
+    ),
+    Case(
+        "open", "unique names of 30,000 clients: every answer opens an address in real nftables sets",
+        "h-10-%%%-%%%-%%%.open.example.net", 300_000, "sequence", "address",
+        ("echo", "outgate", "dnsmasq", "dnsmasq+log"), unique=True, firewall=True,
+        options=("--clients", "30000", "--each", "10", "--step", "10"),
     ),
 )
 

@@ -1,6 +1,7 @@
 """The machine: its cores, its packages, the binaries under test, and processes that are started and always ended."""
 
 import contextlib
+import ctypes
 import json
 import os
 import pathlib
@@ -19,6 +20,12 @@ PACKAGES = {
     "nft": "nftables",
     "knotd": "knot",
     "unbound": "unbound",
+    "dnsmasq": "dnsmasq-base",
+    "dnsdist": "dnsdist",
+    "kresd": "knot-resolver",
+    "pdns_recursor": "pdns-recursor",
+    "dnsperf": "dnsperf",
+    "fstrm_capture": "fstrm-bin",
 }
 
 
@@ -58,6 +65,14 @@ def cores():
     return usable[0], usable[1]
 
 
+def own_network():
+    """Moves this process, and all that it starts, into a network namespace that ends with it; its loopback is up."""
+    CLONE_NEWNET = 0x40000000
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
+        raise Failure(f"no network namespace could be made: {os.strerror(ctypes.get_errno())}; run as root")
+    subprocess.run([which("ip"), "link", "set", "lo", "up"], check=True)
+
+
 def build(binary):
     """The paths of outgate, echo and load: built here, outgate only where no binary was given."""
     cargo = shutil.which("cargo", path=PATH)
@@ -89,11 +104,25 @@ def free_port():
     raise Failure("no port of 127.0.0.1 is free for both UDP and TCP; stop what uses them")
 
 
+def listens(port):
+    """Whether somebody listens on this TCP port of 127.0.0.1; state 0A of /proc/net/tcp."""
+    with open("/proc/net/tcp") as table:
+        return any(f":{port:04X} 00000000:0000 0A" in line for line in table) if isinstance(port, int) else False
+
+
+def idle(core):
+    """Seconds that a core had nothing to do, in hundredths: the fourth figure of its line in /proc/stat, and for I/O the fifth."""
+    with open("/proc/stat") as stat:
+        line = next(line for line in stat if line.startswith(f"cpu{core} "))
+    return sum(map(int, line.split()[4:6])) / os.sysconf("SC_CLK_TCK")
+
+
 class Process:
     """A process on one core, ended with the block that it is used in, and with this one should that be killed."""
 
     def __init__(self, command, core, directory, environment=None):
         self.name = os.path.basename(command[0])
+        self.core = core
         self.said = directory / "output.txt"
         pinned = ["setpriv", "--pdeathsig", "KILL", "taskset", "-c", str(core), *command]
         with open(self.said, "wb") as output:
@@ -130,6 +159,26 @@ class Process:
         """Resident bytes."""
         pages = int(pathlib.Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def wait_for(self, door, patience=10):
+        """Until it listens on this unix socket or port of 127.0.0.1; it is not connected to."""
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            self.check()
+            if isinstance(door, pathlib.Path) and door.exists() or listens(door):
+                return
+            time.sleep(0.01)
+        raise Failure(f"{self.name} did not listen on {door} in {patience} s; it said: {self.last_words()}")
+
+    def settle(self, directory, patience=20):
+        """Until nothing more is written below this directory."""
+        end, before = time.monotonic() + patience, None
+        while time.monotonic() < end:
+            sizes = [file.stat().st_size for file in directory.iterdir()]
+            if sizes == before:
+                return
+            before = sizes
+            time.sleep(0.3)
 
     def stop(self):
         """Asks it to end, then makes it."""

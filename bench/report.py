@@ -18,6 +18,7 @@ def summary(results):
             "cpu_us": median(lambda report: report["cpu_us"]),
             "per_second": median(lambda report: report["per_second"]),
             "busy": median(lambda report: report["busy"]),
+            "disturbed": median(lambda report: report["disturbed"]),
             "p50_us": median(lambda report: report["latency_us"]["p50"]),
             "p99_us": median(lambda report: report["latency_us"]["p99"]),
             "lost": sum(report["lost"] for report in rounds),
@@ -39,7 +40,9 @@ def table(rows):
     cells = [COLUMNS]
     for name, row in rows.items():
         notes = []
-        if row["busy"] < 0.9:
+        if row["disturbed"] > 0.1:
+            notes.append(f"others used the server's core {row['disturbed']:.0%} of the time")
+        elif row["busy"] < 0.9:
             notes.append("the load is the bottleneck")
         if row["wrong"]:
             notes.append(f"{row['wrong']} wrong answers")

@@ -50,8 +50,8 @@ struct Arguments {
     /// Queries a second; without: as many as are answered.
     #[arg(long)]
     rate: Option<f64>,
-    /// Queries under way at most.
-    #[arg(long, default_value_t = 256)]
+    /// Queries under way at most. More than about 200 do not fit into a socket that was left as the kernel makes it.
+    #[arg(long, default_value_t = 128)]
     window: usize,
     /// Ports that are asked from.
     #[arg(long, default_value_t = 4)]
@@ -62,6 +62,9 @@ struct Arguments {
     /// With several clients, how many names each of them asks for.
     #[arg(long, default_value_t = 10)]
     each: u64,
+    /// With several clients, how many names further the list of the next one begins; as many as `--each`: no two share any.
+    #[arg(long, default_value_t = 1)]
+    step: u64,
     /// Seed of the random numbers.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -88,7 +91,8 @@ fn run(arguments: &Arguments) -> Result<Tally, Box<dyn std::error::Error>> {
     let clock = Clock::system();
     let mut names = Names::new(&arguments.names)?;
     let mut random = Random::new(arguments.seed);
-    let mut mix = Mix::new(arguments.order, arguments.count, arguments.first, arguments.clients, arguments.each);
+    let mut mix = Mix::new(arguments.order, arguments.count, arguments.first);
+    (mix.clients, mix.each, mix.step) = (arguments.clients.max(1), arguments.each.max(1), arguments.step);
     let size = (arguments.window / arguments.ports.max(1)).clamp(1, 1 << 16);
     let port = |_| Port::new(arguments.server, arguments.clients > 1, size);
     let mut ports = (0..arguments.ports.max(1)).map(port).collect::<Result<Vec<_>, _>>()?;

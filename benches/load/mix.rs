@@ -127,28 +127,31 @@ pub(crate) struct Asked {
     pub(crate) name: u64,
 }
 
-/// The order of questions. With more than one client each asks for `each` names, and two neighbours share all but one.
+/// The order of questions. With more than one client each asks for `each` names that follow each other, and the first of
+/// one client's is `step` after the first of the client before.
 #[derive(Debug)]
 pub(crate) struct Mix {
-    pub(crate) order: Order,
-    pub(crate) names: u64,
-    pub(crate) first: u64,
+    order: Order,
+    names: u64,
+    first: u64,
     pub(crate) clients: u64,
     pub(crate) each: u64,
+    pub(crate) step: u64,
+    /// How many were asked.
     next: u64,
     /// Zipf: the sum of the frequencies up to each name.
     sums: Vec<f64>,
 }
 
 impl Mix {
-    pub(crate) fn new(order: Order, names: u64, first: u64, clients: u64, each: u64) -> Self {
+    pub(crate) fn new(order: Order, names: u64, first: u64) -> Self {
         let mut sum = 0.0;
         let ranked = if order == Order::Zipf { u32::try_from(names).unwrap_or(u32::MAX) } else { 0 };
         let sums = (1..=ranked).map(|rank| {
             sum += 1.0 / f64::from(rank);
             sum
         });
-        Self { order, names, first, clients, each, next: 0, sums: sums.collect() }
+        Self { order, names, first, clients: 1, each: names, step: 0, next: 0, sums: sums.collect() }
     }
 
     /// The next question; nothing where a sequence has ended.
@@ -159,7 +162,8 @@ impl Mix {
                 Order::Uniform | Order::Zipf => (random.below(self.clients), random.below(self.each)),
             };
             self.next += 1;
-            return (client < self.clients).then(|| Asked { client, name: self.first + (client + turn) % self.names });
+            let name = self.first + (client * self.step + turn) % self.names;
+            return (client < self.clients).then_some(Asked { client, name });
         }
         let name = match self.order {
             Order::Sequence => self.next,

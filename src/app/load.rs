@@ -1,4 +1,4 @@
-//! Files → rulebook: the policy directory, the zones, and what both must know of the configuration.
+//! Files → rulebook: the policy directory, the zones, what both must know of the configuration; and the certificate.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -9,20 +9,26 @@ use crate::app::config::Config;
 use crate::document::Mistake;
 use crate::net::{Prefix, local_addresses};
 use crate::policy::{self, Policy};
+use crate::serve::tls::Identity;
+use crate::time::Wall;
 use crate::upstream::{self, Upstreams};
 use crate::zones::Zones;
 
 /// The largest policy file read: a million names are about 40 MB.
 const LARGEST_FILE: u64 = 256 << 20;
 
-/// Policy and zones of one load.
+/// What one load has read.
 pub(super) struct Loaded {
     pub(super) policy: Arc<Policy>,
     pub(super) zones: Zones,
+    /// Certificate and key, where the configuration names them.
+    pub(super) identity: Option<Identity>,
+    /// What should be known of them.
+    pub(super) warnings: Vec<Mistake>,
 }
 
 /// Reads and checks everything that a reload reads; every mistake of every file.
-pub(super) fn load(config: &Config, upstreams: &Upstreams) -> Result<Loaded, Vec<Mistake>> {
+pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<Loaded, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     let files = policy_files(&config.policy_directory, &mut mistakes);
     let settings = policy::Settings {
@@ -44,6 +50,12 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams) -> Result<Loaded, Vec
             None
         }
     };
+    let mut warnings = Vec::new();
+    let identity = config.tls.as_ref().map(|tls| Identity::load(tls, now, &mut warnings)).transpose();
+    let identity = identity.unwrap_or_else(|more| {
+        mistakes.extend(more);
+        None
+    });
     if let Some(policy) = &policy {
         check_views(config, policy, &mut mistakes);
     }
@@ -52,7 +64,7 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams) -> Result<Loaded, Vec
             for zone in config.upstreams.iter().flat_map(|upstream| &upstream.zones) {
                 zones.carve(zone);
             }
-            Ok(Loaded { policy: Arc::new(policy), zones })
+            Ok(Loaded { policy: Arc::new(policy), zones, identity, warnings })
         }
         _ => Err(mistakes),
     }
@@ -73,7 +85,8 @@ pub(super) fn upstreams(config: &Config) -> (Vec<upstream::Settings>, Option<Mis
 
 /// What no answer may open whatever a rule says: this host and the upstream servers.
 fn own_addresses(config: &Config, upstreams: &Upstreams) -> Vec<Prefix> {
-    let listening = config.listen.dns.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
+    let listening =
+        config.listen.dns.iter().chain(&config.listen.tls).map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
     let servers = upstreams.all().iter().flat_map(|upstream| upstream.servers()).map(|server| server.ip());
     let all: HashSet<IpAddr> = local_addresses().into_iter().chain(listening).chain(servers).collect();
     all.into_iter().map(Prefix::from).collect()

@@ -42,6 +42,8 @@ pub struct Written {
     pub truncated: bool,
     /// Octets 2 and 3 of the header.
     pub flags: u16,
+    /// The octets of its EDNS options, which end it.
+    pub options: usize,
 }
 
 impl Template {
@@ -263,7 +265,8 @@ impl<'a> Reply<'a> {
             let [_, rcode_high] = (rcode >> 4).to_be_bytes();
             push_opt(out, rcode_high, edns.dnssec_ok, self.ede);
         }
-        Written { len: out.len() - start, truncated, flags }
+        let options = length_of(self.ede);
+        Written { len: out.len() - start, truncated, flags, options }
     }
 }
 
@@ -287,7 +290,7 @@ mod tests {
     }
 
     fn echo(edns: bool) -> Echo<'static> {
-        let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true });
+        let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false });
         Echo { id: 0xabcd, opcode: 0, recursion_desired: true, checking_disabled: true, question: ASKED, edns }
     }
 
@@ -311,7 +314,7 @@ mod tests {
         ]
         .concat();
         assert_eq!(out, expected);
-        assert_eq!(written, Written { len: expected.len() - 6, truncated: false, flags: 0x8590 });
+        assert_eq!(written, Written { len: expected.len() - 6, truncated: false, flags: 0x8590, options: 0 });
     }
 
     #[test]
