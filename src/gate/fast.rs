@@ -86,7 +86,8 @@ impl Gate {
         let id = outbox.reserve();
         let asker = rulebook.policy.asker(arrival.client());
         let sealing = || Sealing { id, arrival, asker, rulebook, now: self.clock.now(), path: Path::Fast };
-        let query = match wire::parse(packet) {
+        let mut room = wire::Canonical::new();
+        let query = match wire::parse(packet, &mut room) {
             Ok(query) => query,
             Err(malformed) => {
                 outbox.seal_malformed(&sealing(), &malformed, route);
@@ -101,11 +102,11 @@ impl Gate {
         let who = who(&rulebook.policy, asker);
         // While it is not known what a firewall holds, the granter has the word.
         if self.granter.counts().ready()
-            && let Some(covered) = self.cover.get(who, &query.name, query.kind, rulebook.epoch, arrival.at.tick)
+            && let Some(covered) = self.cover.get(who, query.name, query.kind, rulebook.epoch, arrival.at.tick)
         {
             return settle(&Conclusion::Told { prepared: covered.reply, cache: CacheUse::Hit });
         }
-        if let Verdict::Refuse(refusal) = decide(&rulebook.policy, asker, &query.name, query.kind, arrival.at.wall) {
+        if let Verdict::Refuse(refusal) = decide(&rulebook.policy, asker, query.name, query.kind, arrival.at.wall) {
             return settle(&Conclusion::Refused(refusal));
         }
         let Some(slot) = self.slots.take(who.segment, arrival.client(), rulebook.policy.forwarder(asker).is_some())
@@ -113,7 +114,7 @@ impl Gate {
             let text = "too many queries of this client wait for an answer";
             return settle(&Conclusion::Failed(Failure::new(Reason::Rate, ExtendedError::OTHER, text)));
         };
-        let question = Question { name: query.name.to_name(), kind: query.kind };
+        let question = query.question();
         Fast::Slow(Job { packet: packet.into(), arrival, question, id, slot, tries: TRIES })
     }
 
@@ -134,7 +135,7 @@ impl Gate {
         let asker = rulebook.policy.asker(arrival.client());
         let sealing = Sealing { id, arrival, asker, rulebook: &rulebook, now, path: Path::Slow };
         // It was parsed before it became a job; that it parses again is not taken on faith.
-        match wire::parse(&job.packet) {
+        match wire::parse(&job.packet, &mut wire::Canonical::new()) {
             Ok(query) => outbox.seal(&sealing, &query, &conclusion, route),
             Err(malformed) => outbox.seal_malformed(&sealing, &malformed, route),
         }

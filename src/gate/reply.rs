@@ -6,11 +6,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::audit::{AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Shard, Transport};
-use crate::gate::{Arrival, Rulebook};
+use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
-use crate::policy::{Asker, Reason, Refusal, Shown, describe_no_segment};
+use crate::policy::{Asker, Reason, Refusal, Shown};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
@@ -144,7 +144,7 @@ pub struct Released<'a, R> {
 
 impl<R> Released<'_, R> {
     /// Each reply with its route.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> + Clone {
         let Outbox { bytes, replies, .. } = &*self.outbox;
         replies.iter().filter_map(|(range, route)| Some((bytes.get(range.clone())?, route)))
     }
@@ -190,7 +190,7 @@ struct Told<'a> {
     origin: Option<RecordId>,
 }
 
-const SILENCE: Written = Written { len: 0, truncated: false, flags: 0 };
+const SILENCE: Written = Written { len: 0, truncated: false, flags: 0, options: 0 };
 
 impl<R> Outbox<R> {
     /// An empty outbox over a shard.
@@ -264,10 +264,9 @@ impl<R> Outbox<R> {
         let policy = &rulebook.policy;
         let limit = match arrival.transport {
             Transport::Udp => query.echo.udp_limit(),
-            Transport::Tcp => wire::TCP_LIMIT,
+            Transport::Tcp | Transport::Dot => wire::TCP_LIMIT,
         };
         let start = self.bytes.len();
-        let ede;
         let mut told = match conclusion {
             Conclusion::Told { prepared, cache } => {
                 let ttl = answer_ttl(prepared.told_until, now.tick);
@@ -293,15 +292,11 @@ impl<R> Outbox<R> {
                     Shown::NoData => Rcode::NOERROR,
                     Shown::Refused => Rcode::REFUSED,
                 };
-                let (code, text) = policy.describe(refusal);
-                ede = ExtendedError::new(code, text);
                 let rule = refusal.rule.map(|rule| &**policy.rule_id(rule));
-                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, &ede) }
+                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, policy.describe(refusal)) }
             }
             Conclusion::NoSegment => {
-                let (code, text) = describe_no_segment();
-                ede = ExtendedError::new(code, text);
-                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, &ede)
+                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, policy.describe_no_segment())
             }
             Conclusion::Failed(failure) => Told {
                 why: Some(&failure.why),
@@ -312,7 +307,8 @@ impl<R> Outbox<R> {
         if let (Some(rcode), 0) = (told.rcode, told.written.len) {
             told.written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit);
         }
-        self.record(sealing, Some(query.echo.id), Some((&query.name, query.kind)), &told);
+        told.written = self.extend(told.written, &query.echo, arrival.transport);
+        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
         self.replies.push((start..self.bytes.len(), route()));
     }
 
@@ -328,11 +324,22 @@ impl<R> Outbox<R> {
         // A stranger's junk gets no reply: nothing here is worth reflecting off.
         if let Some((rcode, echo)) = malformed.answer.as_ref().filter(|_| sealing.asker.is_some()) {
             told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, wire::UDP_SIZE_PLAIN.into());
+            told.written = self.extend(told.written, echo, sealing.arrival.transport);
             told.rcode = Some(*rcode);
             self.replies.push((start..self.bytes.len(), route()));
         }
-        let asked = malformed.name.as_deref().zip(malformed.kind);
+        let asked = malformed.name.zip(malformed.kind);
         self.record(sealing, malformed.id, asked, &told);
+    }
+
+    /// Adds what only streams are told to the reply just written.
+    fn extend(&mut self, written: Written, echo: &wire::Echo<'_>, transport: Transport) -> Written {
+        let options = match transport {
+            Transport::Udp => return written,
+            Transport::Tcp => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: false },
+            Transport::Dot => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: true },
+        };
+        wire::extend(&mut self.bytes, written, echo, options)
     }
 
     fn record(&mut self, sealing: &Sealing<'_>, qid: Option<u16>, asked: Option<(&[u8], RecordType)>, told: &Told<'_>) {
