@@ -88,7 +88,7 @@ fn parses() -> Turn {
 #[expect(clippy::unwrap_used, reason = "a benchmark's own data")]
 fn decides(names: usize) -> Turn {
     let source = Source { file: "policy.toml".into(), text: stage::policy(names, GrantScope::Client) };
-    let policy = Arc::new(compile(&[source], &Settings::default()).unwrap());
+    let policy = Arc::new(compile([source], &Settings::default()).unwrap());
     let asker = policy.asker(stage::address(1)).unwrap();
     let asked: Vec<Name> = (0..QUERIES).map(|n| Name::parse(&stage::allowed(n * (names / QUERIES))).unwrap()).collect();
     Box::new(move || {

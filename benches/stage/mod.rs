@@ -82,7 +82,7 @@ impl Stage {
         let mut shards = shards.into_iter();
         let registry = Registry::new(WORDS);
         let source = Source { file: "policy.toml".into(), text: policy(size.allowed, size.scope) };
-        let policy = compile(&[source], &PolicySettings::default()).unwrap();
+        let policy = compile([source], &PolicySettings::default()).unwrap();
         let rulebook = Rulebook::new(Arc::new(policy), Zones::empty(), 1, clock.now().wall, registry.tallies());
         let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
         let parts = GranterParts {
