@@ -4,12 +4,13 @@
 #[expect(dead_code, reason = "the benchmark of the fast path uses all of it")]
 mod stage;
 
+use outgate::policy::GrantScope;
 use stage::{Size, Stage};
 
 fn main() {
     println!("{:>8} {:>8} {:>10} {:>10} {:>10}", "names", "clients", "MiB", "B/cover", "charged");
     for (cached, clients) in [(20_000, 1), (1_000, 100)] {
-        let mut stage = Stage::empty(Size { allowed: cached, cached, clients });
+        let mut stage = Stage::empty(Size { allowed: cached, cached, clients, scope: GrantScope::Client });
         let before = resident();
         stage.fill();
         let grown = resident().saturating_sub(before);

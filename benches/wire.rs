@@ -79,8 +79,8 @@ fn parse_query_and_write_refusal(bencher: Bencher<'_, '_>) {
     let mut out = Vec::with_capacity(2048);
     bencher.bench_local(|| {
         out.clear();
-        let mut room = Canonical::new();
-        let query = parse(black_box(&packet), &mut room).ok()?;
+        let mut name = Canonical::new();
+        let query = parse(black_box(&packet), &mut name).ok()?;
         Some(write_refusal(&mut out, &query.echo, Rcode::NXDOMAIN, Some(&ede), 1232).len)
     });
 }

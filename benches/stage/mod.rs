@@ -17,7 +17,7 @@ use outgate::gate::{Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Outbo
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
 use outgate::name::Name;
-use outgate::policy::{Settings as PolicySettings, Source, compile};
+use outgate::policy::{GrantScope, Settings as PolicySettings, Source, compile};
 use outgate::record::{Question, Rcode, Record, RecordType};
 use outgate::time::{Clock, Ttl};
 use outgate::upstream::{ServerSettings, Settings as UpstreamSettings, Transport as UpstreamTransport, Upstreams};
@@ -39,6 +39,8 @@ pub(crate) struct Size {
     pub(crate) cached: usize,
     /// Clients, at most 254.
     pub(crate) clients: u8,
+    /// For whom they are open.
+    pub(crate) scope: GrantScope,
 }
 
 /// The gate and what keeps it alive.
@@ -79,8 +81,8 @@ impl Stage {
         let (log, shards) = Log::open(settings, "stage", clock.clone(), 7, 2).unwrap();
         let mut shards = shards.into_iter();
         let registry = Registry::new(WORDS);
-        let source = Source { file: "policy.toml".into(), text: policy(size.allowed) };
-        let policy = compile(&[source], &PolicySettings::default()).unwrap();
+        let source = Source { file: "policy.toml".into(), text: policy(size.allowed, size.scope) };
+        let policy = compile([source], &PolicySettings::default()).unwrap();
         let rulebook = Rulebook::new(Arc::new(policy), Zones::empty(), 1, clock.now().wall, registry.tallies());
         let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
         let parts = GranterParts {
@@ -140,6 +142,15 @@ impl Stage {
         (0..1_000).map(|name| asked(&format!("x{name}.unknown.example.net"), 1)).collect()
     }
 
+    /// Queries that announce two questions and have one.
+    pub(crate) fn malformed(&self) -> Vec<Asked> {
+        let mut queries = self.denied();
+        for questions in queries.iter_mut().filter_map(|asked| asked.packet.get_mut(5)) {
+            *questions = 2;
+        }
+        queries
+    }
+
     /// One query until its reply has left.
     fn ask(&mut self, asked: &Asked) {
         let arrival = Arrival { peer: asked.peer, transport: Transport::Udp, at: self.gate.clock.now() };
@@ -184,15 +195,18 @@ impl Drop for Stage {
 }
 
 /// The nth allowed name.
-fn allowed(name: usize) -> String {
+pub(crate) fn allowed(name: usize) -> String {
     format!("h{name}.service-{}.example.com", name / NAMES_PER_RULE)
 }
 
 /// One segment, and a rule for every hundred names.
-fn policy(names: usize) -> String {
+pub(crate) fn policy(names: usize, scope: GrantScope) -> String {
     let mut text = String::from(
         "[[segment]]\nname = \"shop\"\nclients = [\"192.0.2.0/24\"]\ntags = { service = \"shop\", stage = \"bench\" }\n",
     );
+    if scope == GrantScope::Segment {
+        text.push_str("scope = \"segment\"\n");
+    }
     for first in (0..names).step_by(NAMES_PER_RULE) {
         let _ =
             write!(text, "[[rule]]\nid = \"service-{first}\"\naction = \"allow\"\nsegments = [\"shop\"]\nnames = [");
@@ -204,13 +218,18 @@ fn policy(names: usize) -> String {
     text
 }
 
+/// The address of a client.
+pub(crate) fn address(client: u8) -> IpAddr {
+    Ipv4Addr::new(192, 0, 2, client).into()
+}
+
 /// An A query with EDNS.
 #[expect(clippy::unwrap_used, reason = "a benchmark's own data")]
 fn asked(name: &str, client: u8) -> Asked {
     let question = Question { name: Name::parse(name).unwrap(), kind: RecordType::A };
     let mut packet = Vec::new();
     encode_query(&mut packet, 4711, &question, false, || false);
-    let peer = SocketAddr::new(Ipv4Addr::new(192, 0, 2, client).into(), 40_112);
+    let peer = SocketAddr::new(address(client), 40_112);
     Asked { packet: packet.into(), peer }
 }
 

@@ -61,6 +61,8 @@ pub enum Transport {
     Udp,
     /// A stream message.
     Tcp,
+    /// A stream message over TLS.
+    Dot,
 }
 
 impl Transport {
@@ -70,6 +72,7 @@ impl Transport {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
+            Self::Dot => "dot",
         }
     }
 }

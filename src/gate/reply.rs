@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::audit::{AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Shard, Transport};
 use crate::cache::{Covered, Local};
-use crate::gate::{Arrival, Rulebook};
+use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
@@ -151,7 +151,7 @@ pub struct Released<'a, R> {
 
 impl<R> Released<'_, R> {
     /// Each reply with its route.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> + Clone {
         let Batch { bytes, replies, .. } = &self.outbox.batch;
         replies.iter().filter_map(|(range, route)| Some((bytes.get(range.clone())?, route)))
     }
@@ -200,7 +200,7 @@ struct Told<'a> {
 /// Replies per reading of the clock.
 const PER_READING: usize = 8;
 
-const SILENCE: Written = Written { len: 0, truncated: false, flags: 0 };
+const SILENCE: Written = Written { len: 0, truncated: false, flags: 0, options: 0 };
 
 impl<R> Outbox<R> {
     /// An empty outbox over a shard.
@@ -319,6 +319,7 @@ impl<R> Batch<R> {
         let start = self.bytes.len();
         let rcode = told.rcode.unwrap_or(Rcode::SERVFAIL);
         let written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit(sealing, query));
+        let written = self.extend(written, &query.echo, sealing.arrival.transport);
         self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &Told { written, ..told });
         self.replies.push((start..self.bytes.len(), route()));
     }
@@ -336,6 +337,7 @@ impl<R> Batch<R> {
         let ttl = answer_ttl(covered.told_until, sealing.now.tick);
         let start = self.bytes.len();
         let written = prepared.template.write(&mut self.bytes, &query.echo, ttl, limit(sealing, query));
+        let written = self.extend(written, &query.echo, sealing.arrival.transport);
         let told = Told {
             enforced: prepared.enforced,
             rule: prepared.rule.as_deref(),
@@ -367,11 +369,22 @@ impl<R> Batch<R> {
         // A stranger's junk gets no reply: nothing here is worth reflecting off.
         if let Some((rcode, echo)) = malformed.answer.as_ref().filter(|_| sealing.asker.is_some()) {
             told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, wire::UDP_SIZE_PLAIN.into());
+            told.written = self.extend(told.written, echo, sealing.arrival.transport);
             told.rcode = Some(*rcode);
             self.replies.push((start..self.bytes.len(), route()));
         }
         let asked = malformed.name.zip(malformed.kind);
         self.record(sealing, malformed.id, asked, &told);
+    }
+
+    /// Adds what only streams are told to the reply just written.
+    fn extend(&mut self, written: Written, echo: &wire::Echo<'_>, transport: Transport) -> Written {
+        let options = match transport {
+            Transport::Udp => return written,
+            Transport::Tcp => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: false },
+            Transport::Dot => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: true },
+        };
+        wire::extend(&mut self.bytes, written, echo, options)
     }
 
     fn record(&mut self, sealing: &Sealing<'_>, qid: Option<u16>, asked: Option<(&[u8], RecordType)>, told: &Told<'_>) {
@@ -430,7 +443,7 @@ impl<R> Batch<R> {
 fn limit(sealing: &Sealing<'_>, query: &Query<'_>) -> usize {
     match sealing.arrival.transport {
         Transport::Udp => query.echo.udp_limit(),
-        Transport::Tcp => wire::TCP_LIMIT,
+        Transport::Tcp | Transport::Dot => wire::TCP_LIMIT,
     }
 }
 

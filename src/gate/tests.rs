@@ -220,7 +220,7 @@ impl World {
 
 fn rulebook(policy: &str, epoch: u64, clock: &Clock, registry: &Registry) -> Arc<Rulebook> {
     let source = Source { file: "test.toml".into(), text: policy.into() };
-    let policy = Arc::new(compile(&[source], &crate::policy::Settings::default()).unwrap());
+    let policy = Arc::new(compile([source], &crate::policy::Settings::default()).unwrap());
     Arc::new(Rulebook::new(policy, Zones::empty(), epoch, clock.now().wall, registry.tallies()))
 }
 

@@ -37,7 +37,8 @@ impl Policy {
     /// most specific first, then by id.
     #[must_use]
     pub fn matching(&self, asker: Asker, name: &[u8]) -> Vec<RuleIndex> {
-        let hits = [&self.deny, &self.allow].into_iter().flat_map(|index| index.hits(asker.segment, name));
+        let found = self.index.find(name);
+        let hits = found.hits(&self.rules, asker.segment);
         let mut found: Vec<_> =
             hits.filter(|hit| !self.rule(hit.rule).except.contains(name)).map(|hit| (hit.rank, hit.rule)).collect();
         found.sort_unstable();

@@ -14,7 +14,9 @@ mod index;
 mod inspect;
 mod link;
 mod load;
+mod names;
 mod pattern;
+mod patterns;
 #[cfg(test)]
 mod properties;
 mod resolvers;
@@ -50,9 +52,7 @@ pub struct Policy {
     clients: PrefixMap<SegmentIndex>,
     forwarder_names: Vec<Arc<str>>,
     forwarders: PrefixMap<(u32, SegmentIndex)>,
-    allow: index::Index,
-    deny: index::Index,
-    parents: index::Parents,
+    index: index::Index,
     guard: guard::Guard,
     sentences: explain::Sentences,
     warnings: Vec<Mistake>,
@@ -81,7 +81,7 @@ pub struct SegmentLayout {
 }
 
 impl Policy {
-    /// 64 bits of the SHA-256 of every file's name and text: the `policy` of a record.
+    /// 64 bits that differ where the name or the text of a file differs: the `policy` of a record.
     #[must_use]
     pub const fn revision(&self) -> u64 {
         self.revision

@@ -43,8 +43,8 @@ impl StreamGate for StreamDoor {
         }
     }
 
-    async fn answer(&self, packet: Vec<u8>, peer: SocketAddr, _local: SocketAddr) -> Option<Vec<u8>> {
-        let arrival = Arrival { peer, transport: Transport::Tcp, at: self.gate.clock.now() };
+    async fn answer(&self, packet: Vec<u8>, peer: SocketAddr, transport: Transport) -> Option<Vec<u8>> {
+        let arrival = Arrival { peer, transport, at: self.gate.clock.now() };
         let mut job = {
             let Desk { outbox, passed } = &mut *self.desk.lock();
             let rulebook = self.gate.use_rulebook(passed);

@@ -213,7 +213,7 @@ fn read_records(reader: &mut Reader<'_>, counts: [u32; 2], echo: &mut Echo<'_>) 
                     return Err(Fault::SecondOpt);
                 }
                 let opt = Opt::from_record(&record);
-                echo.edns = Some(opt.client());
+                let edns = echo.edns.insert(opt.client());
                 // RFC 6891 §6.1.2: the owner "MUST be 0 (root domain)".
                 if !owned_by_root {
                     return Err(Fault::OptOwner);
@@ -221,7 +221,7 @@ fn read_records(reader: &mut Reader<'_>, counts: [u32; 2], echo: &mut Echo<'_>) 
                 if opt.version != 0 {
                     return Err(Fault::Version);
                 }
-                opt.options().try_for_each(|option| option.map(drop))?;
+                opt.read_options(edns)?;
             }
             RecordType::TSIG => return Err(Fault::Signed),
             _ => {}
@@ -279,7 +279,7 @@ mod tests {
                 recursion_desired: true,
                 checking_disabled: true,
                 question: QUESTION,
-                edns: Some(Edns { size: 1232, dnssec_ok: true }),
+                edns: Some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false }),
             }
         );
         assert_eq!(query.echo.udp_limit(), 1232);

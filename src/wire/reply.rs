@@ -42,6 +42,8 @@ pub struct Written {
     pub truncated: bool,
     /// Octets 2 and 3 of the header.
     pub flags: u16,
+    /// The octets of its EDNS options, which end it.
+    pub options: usize,
 }
 
 impl Template {
@@ -262,7 +264,8 @@ impl Reply<'_> {
             let [_, rcode_high] = (rcode >> 4).to_be_bytes();
             push_opt(out, rcode_high, edns.dnssec_ok, self.ede);
         }
-        Written { len: out.len() - start, truncated: cut != 0, flags }
+        let options = opt_length(self.ede) - opt_length(None);
+        Written { len: out.len() - start, truncated: cut != 0, flags, options }
     }
 }
 
@@ -278,7 +281,7 @@ mod tests {
     }
 
     fn echo(edns: bool) -> Echo<'static> {
-        let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true });
+        let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false });
         Echo { id: 0xabcd, opcode: 0, recursion_desired: true, checking_disabled: true, question: ASKED, edns }
     }
 
@@ -302,7 +305,7 @@ mod tests {
         ]
         .concat();
         assert_eq!(out, expected);
-        assert_eq!(written, Written { len: expected.len() - 6, truncated: false, flags: 0x8590 });
+        assert_eq!(written, Written { len: expected.len() - 6, truncated: false, flags: 0x8590, options: 0 });
     }
 
     #[test]

@@ -76,7 +76,7 @@ fn echo() -> impl Strategy<Value = (Question, Echo<'static>)> {
                 recursion_desired,
                 checking_disabled,
                 question: in_case(&question, bits),
-                edns: edns.map(|(size, dnssec_ok)| Edns { size, dnssec_ok }),
+                edns: edns.map(|(size, dnssec_ok)| Edns { size, dnssec_ok, keepalive: false, padding: false }),
             };
             (question, echo)
         },

@@ -359,7 +359,7 @@ fn compile(
         own_addresses: own_addresses.to_vec(),
         never_grant: Vec::new(),
     };
-    policy::compile(files, &settings)
+    policy::compile(files.iter().cloned(), &settings)
 }
 
 /// Who asks where a test does not say.

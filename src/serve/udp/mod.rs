@@ -172,10 +172,12 @@ impl Serving {
     /// One batch of one socket; how many of it went to the slow path.
     fn receive(&mut self, socket: usize, rulebook: &Rulebook) -> usize {
         let Some(datagrams) = self.sockets.get_mut(socket) else { return 0 };
-        let received = datagrams.receive();
+        if datagrams.receive() == 0 {
+            return 0;
+        }
         let at = self.gate.clock.now();
         let mut jobs = 0;
-        for (packet, route) in received.iter() {
+        for (packet, route) in datagrams.received() {
             let arrival = Arrival { peer: route.peer, transport: Transport::Udp, at };
             let way = Way { socket, route };
             match self.gate.fast(rulebook, packet, arrival, &mut self.outbox, || way) {

@@ -1,0 +1,98 @@
+"""The systems: one row each in SYSTEMS.
+
+Each serves with one thread from a cache big enough for every name, forwards to the same upstream and validates nothing.
+A name with "+log" also has an allowlist of 10,000 names and leaves one record of every query in a file.
+"""
+
+import dataclasses
+import pathlib
+
+import cases
+import peers
+import records
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a system is started for."""
+
+    case: cases.Case
+    directory: pathlib.Path
+    port: int
+    # The port of the upstream on 127.0.0.1.
+    upstream: int
+    # Where the query log is sent, where it is sent: a path or a port of 127.0.0.1.
+    collector: object
+    log: bool
+    binaries: dict
+
+    @property
+    def allowlist(self):
+        return self.log or self.case.allowlist
+
+    def write(self, name, text):
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """`start` writes the configuration and gives the command."""
+
+    command: str
+    start: object
+    # Its query log; none: it keeps none.
+    log: records.Log = None
+
+
+def echo(setting):
+    return [setting.binaries["echo"], f"127.0.0.1:{setting.port}"]
+
+
+def outgate(setting):
+    # Sets alone, as dnsmasq keeps them: rules would have the kernel track the connections of the load as well.
+    firewall = 'kind = "nftables"\nhook = "sets"' if setting.case.firewall else 'kind = "memory"'
+    setting.write("outgate.toml", f"""
+node = "bench"
+state = "state"
+[listen]
+dns = ["127.0.0.1:{setting.port}"]
+workers = 1
+[[upstream]]
+servers = ["udp://127.0.0.1:{setting.upstream}"]
+private = ["198.18.0.0/15", "10.0.0.0/8"]
+[[firewall]]
+name = "bench"
+{firewall}
+""")
+    names = [*cases.allowed_names(), *(f"*.{suffix}" for suffix in cases.WILDCARDS)]
+    # Segments of 16,382 clients, from 127.0.0.0/18 on: one may have 262,144 addresses open.
+    segments = "".join(
+        f'[[segment]]\nname = "s{number}"\nclients = ["127.{number // 4}.{number % 4 * 64}.0/18"]\n' for number in range(16)
+    )
+    setting.write("policy/bench.toml", f"""
+{segments}
+[[rule]]
+id = "bench"
+action = "allow"
+segments = ["*"]
+names = [{", ".join(f'"{name}"' for name in names)}]
+""")
+    return [setting.binaries["outgate"], "run", "-c", "outgate.toml"]
+
+
+SYSTEMS = {
+    "echo": System("echo", echo),
+    "outgate": System("outgate", outgate, records.Lines(("query.jsonl", "archive/*"), b'"type":"query"')),
+    "dnsdist": System("dnsdist", peers.dnsdist),
+    "dnsdist+log": System("dnsdist", peers.dnsdist, records.Lines(("dnsdist.log",), b"Packet from ")),
+    "unbound": System("unbound", peers.unbound),
+    "unbound+log": System("unbound", peers.unbound, records.Lines(("unbound.log",), b" info: 127.")),
+    "pdns": System("pdns_recursor", peers.pdns_recursor),
+    "pdns+log": System("pdns_recursor", peers.pdns_recursor, records.Protobuf()),
+    "kresd": System("kresd", peers.kresd),
+    "kresd+log": System("kresd", peers.kresd, records.Frames()),
+    "dnsmasq": System("dnsmasq", peers.dnsmasq),
+    "dnsmasq+log": System("dnsmasq", peers.dnsmasq, records.Lines(("dnsmasq.log",), b" query[A] ")),
+}
