@@ -88,7 +88,7 @@ fn parses() -> Turn {
 #[expect(clippy::unwrap_used, reason = "a benchmark's own data")]
 fn decides(names: usize) -> Turn {
     let source = Source { file: "policy.toml".into(), text: stage::policy(names, GrantScope::Client) };
-    let policy = Arc::new(compile(&[source], &Settings::default()).unwrap());
+    let policy = Arc::new(compile([source], &Settings::default()).unwrap());
     let asker = policy.asker(stage::address(1)).unwrap();
     let asked: Vec<Name> = (0..QUERIES).map(|n| Name::parse(&stage::allowed(n * (names / QUERIES))).unwrap()).collect();
     Box::new(move || {
@@ -106,12 +106,13 @@ fn covers() -> Turn {
     let who = Who { segment: SegmentId(7), client: Some(stage::address(1)) };
     let asked: Vec<Name> = (0..QUERIES).map(|n| Name::parse(&stage::allowed(n)).unwrap()).collect();
     for name in &asked {
-        let covered = Covered { epoch: 1, told_until: Tick(300_000_000), reply: Arc::new(()) };
-        cover.put(who, name.as_wire(), RecordType::A, covered, 500);
+        let covered = Covered { epoch: 1, told_until: Tick(300_000_000), open_until: None, reply: Arc::new(()) };
+        cover.put(who, Question { name: name.clone(), kind: RecordType::A }, covered, 500);
     }
     Box::new(move || {
         for name in &asked {
-            assert!(cover.get(who, black_box(name.as_wire()), RecordType::A, 1, Tick(0)).is_some());
+            let asked = cover.asked(black_box(name.as_wire()), RecordType::A);
+            assert!(cover.get(who, &asked, 1, Tick(0)).is_some());
         }
     })
 }

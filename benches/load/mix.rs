@@ -84,7 +84,7 @@ impl Names {
     }
 
     /// The query for name `number`; its id is the caller's to write.
-    pub(crate) fn query(&mut self, mut number: u64, random: &mut Random) -> &[u8] {
+    fn query(&mut self, mut number: u64, random: &mut Random) -> &[u8] {
         let mut letters = random.next();
         for field in &self.fields {
             match field {
@@ -122,9 +122,9 @@ fn write(packet: &mut [u8], at: usize, byte: u8) {
 
 /// One question: who asks, and for which name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Asked {
-    pub(crate) client: u64,
-    pub(crate) name: u64,
+struct Asked {
+    client: u64,
+    name: u64,
 }
 
 /// The order of questions. With more than one client each asks for `each` names that follow each other, and the first of
@@ -155,7 +155,7 @@ impl Mix {
     }
 
     /// The next question; nothing where a sequence has ended.
-    pub(crate) fn ask(&mut self, random: &mut Random) -> Option<Asked> {
+    fn ask(&mut self, random: &mut Random) -> Option<Asked> {
         if self.clients > 1 {
             let (client, turn) = match self.order {
                 Order::Sequence => (self.next / self.each, self.next % self.each),
@@ -179,5 +179,21 @@ impl Mix {
         let drawn = f64::from(u32::try_from(random.next() >> 32).unwrap_or(0)) / f64::from(u32::MAX) * total;
         let rank = self.sums.partition_point(|sum| *sum < drawn);
         u64::try_from(rank).unwrap_or(0).min(self.names.saturating_sub(1))
+    }
+}
+
+/// The questions of a run, one after the other.
+#[derive(Debug)]
+pub(crate) struct Questions {
+    pub(crate) mix: Mix,
+    pub(crate) names: Names,
+    pub(crate) random: Random,
+}
+
+impl Questions {
+    /// Who asks, and the packet without its id; nothing where there is no more to ask.
+    pub(crate) fn next(&mut self) -> Option<(u64, &[u8])> {
+        let asked = self.mix.ask(&mut self.random)?;
+        Some((asked.client, self.names.query(asked.name, &mut self.random)))
     }
 }
