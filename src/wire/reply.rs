@@ -86,12 +86,6 @@ impl Template {
         self.rcode
     }
 
-    /// The extended error that it tells.
-    #[must_use]
-    pub const fn ede(&self) -> Option<&ExtendedError> {
-        self.ede.as_ref()
-    }
-
     /// About how many bytes it takes besides itself.
     #[must_use]
     pub fn weight(&self) -> usize {
