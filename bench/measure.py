@@ -38,6 +38,7 @@ class Stage:
             knot = machine.Process(upstream.knot(directory, port), [self.load_core], directory)
             stack.callback(knot.stop)
             machine.wait_until_ready(knot, port, "n00001.svc.example.net", True)
+            knot.pin()
         return port
 
 
