@@ -94,6 +94,15 @@ impl Sub<Duration> for Tick {
     }
 }
 
+impl Wall {
+    /// A date of the Gregorian calendar and the seconds since its midnight, in UTC; what lies before 1970 is 1970.
+    #[must_use]
+    pub fn from_civil(year: i64, month: i64, day: i64, seconds: i64) -> Self {
+        let seconds = days(year, month, day).saturating_mul(86_400).saturating_add(seconds);
+        Self(u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000))
+    }
+}
+
 impl fmt::Display for Wall {
     /// RFC 3339 in UTC with microseconds: `2026-11-21T03:53:04.117302Z`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -123,6 +132,16 @@ const fn civil(days: u64) -> (u64, u64, u64) {
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
     (year, month, day_of_year - (153 * shifted + 2) / 5 + 1)
+}
+
+/// (year, month, day) of the Gregorian calendar → days since 1970-01-01; the same, `days_from_civil`.
+const fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let shifted = if month > 2 { month - 3 } else { month + 9 };
+    let day_of_year = (153 * shifted + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
 /// Where time comes from: the system, or a test's hand.

@@ -70,8 +70,12 @@ fn section(header: &str, rows: &[Row], key: &str, value: &str) -> String {
     }
     // What is at the root must stand before every header.
     let others = if header == "[[upstream]]" { "" } else { UPSTREAM };
-    format!("{header}\n{text}{others}")
+    // An encrypted door has a certificate.
+    let tls = if header == "[listen]" { TLS } else { "" };
+    format!("{header}\n{text}{others}{tls}")
 }
+
+const TLS: &str = "[tls]\ncertificate = \"tls/cert.pem\"\nkey = \"tls/key.pem\"\n";
 
 #[test]
 fn every_example_and_default_is_valid() {

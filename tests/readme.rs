@@ -91,7 +91,7 @@ fn whole() -> toml::Table {
     let is_code = |line: &str| {
         let head = line.split(['=', ' ']).next().unwrap_or_default();
         let is_key = line.contains(" = ") && head.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-        is_key || line.starts_with("[[")
+        is_key || line.starts_with('[')
     };
     let lines = SHIPPED.lines().map(|line| line.strip_prefix("# ").filter(|line| is_code(line)).unwrap_or(line));
     lines.collect::<Vec<_>>().join("\n").parse().unwrap()

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::app::cli::ConfigFile;
 use crate::document::{Document, Mistake, Table};
 use crate::grant::Terms;
+use crate::serve::tls;
 use crate::{audit, firewall, policy, upstream, zones};
 
 /// The file that is read where none is named.
@@ -24,6 +25,8 @@ pub(super) struct Config {
     /// Journal and locks.
     pub(super) state: PathBuf,
     pub(super) listen: Listen,
+    /// For the encrypted doors; there wherever one of them is.
+    pub(super) tls: Option<tls::Settings>,
     pub(super) forwarders: Vec<policy::Forwarder>,
     pub(super) policy_directory: PathBuf,
     pub(super) zones: zones::Settings,
@@ -41,6 +44,8 @@ pub(super) struct Config {
 pub(super) struct Listen {
     /// UDP and TCP.
     pub(super) dns: Vec<SocketAddr>,
+    /// DNS over TLS.
+    pub(super) tls: Vec<SocketAddr>,
     /// UDP worker threads; at least 1.
     pub(super) workers: usize,
 }
@@ -68,6 +73,7 @@ impl Config {
         let path = |path: PathBuf| if path.is_relative() { base.join(path) } else { path };
         let node = root.string("node").map_or_else(host_name, |node| node.value);
         let state = root.string("state").map_or_else(|| PathBuf::from(".outgate"), |state| state.value.into());
+        let tls = tls::Settings::read(&root, &base);
         let listen = read_listen(&root);
         let forwarders = read_forwarders(&root);
         let policy_directory = read_policy(&root);
@@ -89,6 +95,7 @@ impl Config {
             node,
             state: path(state),
             listen,
+            tls,
             forwarders,
             policy_directory: path(policy_directory),
             zones,
@@ -120,18 +127,26 @@ fn host_name() -> String {
 
 fn read_listen(root: &Table) -> Listen {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut listen = Listen { dns: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], workers: 0 };
+    let mut listen = Listen { dns: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], tls: Vec::new(), workers: 0 };
     if let Some(table) = root.table("listen") {
         let remedy = "write an address with its port: \"0.0.0.0:53\" or \"[::]:53\"";
         if table.strings("dns").is_some_and(|addresses| addresses.is_empty()) {
             table.document().note(&table.span_of("dns"), "`dns` is empty: nobody could ask", remedy);
         }
-        if let Some(addresses) = table.parsed_list::<SocketAddr>("dns", remedy) {
-            listen.dns = addresses.into_iter().map(|found| found.value).collect();
+        let addresses = |key, remedy| {
+            let found = table.parsed_list::<SocketAddr>(key, remedy)?;
+            Some(found.into_iter().map(|found| found.value).collect())
+        };
+        listen.dns = addresses("dns", remedy).unwrap_or(listen.dns);
+        let remedy = "write an address with its port: \"0.0.0.0:853\" or \"[::]:853\"";
+        listen.tls = addresses("tls", remedy).unwrap_or_default();
+        if !listen.tls.is_empty() && !root.has("tls") {
+            let remedy = "add [tls] with `certificate` and `key`";
+            table.document().note(&table.span_of("tls"), "`tls` has no certificate to show", remedy);
         }
         let workers = table.integer("workers", 0..=256).unwrap_or(0);
         listen.workers = usize::try_from(workers).unwrap_or(0);
-        table.finish(&["tls", "https", "quic"]);
+        table.finish(&["https", "quic"]);
     }
     if listen.workers == 0 {
         listen.workers = cores();

@@ -1,4 +1,4 @@
-//! Files → rulebook: the policy directory, the zones, and what both must know of the configuration.
+//! Files → rulebook: the policy directory, the zones, what both must know of the configuration; and the certificate.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -9,28 +9,38 @@ use crate::app::config::Config;
 use crate::document::Mistake;
 use crate::net::{Prefix, local_addresses};
 use crate::policy::{self, Policy};
+use crate::serve::tls::Identity;
+use crate::time::Wall;
 use crate::upstream::{self, Upstreams};
 use crate::zones::Zones;
 
 /// The largest policy file read: a million names are about 40 MB.
 const LARGEST_FILE: u64 = 256 << 20;
 
-/// Policy and zones of one load.
+/// What one load has read.
 pub(super) struct Loaded {
     pub(super) policy: Arc<Policy>,
     pub(super) zones: Zones,
+    /// Certificate and key, where the configuration names them.
+    pub(super) identity: Option<Identity>,
+    /// What should be known of them.
+    pub(super) warnings: Vec<Mistake>,
 }
 
 /// Reads and checks everything that a reload reads; every mistake of every file.
-pub(super) fn load(config: &Config, upstreams: &Upstreams) -> Result<Loaded, Vec<Mistake>> {
+pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<Loaded, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     let files = policy_files(&config.policy_directory, &mut mistakes);
+    let mut unread = Vec::new();
     let settings = policy::Settings {
         forwarders: config.forwarders.clone(),
         own_addresses: own_addresses(config, upstreams),
         never_grant: Vec::new(),
     };
-    let policy = match policy::compile(&files, &settings) {
+    let files = files.into_iter().filter_map(|path| read_file(path, &mut unread));
+    let compiled = policy::compile(files, &settings);
+    mistakes.extend(unread);
+    let policy = match compiled {
         Ok(policy) => Some(policy),
         Err(more) => {
             mistakes.extend(more);
@@ -44,6 +54,12 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams) -> Result<Loaded, Vec
             None
         }
     };
+    let mut warnings = Vec::new();
+    let identity = config.tls.as_ref().map(|tls| Identity::load(tls, now, &mut warnings)).transpose();
+    let identity = identity.unwrap_or_else(|more| {
+        mistakes.extend(more);
+        None
+    });
     if let Some(policy) = &policy {
         check_views(config, policy, &mut mistakes);
     }
@@ -52,7 +68,7 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams) -> Result<Loaded, Vec
             for zone in config.upstreams.iter().flat_map(|upstream| &upstream.zones) {
                 zones.carve(zone);
             }
-            Ok(Loaded { policy: Arc::new(policy), zones })
+            Ok(Loaded { policy: Arc::new(policy), zones, identity, warnings })
         }
         _ => Err(mistakes),
     }
@@ -73,7 +89,8 @@ pub(super) fn upstreams(config: &Config) -> (Vec<upstream::Settings>, Option<Mis
 
 /// What no answer may open whatever a rule says: this host and the upstream servers.
 fn own_addresses(config: &Config, upstreams: &Upstreams) -> Vec<Prefix> {
-    let listening = config.listen.dns.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
+    let listening =
+        config.listen.dns.iter().chain(&config.listen.tls).map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
     let servers = upstreams.all().iter().flat_map(|upstream| upstream.servers()).map(|server| server.ip());
     let all: HashSet<IpAddr> = local_addresses().into_iter().chain(listening).chain(servers).collect();
     all.into_iter().map(Prefix::from).collect()
@@ -92,7 +109,7 @@ fn check_views(config: &Config, policy: &Policy, mistakes: &mut Vec<Mistake>) {
 }
 
 /// Every `*.toml` below the directory, in order of their paths; `tests/` is left out, links may not leave it.
-fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::Source> {
+fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<PathBuf> {
     let root = match directory.canonicalize() {
         Ok(root) => root,
         Err(error) => {
@@ -150,7 +167,7 @@ fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::So
         }
     }
     files.sort();
-    files.into_iter().filter_map(|path| read_file(path, mistakes)).collect()
+    files
 }
 
 fn read_file(path: PathBuf, mistakes: &mut Vec<Mistake>) -> Option<policy::Source> {

@@ -5,17 +5,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 
 use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
-use crate::audit::{Event, Meter, PolicyEvent, Shard};
+use crate::audit::{Event, Meter, PolicyEvent, Shard, Transport};
 use crate::document::Mistake;
-use crate::gate::{EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook, WORDS};
+use crate::gate::{EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
 use crate::policy::Policy;
 use crate::serve::tcp::Streams;
+use crate::serve::tls::Tls;
 use crate::serve::{GrantFilter, GrantRow, Node, Readiness, Who};
 use crate::time::Wall;
 
@@ -26,15 +28,35 @@ pub(super) struct NodeParts {
     pub(super) registry: Registry,
     pub(super) meter: Meter,
     pub(super) streams: Arc<Streams>,
-    pub(super) addresses: Vec<SocketAddr>,
+    /// `None`: no encrypted door.
+    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) doors: Doors,
     /// Why there is no upstream, where there is none.
     pub(super) no_upstream: Option<Mistake>,
     pub(super) boot: u64,
 }
 
+/// Where queries are taken.
+pub(super) struct Doors {
+    /// Over UDP and TCP.
+    pub(super) dns: Vec<SocketAddr>,
+    /// Over TLS.
+    pub(super) tls: Vec<SocketAddr>,
+}
+
+impl Doors {
+    /// Each address with each transport that it takes.
+    fn each(&self) -> impl Iterator<Item = (&SocketAddr, Transport)> {
+        let dns = self.dns.iter().flat_map(|address| [(address, Transport::Udp), (address, Transport::Tcp)]);
+        dns.chain(self.tls.iter().map(|address| (address, Transport::Dot)))
+    }
+}
+
 /// See the module.
 pub(super) struct RunningNode {
     parts: NodeParts,
+    /// What the last load said of the certificate.
+    warnings: ArcSwap<Vec<Mistake>>,
     started: Wall,
     /// The shard of policy records; held through a reload, so that two are done one after the other.
     shard: tokio::sync::Mutex<Shard>,
@@ -43,10 +65,12 @@ pub(super) struct RunningNode {
 }
 
 impl RunningNode {
-    pub(super) fn new(mut parts: NodeParts, shard: Shard) -> Self {
+    pub(super) fn new(mut parts: NodeParts, warnings: Vec<Mistake>, shard: Shard) -> Self {
         let started = parts.gate.clock.now().wall;
-        parts.addresses.sort();
+        parts.doors.dns.sort();
+        parts.doors.tls.sort();
         Self {
+            warnings: ArcSwap::from_pointee(warnings),
             started,
             shard: tokio::sync::Mutex::new(shard),
             stopping: AtomicBool::new(false),
@@ -64,13 +88,15 @@ impl RunningNode {
     }
 
     /// What the operator should know, though it starts nothing and stops nothing.
-    pub(super) fn warnings<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = &'a Mistake> {
-        self.parts.no_upstream.iter().chain(policy.warnings())
+    pub(super) fn warnings(&self, policy: &Policy) -> Vec<String> {
+        let loaded = self.warnings.load();
+        let all = self.parts.no_upstream.iter().chain(loaded.iter()).chain(policy.warnings());
+        all.map(ToString::to_string).collect()
     }
 
-    /// The addresses served, UDP and TCP.
-    pub(super) fn addresses(&self) -> &[SocketAddr] {
-        &self.parts.addresses
+    /// Where queries are taken.
+    pub(super) const fn doors(&self) -> &Doors {
+        &self.parts.doors
     }
 
     /// Not ready from here on: load balancers look elsewhere while it drains.
@@ -92,8 +118,9 @@ impl RunningNode {
         let before = gate.rulebook();
         let node = Arc::clone(self);
         // Reading and compiling a million names takes a while: not on a thread of the runtime.
+        let now = gate.clock.now().wall;
         let loaded =
-            tokio::task::spawn_blocking(move || load::load(&node.parts.config, &node.parts.gate.upstreams)).await;
+            tokio::task::spawn_blocking(move || load::load(&node.parts.config, &node.parts.gate.upstreams, now)).await;
         let loaded =
             loaded.unwrap_or_else(|error| Err(vec![Mistake::general(format!("the load broke off: {error}"), "")]));
         let result = match loaded {
@@ -133,11 +160,18 @@ impl RunningNode {
     async fn swap(&self, loaded: Loaded, before: &Rulebook) -> Result<(Arc<Rulebook>, u64), Vec<Mistake>> {
         let gate = &self.parts.gate;
         let now = gate.clock.now().wall;
-        let Loaded { policy, zones } = loaded;
+        let Loaded { policy, zones, identity, warnings } = loaded;
         let rulebook = Arc::new(Rulebook::new(policy, zones, before.epoch + 1, now, self.parts.registry.tallies()));
         let revoked = gate.swap(Arc::clone(&rulebook)).await.map_err(|(name, error)| {
             vec![Mistake::general(format!("firewall \"{name}\" refused the new policy: {error}"), "")]
         })?;
+        if let Some((tls, identity)) = self.parts.tls.as_ref().zip(identity)
+            && tls.renew(identity)
+        {
+            tracing::info!(valid_until = %tls.not_after(), "another certificate is served to new connections");
+        }
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        self.warnings.store(Arc::new(warnings));
         Ok((rulebook, revoked))
     }
 }
@@ -171,7 +205,7 @@ fn record(
 
 impl Node for Arc<RunningNode> {
     fn status(&self) -> Value {
-        let NodeParts { config, gate, meter, addresses, boot, .. } = &self.parts;
+        let NodeParts { config, gate, meter, doors, boot, .. } = &self.parts;
         let now = gate.clock.now();
         let rulebook = gate.rulebook();
         let policy = &rulebook.policy;
@@ -210,10 +244,9 @@ impl Node for Arc<RunningNode> {
             })
         });
         let firewalls: Vec<Value> = firewalls.collect();
-        let doors = addresses.iter().flat_map(|address| {
-            WORDS.transports.iter().map(|transport| json!({ "address": address.to_string(), "transport": transport }))
-        });
-        let warnings: Vec<String> = self.warnings(policy).map(ToString::to_string).collect();
+        let doors = doors
+            .each()
+            .map(|(address, transport)| json!({ "address": address.to_string(), "transport": transport.as_str() }));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": config.node,
@@ -236,7 +269,7 @@ impl Node for Arc<RunningNode> {
             },
             "cache": { "entries": gate.answers.len(), "bytes": gate.answers.bytes() + gate.cover.bytes() },
             "queries": { "allow": queries[0], "deny": queries[1], "error": queries[2] },
-            "warnings": warnings,
+            "warnings": self.warnings(policy),
         })
     }
 
@@ -298,7 +331,7 @@ impl Node for Arc<RunningNode> {
     }
 
     fn metrics(&self) -> String {
-        let NodeParts { registry, gate, meter, streams, .. } = &self.parts;
+        let NodeParts { registry, gate, meter, streams, tls, .. } = &self.parts;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = gate.granter.counts();
         let rulebook = gate.rulebook();
@@ -344,6 +377,9 @@ impl Node for Arc<RunningNode> {
         registry.set_gauge(metric::STREAMS, [], number(streams.open() as u64));
         for (ending, count) in streams.endings() {
             registry.absolute(metric::STREAMS_CLOSED, [ending.as_str()], count);
+        }
+        if let Some(tls) = tls {
+            registry.set_gauge(metric::TLS_CERTIFICATE_END, [], number(tls.not_after().0 / 1_000_000));
         }
         registry.render()
     }

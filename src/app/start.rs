@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,7 +15,7 @@ use tokio::sync::watch;
 use crate::app::cli::Failure;
 use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
-use crate::app::node::{NodeParts, RunningNode};
+use crate::app::node::{Doors, NodeParts, RunningNode};
 use crate::audit::{Log, Meter, Shard};
 use crate::cache::{Answers, Cover};
 use crate::document::Mistake;
@@ -25,6 +24,7 @@ use crate::gate::{Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Rulebo
 use crate::grant::{Caps, Ledger};
 use crate::metric::{self, Registry};
 use crate::serve::tcp::{Limits, Streams};
+use crate::serve::tls::Tls;
 use crate::serve::udp::{BindError, Bound, LISTEN, Worker, bind};
 use crate::serve::{StreamDoor, admin};
 use crate::time::Clock;
@@ -44,6 +44,7 @@ pub(super) struct Started {
     pub(super) built: Built,
     pub(super) log: Log,
     pub(super) streams: Vec<tokio::net::TcpListener>,
+    pub(super) tls_streams: Vec<tokio::net::TcpListener>,
     pub(super) health: Option<tokio::net::TcpListener>,
     pub(super) admin: admin::Socket,
     pub(super) stop: (watch::Sender<bool>, watch::Receiver<bool>),
@@ -55,10 +56,10 @@ pub(super) struct Started {
 pub(super) struct Built {
     pub(super) node: Arc<RunningNode>,
     pub(super) workers: Vec<Worker>,
-    pub(super) stop_workers: Arc<AtomicBool>,
     pub(super) granter: std::thread::JoinHandle<()>,
     pub(super) stream_door: Arc<StreamDoor>,
     pub(super) stream_limits: Arc<Streams>,
+    pub(super) tls: Option<Arc<Tls>>,
 }
 
 /// What they are built from.
@@ -69,6 +70,7 @@ struct Parts {
     no_upstream: Option<Mistake>,
     loaded: Loaded,
     sockets: Bound,
+    tls_addresses: Vec<SocketAddr>,
     meter: Meter,
     boot: u64,
 }
@@ -79,21 +81,22 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let clock = Clock::system();
     let (upstream_settings, no_upstream) = load::upstreams(&config);
     let upstreams = Upstreams::new(upstream_settings, &clock);
-    let loaded = load::load(&config, &upstreams).map_err(Failure::Mistakes)?;
+    let loaded = load::load(&config, &upstreams, clock.now().wall).map_err(Failure::Mistakes)?;
     let lock = lock_state(&config.state)?;
 
     // The stream listeners first: unlike the UDP sockets they do not share their port, so that a second process on
     // the same port is found out here.
-    let listen =
-        |address: &SocketAddr| listen_tcp(*address, LISTEN).map_err(|error| Failure::Failed(error.to_string()));
-    let streams = config.listen.dns.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
+    let listen = |addresses: &[SocketAddr], key| {
+        let bound = addresses.iter().map(|address| listen_tcp(*address, key)).collect::<Result<Vec<_>, _>>();
+        bound.map_err(|error| Failure::Failed(error.to_string()))
+    };
+    let streams = listen(&config.listen.dns, LISTEN)?;
+    let tls_streams = listen(&config.listen.tls, "[listen].tls")?;
     let udp: Vec<SocketAddr> =
         config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
     let sockets = bind(&udp, config.listen.workers).map_err(|error| Failure::Failed(error.to_string()))?;
     let health = match config.health {
-        Some(address) => {
-            Some(listen_tcp(address, "[health].listen").map_err(|error| Failure::Failed(error.to_string()))?)
-        }
+        Some(address) => listen(&[address], "[health].listen")?.pop(),
         None => None,
     };
     let admin = admin::Socket::bind(&config.admin_socket).await.map_err(|error| Failure::Failed(error.to_string()))?;
@@ -103,8 +106,10 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let (log, shards) = Log::open(config.audit.clone(), &config.node, clock.clone(), boot, FIXED_SHARDS + workers)
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let meter = log.meter();
-    match build(Parts { config, clock, upstreams, no_upstream, loaded, sockets, meter, boot }, shards) {
-        Ok(built) => Ok(Started { built, log, streams, health, admin, stop: watch::channel(false), lock }),
+    // Port 0 asks the kernel for a port: what it gave is what is shown.
+    let tls_addresses = tls_streams.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+    match build(Parts { config, clock, upstreams, no_upstream, loaded, sockets, tls_addresses, meter, boot }, shards) {
+        Ok(built) => Ok(Started { built, log, streams, tls_streams, health, admin, stop: watch::channel(false), lock }),
         Err(failure) => {
             // A log without its last record is that of a process that was killed. The failure matters more than
             // one of this.
@@ -116,7 +121,8 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
 
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
-    let Parts { config, clock, upstreams, no_upstream, loaded: Loaded { policy, zones }, sockets, meter, boot } = parts;
+    let Parts { config, clock, upstreams, no_upstream, loaded, sockets, tls_addresses, meter, boot } = parts;
+    let Loaded { policy, zones, identity, warnings } = loaded;
     let mut shards = shards.into_iter();
     let mut shard = || shards.next().ok_or_else(|| Failure::Failed("the log gave too few shards".into()));
 
@@ -159,27 +165,35 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     });
     let stream_door = StreamDoor::new(Arc::clone(&gate), Outbox::new(shard()?, registry.tallies().register()));
     let node_shard: Shard = shard()?;
-    let stop_workers = Arc::new(AtomicBool::new(false));
     let mut outboxes = Vec::new();
     for _ in 0..config.listen.workers {
         outboxes.push((shard()?, registry.tallies().register()));
     }
-    let addresses = sockets.addresses();
-    let handle = tokio::runtime::Handle::current();
-    let workers = sockets.workers(&gate, &handle, &stop_workers, outboxes).map_err(|error| {
-        Failure::Failed(format!("no event descriptor for a worker: {error}; raise the limit of open files"))
-    })?;
+    let doors = Doors { dns: sockets.addresses(), tls: tls_addresses };
+    let workers = sockets
+        .workers(&gate, outboxes)
+        .map_err(|error| Failure::Failed(format!("no runtime for a worker: {error}; raise the limit of open files")))?;
     let stream_limits = Streams::new(Limits::default());
-    let parts =
-        NodeParts { config, gate, registry, meter, streams: Arc::clone(&stream_limits), addresses, no_upstream, boot };
-    let node = RunningNode::new(parts, node_shard);
+    let tls = identity.map(Tls::new);
+    let parts = NodeParts {
+        config,
+        gate,
+        registry,
+        meter,
+        streams: Arc::clone(&stream_limits),
+        tls: tls.clone(),
+        doors,
+        no_upstream,
+        boot,
+    };
+    let node = RunningNode::new(parts, warnings, node_shard);
     Ok(Built {
         node: Arc::new(node),
         workers,
-        stop_workers,
         granter: granter_thread,
         stream_door: Arc::new(stream_door),
         stream_limits,
+        tls,
     })
 }
 
@@ -246,7 +260,8 @@ fn random() -> Result<u64, Failure> {
 /// What `check` validates beyond the configuration's own text.
 pub(super) fn check(config: &Config) -> Result<(Loaded, Upstreams), Vec<Mistake>> {
     let (settings, _) = load::upstreams(config);
-    let upstreams = Upstreams::new(settings, &Clock::system());
-    let loaded = load::load(config, &upstreams)?;
+    let clock = Clock::system();
+    let upstreams = Upstreams::new(settings, &clock);
+    let loaded = load::load(config, &upstreams, clock.now().wall)?;
     Ok((loaded, upstreams))
 }

@@ -62,6 +62,8 @@ pub enum Transport {
     Udp,
     /// A stream message.
     Tcp,
+    /// A stream message over TLS.
+    Dot,
 }
 
 impl Transport {
@@ -71,6 +73,7 @@ impl Transport {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
+            Self::Dot => "dot",
         }
     }
 }

@@ -36,7 +36,7 @@ use crate::time::Clock;
 use crate::upstream::Upstreams;
 
 const VERDICTS: [&str; 3] = [Outcome::Allow.as_str(), Outcome::Deny.as_str(), Outcome::Error.as_str()];
-const TRANSPORTS: [&str; 2] = [Transport::Udp.as_str(), Transport::Tcp.as_str()];
+const TRANSPORTS: [&str; 3] = [Transport::Udp.as_str(), Transport::Tcp.as_str(), Transport::Dot.as_str()];
 const REASONS: [&str; Reason::ALL.len()] = {
     let mut words = [""; Reason::ALL.len()];
     let mut at = 0;
@@ -50,6 +50,10 @@ const REASONS: [&str; Reason::ALL.len()] = {
 
 /// The label words of what an [`Outbox`] counts per query, in the order of the enums they stand for.
 pub const WORDS: Words = Words { verdicts: &VERDICTS, reasons: &REASONS, transports: &TRANSPORTS };
+
+/// How long a stream may stay without a query. RFC 7766 §6.2.3: "it is RECOMMENDED that the default server
+/// application-level idle period be on the order of seconds". Clients that ask are told of it.
+pub const STREAM_IDLE: Duration = Duration::from_secs(10);
 
 /// Deadlines of the slow path.
 #[derive(Clone, Copy, Debug)]

@@ -100,6 +100,8 @@ metrics! {
         "Open connections of the stream doors.";
     STREAMS_CLOSED = Counter "streams_closed_total" ["why"] Count
         "Connections of the stream doors that ended, by reason.";
+    TLS_CERTIFICATE_END = Gauge "tls_certificate_end_timestamp_seconds" [] Seconds
+        "When the certificate of the encrypted doors ends, in seconds since 1970.";
 
     BUILD = Info "build_info" ["version"] Count
         "The version that runs.";

@@ -235,23 +235,10 @@ fn wall(moment: &toml::value::Datetime) -> Wall {
         Some(toml::value::Offset::Custom { minutes }) => i64::from(minutes),
         _ => 0,
     };
-    let minutes = (days(i64::from(date.year), i64::from(date.month), i64::from(date.day)) * 24 + i64::from(time.hour))
-        * 60
-        + i64::from(time.minute)
-        - offset;
-    let seconds = minutes * 60 + i64::from(time.second.unwrap_or(0));
-    Wall(u64::try_from(seconds * 1_000_000 + i64::from(time.nanosecond.unwrap_or(0) / 1000)).unwrap_or(0))
-}
-
-/// Days since 1970-01-01 of the Gregorian calendar; Howard Hinnant, "chrono-compatible low-level date algorithms",
-/// `days_from_civil`.
-const fn days(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let era = year.div_euclid(400);
-    let year_of_era = year.rem_euclid(400);
-    let shifted = if month > 2 { month - 3 } else { month + 9 };
-    let day_of_year = (153 * shifted + 2) / 5 + day - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+    let [hour, minute, second] = [time.hour, time.minute, time.second.unwrap_or(0)].map(i64::from);
+    let seconds = (hour * 60 + minute - offset) * 60 + second;
+    let whole = Wall::from_civil(date.year.into(), date.month.into(), date.day.into(), seconds);
+    Wall(whole.0 + u64::from(time.nanosecond.unwrap_or(0) / 1000))
 }
 
 #[cfg(test)]

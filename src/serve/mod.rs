@@ -9,6 +9,7 @@ mod http;
 mod node;
 mod stream;
 pub mod tcp;
+pub mod tls;
 pub mod udp;
 
 pub use node::{GrantFilter, GrantRow, Node, Readiness, Who};

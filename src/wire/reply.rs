@@ -1,7 +1,7 @@
 //! Replies: [`Template`], the part of an answer that is the same for every client, and its one writer.
 
 use super::compression::Compressor;
-use super::edns::{EDE_HEAD, OPT_LENGTH, push_opt};
+use super::edns::{opt_length, push_opt};
 use super::{Echo, HEADER, IN, TCP_LIMIT, flag, rdata};
 use crate::name::Name;
 use crate::record::{ExtendedError, Question, Rcode, Record, RecordType};
@@ -26,9 +26,10 @@ pub struct Template {
     question: usize,
     answers: u16,
     authority: u16,
-    body: Box<[u8]>,
-    /// Where the TTLs stand in `body`.
-    ttls: Box<[u16]>,
+    /// Both sections, then two octets for each TTL in them: where it stands. One allocation, next to itself in memory.
+    octets: Box<[u8]>,
+    /// The length of the sections.
+    body: usize,
     ede: Option<ExtendedError>,
 }
 
@@ -41,6 +42,8 @@ pub struct Written {
     pub truncated: bool,
     /// Octets 2 and 3 of the header.
     pub flags: u16,
+    /// The octets of its EDNS options, which end it.
+    pub options: usize,
 }
 
 impl Template {
@@ -62,14 +65,17 @@ impl Template {
             names: Compressor::new(asked),
         };
         records.iter().chain(soa).for_each(|record| encoder.push(record));
+        let Encoder { body: mut octets, ttls, .. } = encoder;
+        let body = octets.len();
+        octets.extend(ttls.iter().flat_map(|place| place.to_be_bytes()));
         Self {
             rcode,
             authoritative,
             question: asked.len() + 4,
             answers: count(records.len()),
             authority: count(soa.iter().len()),
-            body: encoder.body.into_boxed_slice(),
-            ttls: encoder.ttls.into_boxed_slice(),
+            octets: octets.into(),
+            body,
             ede: ede.cloned(),
         }
     }
@@ -78,6 +84,12 @@ impl Template {
     #[must_use]
     pub const fn rcode(&self) -> Rcode {
         self.rcode
+    }
+
+    /// About how many bytes it takes besides itself.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.octets.len() + self.ede.as_ref().map_or(0, |ede| ede.text.len())
     }
 
     /// Appends the reply to `echo`, which asks this template's question, in whatever case. Every record is told
@@ -90,13 +102,14 @@ impl Template {
         if echo.question.len() != self.question {
             return Reply { ede, ..Reply::empty(Rcode::SERVFAIL) }.write(out, echo, ttl, limit);
         }
+        let (body, ttls) = self.octets.split_at_checked(self.body).unwrap_or_default();
         Reply {
             rcode: self.rcode,
             authoritative: self.authoritative,
             answers: self.answers,
             authority: self.authority,
-            body: &self.body,
-            ttls: &self.ttls,
+            body,
+            ttls: ttls.as_chunks().0,
             ede,
         }
         .write(out, echo, ttl, limit)
@@ -169,13 +182,14 @@ impl<'a> Encoder<'a> {
 }
 
 /// A reply about to be written: what does not come from the echo.
+#[derive(Clone, Copy)]
 struct Reply<'a> {
     rcode: Rcode,
     authoritative: bool,
     answers: u16,
     authority: u16,
     body: &'a [u8],
-    ttls: &'a [u16],
+    ttls: &'a [[u8; 2]],
     ede: Option<(u16, &'a str)>,
 }
 
@@ -184,60 +198,68 @@ impl Reply<'_> {
         Self { rcode, authoritative: false, answers: 0, authority: 0, body: &[], ttls: &[], ede: None }
     }
 
-    /// The only place that writes a reply.
-    fn write(&self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
-        let opt = if echo.edns.is_some() { OPT_LENGTH } else { 0 };
-        let fixed = HEADER + echo.question.len() + opt;
-        // RFC 8914 §3: an extended error is worth less than the records. First its text goes, then the whole of it.
-        let ede = self.ede.filter(|_| echo.edns.is_some());
-        let fitting = |body: usize| {
-            let candidates = [ede, ede.map(|(code, _)| (code, "")), None];
-            candidates
-                .into_iter()
-                .find(|ede| fixed + body + ede.map_or(0, |(_, text)| EDE_HEAD + text.len()) <= limit.min(TCP_LIMIT))
-        };
-        let whole = fitting(self.body.len());
-        let truncated = whole.is_none();
-        let ede = whole.or_else(|| fitting(0)).flatten();
-        let (answers, authority, body) =
-            if truncated { (0, 0, [].as_slice()) } else { (self.answers, self.authority, self.body) };
+    /// Writes what of it has room. Part of each of its two callers: half of it is known there.
+    #[inline(always)]
+    fn write(self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
+        let limit = limit.min(TCP_LIMIT);
+        if self.length(echo) <= limit { self.put(out, echo, ttl, 0) } else { self.write_cut(out, echo, ttl, limit) }
+    }
 
+    fn length(&self, echo: &Echo<'_>) -> usize {
+        HEADER + echo.question.len() + self.body.len() + if echo.edns.is_some() { opt_length(self.ede) } else { 0 }
+    }
+
+    /// RFC 8914 §3: an extended error is worth less than the records. First its text goes, then the whole of it, then the
+    /// records, and then it may come back.
+    #[cold]
+    fn write_cut(self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
+        let bare = Self { answers: 0, authority: 0, body: &[], ttls: &[], ..self };
+        let edes = [self.ede, self.ede.map(|(code, _)| (code, "")), None];
+        let cuts = [(self, 0), (bare, flag::TC)]
+            .into_iter()
+            .flat_map(|(form, cut)| edes.map(|ede| (Self { ede, ..form }, cut)));
+        let (form, cut) =
+            cuts.clone().find(|(form, _)| form.length(echo) <= limit).unwrap_or((Self { ede: None, ..bare }, flag::TC));
+        form.put(out, echo, ttl, cut)
+    }
+
+    /// The only place that writes a reply. `cut` is TC where the records did not fit.
+    #[inline(always)]
+    fn put(self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, cut: u16) -> Written {
         // The upper bits of an extended rcode stand in the OPT (RFC 6891 §6.1.3): without one, 16 would read as
         // NOERROR.
         let rcode = if self.rcode.0 > 0xf && echo.edns.is_none() { Rcode::SERVFAIL.0 } else { self.rcode.0 };
-        let mut flags = flag::QR | flag::RA | u16::from(echo.opcode & 0xf) << 11 | rcode & 0xf;
-        for (set, bit) in [
-            (self.authoritative, flag::AA),
-            (truncated, flag::TC),
-            (echo.recursion_desired, flag::RD),
-            (echo.checking_disabled, flag::CD),
-        ] {
+        let mut flags = flag::QR | flag::RA | u16::from(echo.opcode & 0xf) << 11 | rcode & 0xf | cut;
+        for (set, bit) in
+            [(self.authoritative, flag::AA), (echo.recursion_desired, flag::RD), (echo.checking_disabled, flag::CD)]
+        {
             flags |= if set { bit } else { 0 };
         }
-        let questions = u16::from(!echo.question.is_empty());
-        let mut header = [0; HEADER];
-        let fields = [echo.id, flags, questions, answers, authority, u16::from(echo.edns.is_some())];
-        for (place, field) in header.chunks_exact_mut(2).zip(fields) {
-            place.copy_from_slice(&field.to_be_bytes());
-        }
+        let ([id, id_low], [high, low]) = (echo.id.to_be_bytes(), flags.to_be_bytes());
+        let ([an, an_low], [ns, ns_low]) = (self.answers.to_be_bytes(), self.authority.to_be_bytes());
+        let (questions, additional) = (u8::from(!echo.question.is_empty()), u8::from(echo.edns.is_some()));
 
         let start = out.len();
-        out.extend_from_slice(&header);
-        out.extend_from_slice(&echo.question);
+        out.reserve(self.length(echo));
+        out.extend_from_slice(&[id, id_low, high, low, 0, questions, an, an_low, ns, ns_low, 0, additional]);
+        out.extend_from_slice(echo.question);
         let base = out.len();
-        out.extend_from_slice(body);
-        if !truncated {
+        out.extend_from_slice(self.body);
+        if let Some(body) = out.get_mut(base..) {
+            let ttl = ttl.seconds().to_be_bytes();
             for &place in self.ttls {
-                let place = base + usize::from(place);
-                if let Some(field) = out.get_mut(place..place + 4) {
-                    field.copy_from_slice(&ttl.seconds().to_be_bytes());
+                let place = usize::from(u16::from_be_bytes(place));
+                if let Some(field) = body.get_mut(place..).and_then(<[u8]>::first_chunk_mut) {
+                    *field = ttl;
                 }
             }
         }
         if let Some(edns) = echo.edns {
-            push_opt(out, u8::try_from(rcode >> 4).unwrap_or(0), edns.dnssec_ok, ede);
+            let [_, rcode_high] = (rcode >> 4).to_be_bytes();
+            push_opt(out, rcode_high, edns.dnssec_ok, self.ede);
         }
-        Written { len: out.len() - start, truncated, flags }
+        let options = opt_length(self.ede) - opt_length(None);
+        Written { len: out.len() - start, truncated: cut != 0, flags, options }
     }
 }
 
@@ -253,8 +275,8 @@ mod tests {
     }
 
     fn echo(edns: bool) -> Echo<'static> {
-        let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true });
-        Echo { id: 0xabcd, opcode: 0, recursion_desired: true, checking_disabled: true, question: ASKED.into(), edns }
+        let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false });
+        Echo { id: 0xabcd, opcode: 0, recursion_desired: true, checking_disabled: true, question: ASKED, edns }
     }
 
     /// `count` addresses for the question's name.
@@ -277,7 +299,7 @@ mod tests {
         ]
         .concat();
         assert_eq!(out, expected);
-        assert_eq!(written, Written { len: expected.len() - 6, truncated: false, flags: 0x8590 });
+        assert_eq!(written, Written { len: expected.len() - 6, truncated: false, flags: 0x8590, options: 0 });
     }
 
     #[test]
@@ -296,7 +318,7 @@ mod tests {
             let data = [&[0; 6][..prefix], name.as_wire()].concat().into();
             let record = Record { name: name.clone(), kind, ttl: Ttl::ZERO, data };
             let template = Template::new(&question(), Rcode::NOERROR, false, &[record], None, None);
-            assert_eq!(template.body.len(), 12 + length, "{kind}");
+            assert_eq!(template.body, 12 + length, "{kind}");
         }
     }
 
@@ -376,7 +398,7 @@ mod tests {
 
     #[test]
     fn an_error_has_no_more_than_its_query() {
-        let unread = |edns| Echo { question: Vec::new().into(), opcode: 5, ..echo(edns) };
+        let unread = |edns| Echo { question: &[], opcode: 5, ..echo(edns) };
         let mut out = Vec::new();
         write_refusal(&mut out, &unread(false), Rcode::NOTIMP, None, 512);
         assert_eq!(out, b"\xab\xcd\xa9\x94\x00\x00\x00\x00\x00\x00\x00\x00");
@@ -391,7 +413,7 @@ mod tests {
     #[test]
     fn another_question_gets_no_answer() {
         let template = Template::new(&question(), Rcode::NOERROR, false, &addresses(2), None, None);
-        let other = Echo { question: b"\x02bb\x07example\x03org\x00\x00\x01\x00\x01".into(), ..echo(false) };
+        let other = Echo { question: b"\x02bb\x07example\x03org\x00\x00\x01\x00\x01", ..echo(false) };
         let mut out = Vec::new();
         template.write(&mut out, &other, Ttl::ZERO, 512);
         let message = parse_message(&out).unwrap();

@@ -89,7 +89,7 @@ impl Client {
 }
 
 /// A connection.
-pub(crate) struct Stream(pub(crate) TcpStream);
+pub(crate) struct Stream<S = TcpStream>(pub(crate) S);
 
 impl Stream {
     pub(crate) fn new(server: SocketAddr) -> Self {
@@ -102,7 +102,9 @@ impl Stream {
         stream.set_read_timeout(Some(BOUND))?;
         Ok(Self(stream))
     }
+}
 
+impl<S: Read + Write> Stream<S> {
     pub(crate) fn send(&mut self, message: &[u8]) {
         self.0.write_all(&framed(message)).unwrap();
     }

@@ -12,6 +12,7 @@ mod upstream;
 
 mod crash;
 mod disk;
+mod dot;
 mod errors;
 mod explain;
 mod life;

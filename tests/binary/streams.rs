@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::Write;
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use hickory_proto::op::Message;
@@ -128,7 +128,7 @@ fn one_client_has_sixteen_connections_and_the_others_their_own() {
     let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     other.bind(&"127.0.0.9:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
     other.connect(&site.dns.into()).unwrap();
-    Stream(other.into()).ask(&query);
+    Stream(TcpStream::from(other)).ask(&query);
     // A seat that becomes free is given away again.
     streams.truncate(8);
     until("the seats are free", || site.metric("outgate_streams") <= 8.0);

@@ -7,11 +7,15 @@ use std::process::Command;
 pub(crate) struct Workplace(PathBuf);
 
 impl Workplace {
-    /// An empty one with an example policy.
+    /// An empty one with an example policy and the certificate that the pages name.
     pub(crate) fn new(name: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("outgate-{name}-{}", std::process::id()));
         let place = Self(directory);
         place.write("policy/example.toml", POLICY);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["dns.example.org".to_owned()]).unwrap();
+        place.write("tls/cert.pem", &params.self_signed(&key).unwrap().pem());
+        place.write("tls/key.pem", &key.serialize_pem());
         place
     }
 

@@ -21,10 +21,11 @@ pub(crate) fn run(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failure>
         Err(mistakes) => Err(Failure::Mistakes(mistakes)),
         Ok((loaded, _)) => {
             let policy = &loaded.policy;
+            let warnings = loaded.warnings.iter().chain(policy.warnings());
             let (segments, rules) = (policy.segments().len(), policy.rules_len());
             let revision = format!("{:016x}", policy.revision());
             if as_json {
-                let warnings: Vec<_> = policy.warnings().iter().map(mistake).collect();
+                let warnings: Vec<_> = warnings.map(mistake).collect();
                 let report = json!({
                     "valid": true, "revision": revision, "segments": segments, "rules": rules,
                     "zones": loaded.zones.len(), "records": loaded.zones.records(),
@@ -32,7 +33,7 @@ pub(crate) fn run(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failure>
                 });
                 print(&format!("{report}\n"))?;
             } else {
-                for warning in policy.warnings() {
+                for warning in warnings {
                     print(&format!("warning: {warning}\n"))?;
                 }
                 print(&format!(

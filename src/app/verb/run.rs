@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -12,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::cli::{ConfigFile, Failure};
 use crate::app::config::Config;
-use crate::app::node::RunningNode;
+use crate::app::node::{Doors, RunningNode};
 use crate::app::start::{Built, Started, start};
 use crate::audit::Log;
 use crate::net::local_addresses;
@@ -69,15 +68,18 @@ impl Signals {
 }
 
 fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let Started { built, log, streams, health, admin, stop, lock } = started;
-    let Built { node, workers, stop_workers, granter, stream_door, stream_limits } = built;
+    let Started { built, log, streams, tls_streams, health, admin, stop, lock } = started;
+    let Built { node, workers, granter, stream_door, stream_limits, tls } = built;
     announce(&node);
     runtime.block_on(node.record_start());
     let (stop_doors, stopped) = stop;
     let mut doors = Vec::new();
-    for listener in streams {
+    let plain = streams.into_iter().map(|listener| (listener, None));
+    // Without a certificate nothing is served there, least of all clear text.
+    let encrypted = tls_streams.into_iter().filter_map(|listener| Some((listener, Some(tls.clone()?))));
+    for (listener, tls) in plain.chain(encrypted) {
         let (door, limits, stopped) = (Arc::clone(&stream_door), Arc::clone(&stream_limits), stopped.clone());
-        doors.push(runtime.spawn(tcp::serve(listener, door, limits, stopped)));
+        doors.push(runtime.spawn(tcp::serve(listener, tls, door, limits, stopped)));
     }
     // Monitoring sees the node drain: its doors close last.
     let (stop_side_doors, drained) = watch::channel(false);
@@ -86,7 +88,8 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
         Some(runtime.spawn(admin::serve(admin, Arc::new(Arc::clone(&node)), drained))),
     ];
     let spawn = |(index, worker): (usize, crate::serve::udp::Worker)| {
-        std::thread::Builder::new().name(format!("udp-{index}")).spawn(move || worker.run())
+        let stopped = stopped.clone();
+        std::thread::Builder::new().name(format!("udp-{index}")).spawn(move || worker.run(stopped))
     };
     let workers = workers.into_iter().enumerate().map(spawn).collect::<Result<Vec<_>, _>>();
     let workers = workers.map_err(|error| Failure::Failed(format!("no thread for a worker: {error}")))?;
@@ -97,7 +100,6 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
 
     tracing::info!("stopping: no new work is taken, what was taken is answered");
     node.stopping();
-    stop_workers.store(true, Ordering::SeqCst);
     let _ = stop_doors.send(true);
     for worker in workers {
         if worker.join().is_err() {
@@ -217,8 +219,12 @@ fn announce(node: &RunningNode) {
     if let Some(address) = config.health {
         tracing::info!(%address, "health and metrics");
     }
-    for address in node.addresses() {
+    let Doors { dns, tls } = node.doors();
+    for address in dns {
         tracing::info!(%address, workers = config.listen.workers, "serving DNS over UDP and TCP");
+    }
+    for address in tls {
+        tracing::info!(%address, "serving DNS over TLS");
     }
     let local = local_addresses();
     if config.firewalls.iter().any(|firewall| firewall.plan.local_clients_only()) && local.is_empty() {

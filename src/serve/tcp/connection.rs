@@ -1,5 +1,6 @@
 //! One connection: read, answer, write, end. One task, and one more for each query in flight.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,13 +11,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frames::Frames;
 use super::{Ending, Limits, StreamGate};
+use crate::audit::Transport;
 use crate::serve::stopped;
 
 /// Serves `stream` to its end. Whatever ends the reading, the queries that were read are answered first, or at
 /// least decided and recorded where the client cannot be written to any more.
 pub(super) async fn run<S, G>(
     mut stream: S,
-    (peer, local): (SocketAddr, SocketAddr),
+    (peer, transport): (SocketAddr, Transport),
     gate: &Arc<G>,
     limits: &Limits,
     mut stop: watch::Receiver<bool>,
@@ -38,7 +40,7 @@ where
             match frames.take() {
                 Ok(Some(packet)) => {
                     let gate = Arc::clone(gate);
-                    queries.spawn(async move { gate.answer(packet, peer, local).await });
+                    queries.spawn(async move { gate.answer(packet, peer, transport).await });
                     waiting = Instant::now();
                 }
                 Ok(None) => break,
@@ -69,7 +71,7 @@ where
                         }
                     }
                     Ok(_) => {}
-                    Err(error) => tracing::error!(%error, %peer, "a query over TCP ended without an answer"),
+                    Err(error) => tracing::error!(%error, %peer, "a query over a stream ended without an answer"),
                 }
                 waiting = Instant::now();
             }
@@ -79,6 +81,8 @@ where
                 // The client may have closed its half only and still wait for answers.
                 Ok(0) => ending = Some(Ending::Peer),
                 Ok(bytes) => if frames.buffer().len() == bytes { waiting = Instant::now() },
+                // Over TLS: closed without saying so. A message has a length, so nothing can be cut off unseen.
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => ending = Some(Ending::Peer),
                 Err(_) => ending = Some(Ending::Broken),
             },
         }
@@ -90,7 +94,12 @@ where
 async fn write<S: AsyncWrite + Unpin>(stream: &mut S, answer: &[u8], limits: &Limits) -> Result<(), Ending> {
     let length = u16::try_from(answer.len()).map_err(|_| Ending::Broken)?;
     let framed = [&length.to_be_bytes(), answer].concat();
-    match timeout(limits.send, stream.write_all(&framed)).await {
+    let written = async {
+        stream.write_all(&framed).await?;
+        // TLS keeps what it has encrypted and the socket has not taken yet.
+        stream.flush().await
+    };
+    match timeout(limits.send, written).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Ending::Broken),
         Err(_) => Err(Ending::Stalled),

@@ -1,7 +1,8 @@
-//! DNS over TCP (RFC 7766): connections under limits, queries answered in the order in which answers are ready.
+//! DNS over TCP (RFC 7766) and over TLS (RFC 7858): connections under limits, queries answered in the order in which
+//! answers are ready.
 //!
 //! RFC 7766 §5: "All general-purpose DNS implementations MUST support both UDP and TCP transport". A connection
-//! is any byte stream, so the same code serves TLS.
+//! is any byte stream, so the same code serves both; TLS only has a handshake before it.
 
 mod connection;
 mod frames;
@@ -12,11 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use streams::{Ending, Limits, Standing, Streams};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::stopped;
+use super::tls::{Encrypted, Tls};
+use crate::audit::Transport;
 
 /// How long accepting rests after an error: most often the process is out of file descriptors.
 const REST: Duration = Duration::from_millis(50);
@@ -33,14 +37,15 @@ pub trait StreamGate: Send + Sync + 'static {
         &self,
         packet: Vec<u8>,
         peer: SocketAddr,
-        local: SocketAddr,
+        transport: Transport,
     ) -> impl Future<Output = Option<Vec<u8>>> + Send;
 }
 
-/// Serves one listener until `stop`; returns when the last connection has ended. Listeners that share `streams`
-/// share its limits. Dropping the future cuts all connections.
+/// Serves one listener until `stop`, over TLS where there is one; returns when the last connection has ended. Listeners
+/// that share `streams` share its limits. Dropping the future cuts all connections.
 pub async fn serve<G: StreamGate>(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     gate: Arc<G>,
     streams: Arc<Streams>,
     mut stop: watch::Receiver<bool>,
@@ -54,19 +59,18 @@ pub async fn serve<G: StreamGate>(
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     failing = false;
-                    match (streams.admit(peer.ip(), gate.standing(peer.ip())), stream.local_addr()) {
-                        (Ok(seat), Ok(local)) => {
+                    match streams.admit(peer.ip(), gate.standing(peer.ip())) {
+                        Ok(seat) => {
                             // Answers are written whole; nothing is gained by waiting for more. A socket that
                             // refuses the option works all the same.
                             let _ = stream.set_nodelay(true);
-                            let (gate, stop) = (Arc::clone(&gate), stop.clone());
+                            let (tls, gate, stop) = (tls.clone(), Arc::clone(&gate), stop.clone());
                             connections.spawn(async move {
-                                let ending = connection::run(stream, (peer, local), &gate, seat.limits(), stop).await;
+                                let ending = converse(stream, peer, tls, &gate, seat.limits(), stop).await;
                                 seat.leave(ending);
                             });
                         }
-                        (Ok(seat), Err(_)) => seat.leave(Ending::Broken),
-                        (Err(ending), _) => streams.count(ending),
+                        Err(ending) => streams.count(ending),
                     }
                 }
                 Err(error) => {
@@ -81,6 +85,38 @@ pub async fn serve<G: StreamGate>(
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+/// One connection from its first byte to its last.
+async fn converse<G: StreamGate>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<Arc<Tls>>,
+    gate: &Arc<G>,
+    limits: &Limits,
+    mut stop: watch::Receiver<bool>,
+) -> Ending {
+    let Some(tls) = tls else { return connection::run(stream, (peer, Transport::Tcp), gate, limits, stop).await };
+    let encrypted = tokio::select! {
+        encrypted = handshake(&tls, stream, limits) => encrypted,
+        () = stopped(&mut stop) => Err(Ending::Stopped),
+    };
+    match encrypted {
+        Ok(stream) => connection::run(stream, (peer, Transport::Dot), gate, limits, stop).await,
+        Err(ending) => ending,
+    }
+}
+
+/// It holds a seat like any connection, and has no longer than a message.
+async fn handshake(tls: &Tls, stream: TcpStream, limits: &Limits) -> Result<Encrypted, Ending> {
+    match timeout(limits.handshake, tls.accept_dot(stream)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            Err(Ending::Handshake)
+        }
+        Err(_) => Err(Ending::Handshake),
+    }
 }
 
 #[cfg(test)]

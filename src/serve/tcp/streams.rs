@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::gate::STREAM_IDLE;
 use crate::net::host;
 
 /// What connections may take.
@@ -23,10 +24,11 @@ pub struct Limits {
     pub per_forwarder: usize,
     /// Queries of one connection that wait for their answers; while so many do, nothing more is read.
     pub in_flight: usize,
+    /// How long a TLS handshake may take.
+    pub handshake: Duration,
     /// The longest message that is read, in bytes, at most 65,535. Queries are short.
     pub message: usize,
-    /// How long a connection may stay without a query, its first one included. RFC 7766 §6.2.3: "it is RECOMMENDED
-    /// that the default server application-level idle period be on the order of seconds".
+    /// How long a connection may stay without a query, its first one included.
     pub idle: Duration,
     /// How long a message may take from its first byte to its last.
     pub receive: Duration,
@@ -42,8 +44,9 @@ impl Default for Limits {
             per_client: 16,
             per_forwarder: 256,
             in_flight: 16,
+            handshake: Duration::from_secs(3),
             message: 4_096,
-            idle: Duration::from_secs(10),
+            idle: STREAM_IDLE,
             receive: Duration::from_secs(3),
             send: Duration::from_secs(3),
         }
@@ -55,6 +58,8 @@ impl Default for Limits {
 pub enum Ending {
     /// The client closed it.
     Peer,
+    /// The TLS handshake failed, or was not complete within [`Limits::handshake`].
+    Handshake,
     /// No query for [`Limits::idle`].
     Idle,
     /// A message was not complete within [`Limits::receive`].
@@ -77,8 +82,9 @@ pub enum Ending {
 
 impl Ending {
     /// Every ending.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Peer,
+        Self::Handshake,
         Self::Idle,
         Self::Partial,
         Self::Empty,
@@ -95,6 +101,7 @@ impl Ending {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Peer => "peer",
+            Self::Handshake => "handshake",
             Self::Idle => "idle",
             Self::Partial => "partial",
             Self::Empty => "empty",
@@ -232,6 +239,7 @@ mod tests {
         per_client: 2,
         per_forwarder: 4,
         in_flight: 1,
+        handshake: Duration::ZERO,
         message: 512,
         idle: Duration::ZERO,
         receive: Duration::ZERO,

@@ -13,9 +13,9 @@ use tokio::time::{Instant, timeout};
 
 use super::Standing;
 use super::{Ending, Limits, StreamGate, Streams, connection, serve};
+use crate::audit::Transport;
 
 const PEER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
-const LOCAL: ([u8; 4], u16) = ([192, 0, 2, 53], 53);
 /// Nothing on loopback takes this long; it only bounds a test that fails.
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -39,7 +39,7 @@ impl StreamGate for Echo {
         if self.forwarders.contains(&peer) { Standing::Forwarder } else { Standing::Client }
     }
 
-    async fn answer(&self, packet: Vec<u8>, _: SocketAddr, _: SocketAddr) -> Option<Vec<u8>> {
+    async fn answer(&self, packet: Vec<u8>, _: SocketAddr, _: Transport) -> Option<Vec<u8>> {
         self.begun.fetch_add(1, SeqCst);
         if packet.first() == Some(&b'h') {
             self.held.acquire().await.unwrap().forget();
@@ -94,7 +94,7 @@ fn pipe(capacity: usize) -> Pipe {
     let gate = Echo::new(&[]);
     let of_server = Arc::clone(&gate);
     let ended = tokio::spawn(async move {
-        connection::run(server, (PEER.into(), LOCAL.into()), &of_server, &Limits::default(), stopping).await
+        connection::run(server, (PEER.into(), Transport::Tcp), &of_server, &Limits::default(), stopping).await
     });
     Pipe { client, gate, stop, ended }
 }
@@ -261,7 +261,7 @@ async fn door(limits: Limits, forwarders: &[&str]) -> Door {
     let (stop, stopping) = watch::channel(false);
     let gate = Echo::new(forwarders);
     let streams = Streams::new(limits);
-    let served = tokio::spawn(serve(listener, Arc::clone(&gate), Arc::clone(&streams), stopping));
+    let served = tokio::spawn(serve(listener, None, Arc::clone(&gate), Arc::clone(&streams), stopping));
     Door { address, gate, streams, stop, served }
 }
 
