@@ -1,6 +1,7 @@
 //! What a query's record costs its worker: rendered, and written to a real file in batches, by one shard and by two.
+//! Last, what it costs the thread in the background that hashes closed files.
 //!
-//! Processor time of the threads that append and commit (`getrusage`), not of what the kernel writes back later.
+//! Processor time of those threads (`getrusage`), not of what the kernel writes back later.
 //! `cargo bench --bench audit` prints every row; `cargo bench --bench audit -- render hot 100000` runs one of them alone,
 //! for callgrind.
 
@@ -133,17 +134,22 @@ const CASES: [(&str, Case); 3] = [("hot", Specimen::hot), ("first", Specimen::fi
 #[derive(Clone, Copy, Default)]
 struct Spent(f64, f64);
 
-/// Processor time of this thread so far.
-#[expect(clippy::unwrap_used, reason = "a benchmark")]
-fn spent() -> Spent {
-    let micros = |time: TimeVal| time.tv_sec() as f64 * 1e6 + time.tv_usec() as f64;
-    let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
-    Spent(micros(usage.user_time()), micros(usage.system_time()))
-}
+impl Spent {
+    /// Processor time so far.
+    #[expect(clippy::unwrap_used, reason = "a benchmark")]
+    fn by(who: UsageWho) -> Self {
+        let micros = |time: TimeVal| time.tv_sec() as f64 * 1e6 + time.tv_usec() as f64;
+        let usage = getrusage(who).unwrap();
+        Self(micros(usage.user_time()), micros(usage.system_time()))
+    }
 
-fn since(before: Spent) -> Spent {
-    let now = spent();
-    Spent(now.0 - before.0, now.1 - before.1)
+    /// What was spent on `work`.
+    fn on<T>(who: UsageWho, work: impl FnOnce() -> T) -> (Self, T) {
+        let before = Self::by(who);
+        let done = work();
+        let now = Self::by(who);
+        (Self(now.0 - before.0, now.1 - before.1), done)
+    }
 }
 
 fn row(name: &str, records: usize, bytes: u64, Spent(user, system): Spent) {
@@ -192,12 +198,13 @@ impl Drop for Files {
     }
 }
 
-/// Appends and commits in batches; `work` answers' worth of other work between two batches.
+/// Appends and commits in batches. `busy` is what else is done for each record, counted in renderings.
 #[expect(clippy::unwrap_used, reason = "a benchmark")]
-fn write(shard: &mut Shard, case: Case, records: usize, batch: usize) -> Spent {
+fn write(shard: &mut Shard, case: Case, records: usize, batch: usize, busy: usize) -> Spent {
     let specimen = Specimen::new();
     let before = spent();
     for first in (0..records as u64).step_by(batch) {
+        render(case, batch * busy);
         for n in first..first + batch as u64 {
             let id = shard.reserve();
             shard.append(id, &Event::Query(case(&specimen, n)));
@@ -211,13 +218,13 @@ fn write(shard: &mut Shard, case: Case, records: usize, batch: usize) -> Spent {
 fn alone(case: Case, records: usize, batch: usize) -> (u64, Spent) {
     let (_files, log, mut shards) = Files::open(0, 1);
     let before = log.counts().bytes;
-    let spent = shards.first_mut().map_or_else(Spent::default, |shard| write(shard, case, records, batch));
+    let spent = shards.first_mut().map_or_else(Spent::default, |shard| write(shard, case, records, batch, 0));
     (log.counts().bytes - before, spent)
 }
 
-/// Two shards at full speed on two threads: in one file, or each in its own.
+/// Two shards on two threads: in one file, or each in its own.
 #[expect(clippy::unwrap_used, reason = "a benchmark")]
-fn two(case: Case, records: usize, batch: usize, files: u16) -> (u64, Spent) {
+fn two(records: usize, batch: usize, files: u16, busy: usize) -> (u64, Spent) {
     let mut opened: Vec<_> = (0..files).map(|number| Files::open(number, 2 / files)).collect();
     let before: u64 = opened.iter().map(|(_, log, _)| log.counts().bytes).sum();
     let start = Arc::new(Barrier::new(2));
@@ -228,7 +235,7 @@ fn two(case: Case, records: usize, batch: usize, files: u16) -> (u64, Spent) {
             let start = Arc::clone(&start);
             std::thread::spawn(move || {
                 start.wait();
-                write(&mut shard, case, records / 2, batch)
+                write(&mut shard, Specimen::hot, records / 2, batch, busy)
             })
         })
         .collect();
@@ -239,6 +246,20 @@ fn two(case: Case, records: usize, batch: usize, files: u16) -> (u64, Spent) {
     }
     let bytes: u64 = opened.iter().map(|(_, log, _)| log.counts().bytes).sum();
     (bytes - before, total)
+}
+
+/// A file is filled, closed and hashed: the time of the thread that does it.
+#[expect(clippy::unwrap_used, reason = "a benchmark")]
+fn seal() -> (u64, Spent) {
+    let (_files, mut log, mut shards) = Files::open(0, 1);
+    shards.iter_mut().for_each(|shard| drop(write(shard, Specimen::hot, RECORDS, 64, 0)));
+    let bytes = log.counts().bytes;
+    drop(shards);
+    log.tick().unwrap();
+    assert_eq!(log.counts().rotations, 1, "it was to be closed");
+    let before = spent_by(UsageWho::RUSAGE_SELF);
+    log.close().unwrap();
+    (bytes, before.elapsed(UsageWho::RUSAGE_SELF))
 }
 
 fn main() {
