@@ -1,18 +1,19 @@
 //! What a query's record costs its worker: rendered, and written to a real file in batches, by one shard and by two.
+//! Last, what it costs the thread in the background that hashes closed files.
 //!
-//! Processor time of the threads that append and commit (`getrusage`), not of what the kernel writes back later.
+//! Processor time of those threads (`getrusage`), not of what the kernel writes back later.
 //! `cargo bench --bench audit` prints every row; `cargo bench --bench audit -- render hot 100000` runs one of them alone,
 //! for callgrind.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::{Arc, Barrier};
+use std::sync::Barrier;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use outgate::audit::{
-    CacheUse, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Settings, Shard, Stated, Statement,
+    CacheUse, Counts, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Settings, Shard, Stated, Statement,
     Transport,
 };
 use outgate::name::Name;
@@ -130,25 +131,29 @@ type Case = fn(&Specimen, u64) -> QueryEvent<'_>;
 const CASES: [(&str, Case); 3] = [("hot", Specimen::hot), ("first", Specimen::first), ("denied", Specimen::denied)];
 
 /// User and system time in microseconds.
-#[derive(Clone, Copy, Default)]
 struct Spent(f64, f64);
 
-/// Processor time of this thread so far.
-#[expect(clippy::unwrap_used, reason = "a benchmark")]
-fn spent() -> Spent {
-    let micros = |time: TimeVal| time.tv_sec() as f64 * 1e6 + time.tv_usec() as f64;
-    let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
-    Spent(micros(usage.user_time()), micros(usage.system_time()))
-}
+impl Spent {
+    /// Processor time so far.
+    #[expect(clippy::unwrap_used, reason = "a benchmark")]
+    fn by(who: UsageWho) -> Self {
+        let micros = |time: TimeVal| time.tv_sec() as f64 * 1e6 + time.tv_usec() as f64;
+        let usage = getrusage(who).unwrap();
+        Self(micros(usage.user_time()), micros(usage.system_time()))
+    }
 
-fn since(before: Spent) -> Spent {
-    let now = spent();
-    Spent(now.0 - before.0, now.1 - before.1)
+    /// What was spent on `work`.
+    fn on<T>(who: UsageWho, work: impl FnOnce() -> T) -> (Self, T) {
+        let before = Self::by(who);
+        let done = work();
+        let now = Self::by(who);
+        (Self(now.0 - before.0, now.1 - before.1), done)
+    }
 }
 
 fn row(name: &str, records: usize, bytes: u64, Spent(user, system): Spent) {
     let n = records as f64;
-    println!("{name:<34} {:>7.0} {:>9.3} {:>9.3} {:>9.3}", bytes as f64 / n, (user + system) / n, user / n, system / n);
+    println!("{name:<40} {:>7.0} {:>9.3} {:>9.3} {:>9.3}", bytes as f64 / n, (user + system) / n, user / n, system / n);
 }
 
 /// Renders into a buffer that is emptied every 64 records; how many bytes that gave.
@@ -178,8 +183,12 @@ impl Files {
         let _ = std::fs::remove_dir_all(&directory);
         #[expect(clippy::unwrap_used, reason = "a benchmark")]
         std::fs::create_dir_all(&directory).unwrap();
-        let settings =
-            Settings { file: directory.join("query.jsonl"), rotate_size: 1 << 30, min_free: 0, ..Settings::default() };
+        let settings = Settings {
+            file: directory.join("query.jsonl"),
+            rotate_size: 512 << 20,
+            min_free: 0,
+            ..Settings::default()
+        };
         #[expect(clippy::unwrap_used, reason = "a benchmark")]
         let (log, shards) = Log::open(settings, "og-eu1-a", Clock::system(), BOOT, shards).unwrap();
         (Self(directory), log, shards)
@@ -192,53 +201,61 @@ impl Drop for Files {
     }
 }
 
-/// Appends and commits in batches; `work` answers' worth of other work between two batches.
+/// Appends and commits in batches. `busy` is what else is done for each record, counted in renderings.
 #[expect(clippy::unwrap_used, reason = "a benchmark")]
-fn write(shard: &mut Shard, case: Case, records: usize, batch: usize) -> Spent {
+fn write(shard: &mut Shard, case: Case, records: usize, batch: usize, busy: usize) {
     let specimen = Specimen::new();
-    let before = spent();
     for first in (0..records as u64).step_by(batch) {
+        render(case, batch * busy);
         for n in first..first + batch as u64 {
             let id = shard.reserve();
             shard.append(id, &Event::Query(case(&specimen, n)));
         }
         shard.commit().unwrap();
     }
-    since(before)
 }
 
 /// One shard.
 fn alone(case: Case, records: usize, batch: usize) -> (u64, Spent) {
     let (_files, log, mut shards) = Files::open(0, 1);
     let before = log.counts().bytes;
-    let spent = shards.first_mut().map_or_else(Spent::default, |shard| write(shard, case, records, batch));
+    let write = || shards.iter_mut().for_each(|shard| write(shard, case, records, batch, 0));
+    let (spent, ()) = Spent::on(UsageWho::RUSAGE_THREAD, write);
     (log.counts().bytes - before, spent)
 }
 
-/// Two shards at full speed on two threads: in one file, or each in its own.
-#[expect(clippy::unwrap_used, reason = "a benchmark")]
-fn two(case: Case, records: usize, batch: usize, files: u16) -> (u64, Spent) {
+/// Two shards on two threads: in one file, or each in its own.
+fn two(records: usize, batch: usize, files: u16, busy: usize) -> (u64, Spent) {
     let mut opened: Vec<_> = (0..files).map(|number| Files::open(number, 2 / files)).collect();
-    let before: u64 = opened.iter().map(|(_, log, _)| log.counts().bytes).sum();
-    let start = Arc::new(Barrier::new(2));
-    let threads: Vec<_> = opened
-        .iter_mut()
-        .flat_map(|(_, _, shards)| shards.drain(..))
-        .map(|mut shard| {
-            let start = Arc::clone(&start);
-            std::thread::spawn(move || {
-                start.wait();
-                write(&mut shard, case, records / 2, batch)
-            })
-        })
-        .collect();
-    let mut total = Spent::default();
-    for thread in threads {
-        let spent = thread.join().unwrap();
-        total = Spent(total.0 + spent.0, total.1 + spent.1);
-    }
-    let bytes: u64 = opened.iter().map(|(_, log, _)| log.counts().bytes).sum();
-    (bytes - before, total)
+    let count = |opened: &[(Files, Log, Vec<Shard>)]| opened.iter().map(|(_, log, _)| log.counts().bytes).sum::<u64>();
+    let before = count(&opened);
+    let shards: Vec<Shard> = opened.iter_mut().flat_map(|(_, _, shards)| shards.drain(..)).collect();
+    let start = Barrier::new(2);
+    let (spent, ()) = Spent::on(UsageWho::RUSAGE_SELF, || {
+        std::thread::scope(|scope| {
+            for mut shard in shards {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    write(&mut shard, Specimen::hot, records / 2, batch, busy);
+                });
+            }
+        });
+    });
+    (count(&opened) - before, spent)
+}
+
+/// A file is filled and closed; what it takes to read and hash it.
+#[expect(clippy::unwrap_used, reason = "a benchmark")]
+fn seal(records: usize) -> (u64, Spent) {
+    let (_files, mut log, mut shards) = Files::open(0, 1);
+    shards.iter_mut().for_each(|shard| write(shard, Specimen::hot, records, 64, 0));
+    drop(shards);
+    log.tick().unwrap();
+    let Counts { bytes, rotations, .. } = log.counts();
+    assert_eq!(rotations, 1, "it was not full");
+    let (spent, ()) = Spent::on(UsageWho::RUSAGE_SELF, || log.close().unwrap());
+    (bytes, spent)
 }
 
 fn main() {
@@ -250,22 +267,23 @@ fn main() {
         println!("{bytes:?} bytes");
         return;
     }
-    println!("{:<34} {:>7} {:>9} {:>9} {:>9}", "", "bytes", "us", "user", "system");
+    println!("{:<40} {:>7} {:>9} {:>9} {:>9}", "", "bytes", "us", "user", "system");
     for (name, case) in CASES {
-        let before = spent();
-        let bytes = render(case, RECORDS);
-        row(&format!("render {name}"), RECORDS, bytes, since(before));
+        let (spent, bytes) = Spent::on(UsageWho::RUSAGE_THREAD, || render(case, RECORDS));
+        row(&format!("render {name}"), RECORDS, bytes, spent);
     }
     for (name, case) in CASES {
         for batch in [64, 8, 1] {
             let (bytes, spent) = alone(case, RECORDS, batch);
-            row(&format!("append, commit {name} by {batch}"), RECORDS, bytes, spent);
+            row(&format!("write {name} by {batch}"), RECORDS, bytes, spent);
         }
     }
-    for batch in [64, 1] {
+    for (batch, busy) in [(64, 0), (64, 16), (1, 0), (1, 16)] {
         for files in [1, 2] {
-            let (bytes, spent) = two(Specimen::hot, RECORDS, batch, files);
-            row(&format!("two threads, {files} file, by {batch}"), RECORDS, bytes, spent);
+            let (bytes, spent) = two(RECORDS, batch, files, busy);
+            row(&format!("two threads, files {files}, by {batch}, busy {busy}"), RECORDS, bytes, spent);
         }
     }
+    let (bytes, spent) = seal(RECORDS);
+    row("hash a closed file", RECORDS, bytes, spent);
 }
