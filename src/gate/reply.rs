@@ -210,6 +210,12 @@ impl<R> Outbox<R> {
         self.samples.is_empty()
     }
 
+    /// The octets of the replies that wait to be recorded.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Writes the batch's records, in one write; then its bytes may leave.
     ///
     /// # Errors

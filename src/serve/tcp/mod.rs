@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use frames::Frames;
 pub use streams::{Ending, Limits, Standing, Streams};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -25,20 +26,61 @@ use crate::audit::Transport;
 /// How long accepting rests after an error: most often the process is out of file descriptors.
 const REST: Duration = Duration::from_millis(50);
 
-/// What answers stream messages.
+/// How many octets of replies are made ready at a time: a client that does not read them makes nobody hold more, but
+/// for the reply that passes it.
+const ROUND: usize = 64 * 1024;
+
+/// What answers stream messages: all that need no waiting at once, the others when they are ready.
 pub trait StreamGate: Send + Sync + 'static {
+    /// A query that waits for others.
+    type Job: Send + 'static;
+    /// One that waits no more.
+    type Finished: Send + 'static;
+
     /// Who a peer is, before it is given a seat.
     fn standing(&self, peer: IpAddr) -> Standing;
 
-    /// The answer to one message (both without the length prefix, an answer of at most 65,535 bytes); `None`:
-    /// silence. Whatever it returns, its record is written by then. It is always run to its end, also where the
-    /// client has gone, and must end by itself within the deadline of a query.
-    fn answer(
-        &self,
-        packet: Vec<u8>,
-        peer: SocketAddr,
-        transport: Transport,
-    ) -> impl Future<Output = Option<Vec<u8>>> + Send;
+    /// Answers what is complete in `frames` while the round has room. The records of its replies are written.
+    fn answer(&self, frames: &mut Frames, peer: SocketAddr, transport: Transport, round: &mut Round<Self::Job>);
+
+    /// Works on one that waits. It is always run to its end, also where the client has gone, and must end by itself
+    /// within the deadline of a query.
+    fn wait(&self, job: Self::Job) -> impl Future<Output = Self::Finished> + Send;
+
+    /// Answers what waits no more. The records of its replies are written.
+    fn finish(&self, finished: Vec<Self::Finished>, round: &mut Round<Self::Job>);
+}
+
+/// What is made of one turn at a connection.
+#[derive(Debug)]
+pub struct Round<J> {
+    /// The replies, each behind its length.
+    replies: Vec<u8>,
+    /// What has to wait.
+    jobs: Vec<J>,
+    /// How many may wait.
+    room: usize,
+}
+
+impl<J> Round<J> {
+    /// Whether nothing more is to be taken, `ready` octets of replies being made.
+    #[must_use]
+    pub const fn is_full(&self, ready: usize) -> bool {
+        self.jobs.len() >= self.room || ready >= ROUND
+    }
+
+    /// One that has to wait.
+    pub fn wait(&mut self, job: J) {
+        self.jobs.push(job);
+    }
+
+    /// One that is answered; a reply that no length can say is left out.
+    pub fn reply(&mut self, reply: &[u8]) {
+        if let Ok(length) = u16::try_from(reply.len()) {
+            self.replies.extend_from_slice(&length.to_be_bytes());
+            self.replies.extend_from_slice(reply);
+        }
+    }
 }
 
 /// Serves one listener until `stop`, over TLS where there is one; returns when the last connection has ended. Listeners
