@@ -42,13 +42,16 @@ pub(super) struct Doors {
     pub(super) dns: Vec<SocketAddr>,
     /// Over TLS.
     pub(super) tls: Vec<SocketAddr>,
+    /// Over HTTPS.
+    pub(super) https: Vec<SocketAddr>,
 }
 
 impl Doors {
     /// Each address with each transport that it takes.
     fn each(&self) -> impl Iterator<Item = (&SocketAddr, Transport)> {
         let dns = self.dns.iter().flat_map(|address| [(address, Transport::Udp), (address, Transport::Tcp)]);
-        dns.chain(self.tls.iter().map(|address| (address, Transport::Dot)))
+        let tls = self.tls.iter().map(|address| (address, Transport::Dot));
+        dns.chain(tls).chain(self.https.iter().map(|address| (address, Transport::Doh)))
     }
 }
 
@@ -67,8 +70,8 @@ pub(super) struct RunningNode {
 impl RunningNode {
     pub(super) fn new(mut parts: NodeParts, warnings: Vec<Mistake>, shard: Shard) -> Self {
         let started = parts.gate.clock.now().wall;
-        parts.doors.dns.sort();
-        parts.doors.tls.sort();
+        let Doors { dns, tls, https } = &mut parts.doors;
+        [dns, tls, https].into_iter().for_each(|addresses| addresses.sort());
         Self {
             warnings: ArcSwap::from_pointee(warnings),
             started,

@@ -63,6 +63,8 @@ pub enum Transport {
     Tcp,
     /// A stream message over TLS.
     Dot,
+    /// An HTTPS request.
+    Doh,
 }
 
 impl Transport {
@@ -73,6 +75,7 @@ impl Transport {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::Dot => "dot",
+            Self::Doh => "doh",
         }
     }
 }

@@ -270,7 +270,7 @@ impl<R> Outbox<R> {
         let policy = &rulebook.policy;
         let limit = match arrival.transport {
             Transport::Udp => query.echo.udp_limit(),
-            Transport::Tcp | Transport::Dot => wire::TCP_LIMIT,
+            Transport::Tcp | Transport::Dot | Transport::Doh => wire::TCP_LIMIT,
         };
         let start = self.bytes.len();
         let ede;
@@ -349,6 +349,8 @@ impl<R> Outbox<R> {
             Transport::Udp => return written,
             Transport::Tcp => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: false },
             Transport::Dot => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: true },
+            // HTTP keeps its connections by its own rules.
+            Transport::Doh => wire::StreamOptions { idle: None, encrypted: true },
         };
         wire::extend(&mut self.bytes, written, echo, options)
     }

@@ -82,6 +82,8 @@ fn release(outbox: &mut Outbox<()>, round: &mut Round<Job>) {
         return;
     }
     // Without a record there is no answer; the outbox has said so.
-    let Ok(released) = outbox.release() else { return };
-    released.iter().for_each(|(bytes, ())| round.reply(bytes));
+    match outbox.release() {
+        Ok(released) => released.iter().for_each(|(bytes, ())| round.reply(bytes)),
+        Err(_) => round.fail(),
+    }
 }

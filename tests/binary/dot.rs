@@ -5,54 +5,20 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
 use nix::sys::signal::Signal;
-use rcgen::{CertificateParams, KeyPair};
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
+use rcgen::KeyPair;
+use tokio_rustls::rustls::HandshakeKind;
 
 use crate::dns::{Client, Stream, a, addresses, code, framed};
-use crate::harness::{BOUND, Ended, Site, end, free_port, loopback, until};
+use crate::harness::{Ended, Site, end, until};
+use crate::tls::{client, connect, connect_from, renew};
 use crate::upstream::Upstream;
-
-type Encrypted = Stream<StreamOwned<ClientConnection, TcpStream>>;
 
 /// A site that serves DNS over TLS, and its address.
 fn site() -> (Site, SocketAddr) {
-    let site = Site::new();
-    let address = loopback(free_port());
-    let listen = format!("[listen]\ndns = [\"{}\"]\nworkers = 1\ntls = [\"{address}\"]", site.dns);
-    let site = site.with("listen", listen).with("tls", "[tls]\ncertificate = \"tls/cert.pem\"\nkey = \"tls/key.pem\"");
-    renew(&site);
-    (site, address)
-}
-
-/// Another key and a certificate of it.
-fn renew(site: &Site) {
-    let key = KeyPair::generate().unwrap();
-    let names = ["dns.example.org".to_owned(), "127.0.0.1".to_owned()];
-    let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
-    site.file("tls/cert.pem", &certificate.pem());
-    site.file("tls/key.pem", &key.serialize_pem());
-    fs::set_permissions(site.path("tls/key.pem"), Permissions::from_mode(0o600)).unwrap();
-}
-
-/// A client that trusts the present certificate of the site, and nothing else.
-fn client(site: &Site, protocols: &[&[u8]]) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(site.path("tls/cert.pem")).unwrap()).unwrap();
-    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    Arc::new(config)
-}
-
-fn connect(address: SocketAddr, config: &Arc<ClientConfig>) -> Encrypted {
-    let name = ServerName::try_from("dns.example.org").unwrap();
-    let connection = ClientConnection::new(Arc::clone(config), name).unwrap();
-    Stream(StreamOwned::new(connection, Stream::new(address).0))
+    crate::tls::site("tls")
 }
 
 /// `kdig` over TLS, the certificate checked.
@@ -316,13 +282,7 @@ fn a_client_that_connects_without_end_keeps_to_its_seats() {
     until("most are turned away", || closed(&site, "client") >= 1_900.0);
     assert!(site.metric("outgate_streams") <= 16.0);
     assert!(node.descriptors() <= before + 64, "{} of {before}", node.descriptors());
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&"127.0.0.9:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.connect(&address.into()).unwrap();
-    socket.set_read_timeout(Some(BOUND)).unwrap();
-    let config = client(&site, &[b"dot"]);
-    let connection = ClientConnection::new(config, ServerName::try_from("dns.example.org").unwrap()).unwrap();
-    let mut other = Stream(StreamOwned::new(connection, TcpStream::from(socket)));
+    let mut other = connect_from([127, 0, 0, 9], address, &client(&site, &[b"dot"]));
     assert_eq!(code(&other.ask(&a("www.corp.example"))), ResponseCode::NoError);
     drop(flood);
 }

@@ -32,7 +32,7 @@ where
     G: StreamGate,
 {
     let mut frames = Frames::new(limits.message);
-    let mut round = Round { replies: Vec::new(), jobs: Vec::new(), room: limits.in_flight };
+    let mut round = Round::new(limits.in_flight);
     let mut queries = JoinSet::new();
     // Set once nothing more is read.
     let mut ending = None;
@@ -50,22 +50,21 @@ where
             }
         }
         if answered {
-            round.room = limits.in_flight - queries.len();
+            round.set_room(limits.in_flight - queries.len());
             gate.answer(&mut frames, peer, transport, &mut round);
             waiting = Instant::now();
         }
-        for job in round.jobs.drain(..) {
+        for job in round.jobs() {
             let gate = Arc::clone(gate);
             queries.spawn(async move { gate.wait(job).await });
         }
-        if !round.replies.is_empty() {
-            if writable && let Err(error) = write(&mut stream, &round.replies, limits).await {
+        if !round.replies().is_empty() {
+            if writable && let Err(error) = write(&mut stream, round.replies(), limits).await {
                 ending = Some(error);
                 writable = false;
             }
-            round.replies.clear();
             // What one long reply took is not kept for as long as the connection lives.
-            round.replies.shrink_to(KEPT);
+            round.clear(KEPT);
             waiting = Instant::now();
         }
         // A round is full before everything is taken.

@@ -16,6 +16,12 @@ impl Frames {
         Self { buffer: Vec::with_capacity(largest + 2), taken: 0, largest }
     }
 
+    /// One message that came whole; one that no length can say is none.
+    pub(in crate::serve) fn of(message: &[u8]) -> Self {
+        let length = u16::try_from(message.len()).unwrap_or(0);
+        Self { buffer: [&length.to_be_bytes(), message].concat(), taken: 0, largest: message.len() }
+    }
+
     /// Where to read to. There is room whenever there is nothing to take, so the buffer never grows.
     pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
         self.buffer.drain(..self.taken);

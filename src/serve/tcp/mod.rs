@@ -6,6 +6,7 @@
 
 mod connection;
 mod frames;
+mod round;
 mod streams;
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,22 +14,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use frames::Frames;
+pub use round::Round;
 pub use streams::{Ending, Limits, Standing, Streams};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::https;
 use super::stopped;
-use super::tls::{Encrypted, Tls};
+use super::tls::{Alpn, Encrypted, Tls};
 use crate::audit::Transport;
 
 /// How long accepting rests after an error: most often the process is out of file descriptors.
 const REST: Duration = Duration::from_millis(50);
 
-/// How many octets of replies are made ready at a time: a client that does not read them makes nobody hold more, but
-/// for the reply that passes it.
-const ROUND: usize = 64 * 1024;
+/// What is spoken at a listener.
+#[derive(Clone)]
+pub enum Speech {
+    /// DNS over TCP.
+    Tcp,
+    /// DNS over TLS.
+    Dot(Arc<Tls>),
+    /// DNS over HTTPS.
+    Doh(Arc<Tls>),
+}
 
 /// What answers stream messages: all that need no waiting at once, the others when they are ready.
 pub trait StreamGate: Send + Sync + 'static {
@@ -51,43 +61,11 @@ pub trait StreamGate: Send + Sync + 'static {
     fn finish(&self, finished: Vec<Self::Finished>, round: &mut Round<Self::Job>);
 }
 
-/// What is made of one turn at a connection.
-#[derive(Debug)]
-pub struct Round<J> {
-    /// The replies, each behind its length.
-    replies: Vec<u8>,
-    /// What has to wait.
-    jobs: Vec<J>,
-    /// How many may wait.
-    room: usize,
-}
-
-impl<J> Round<J> {
-    /// Whether nothing more is to be taken, `ready` octets of replies being made.
-    #[must_use]
-    pub const fn is_full(&self, ready: usize) -> bool {
-        self.jobs.len() >= self.room || ready >= ROUND
-    }
-
-    /// One that has to wait.
-    pub fn wait(&mut self, job: J) {
-        self.jobs.push(job);
-    }
-
-    /// One that is answered; a reply that no length can say is left out.
-    pub fn reply(&mut self, reply: &[u8]) {
-        if let Ok(length) = u16::try_from(reply.len()) {
-            self.replies.extend_from_slice(&length.to_be_bytes());
-            self.replies.extend_from_slice(reply);
-        }
-    }
-}
-
-/// Serves one listener until `stop`, over TLS where there is one; returns when the last connection has ended. Listeners
-/// that share `streams` share its limits. Dropping the future cuts all connections.
+/// Serves one listener until `stop`; returns when the last connection has ended. Listeners that share `streams`
+/// share its limits. Dropping the future cuts all connections.
 pub async fn serve<G: StreamGate>(
     listener: TcpListener,
-    tls: Option<Arc<Tls>>,
+    speech: Speech,
     gate: Arc<G>,
     streams: Arc<Streams>,
     mut stop: watch::Receiver<bool>,
@@ -106,9 +84,9 @@ pub async fn serve<G: StreamGate>(
                             // Answers are written whole; nothing is gained by waiting for more. A socket that
                             // refuses the option works all the same.
                             let _ = stream.set_nodelay(true);
-                            let (tls, gate, stop) = (tls.clone(), Arc::clone(&gate), stop.clone());
+                            let (speech, gate, stop) = (speech.clone(), Arc::clone(&gate), stop.clone());
                             connections.spawn(async move {
-                                let ending = converse(stream, peer, tls, &gate, seat.limits(), stop).await;
+                                let ending = converse(stream, peer, speech, &gate, seat.limits(), stop).await;
                                 seat.leave(ending);
                             });
                         }
@@ -133,25 +111,30 @@ pub async fn serve<G: StreamGate>(
 async fn converse<G: StreamGate>(
     stream: TcpStream,
     peer: SocketAddr,
-    tls: Option<Arc<Tls>>,
+    speech: Speech,
     gate: &Arc<G>,
     limits: &Limits,
     mut stop: watch::Receiver<bool>,
 ) -> Ending {
-    let Some(tls) = tls else { return connection::run(stream, (peer, Transport::Tcp), gate, limits, stop).await };
+    let (tls, protocol) = match &speech {
+        Speech::Tcp => return connection::run(stream, (peer, Transport::Tcp), gate, limits, stop).await,
+        Speech::Dot(tls) => (tls, Alpn::Dot),
+        Speech::Doh(tls) => (tls, Alpn::Http),
+    };
     let encrypted = tokio::select! {
-        encrypted = handshake(&tls, stream, limits) => encrypted,
+        encrypted = handshake(tls, protocol, stream, limits) => encrypted,
         () = stopped(&mut stop) => Err(Ending::Stopped),
     };
-    match encrypted {
-        Ok(stream) => connection::run(stream, (peer, Transport::Dot), gate, limits, stop).await,
-        Err(ending) => ending,
+    match (encrypted, protocol) {
+        (Ok(stream), Alpn::Dot) => connection::run(stream, (peer, Transport::Dot), gate, limits, stop).await,
+        (Ok(stream), Alpn::Http) => https::run(stream, peer, gate, limits, stop).await,
+        (Err(ending), _) => ending,
     }
 }
 
 /// It holds a seat like any connection, and has no longer than a message.
-async fn handshake(tls: &Tls, stream: TcpStream, limits: &Limits) -> Result<Encrypted, Ending> {
-    match timeout(limits.handshake, tls.accept_dot(stream)).await {
+async fn handshake(tls: &Tls, protocol: Alpn, stream: TcpStream, limits: &Limits) -> Result<Encrypted, Ending> {
+    match timeout(limits.handshake, tls.accept(protocol, stream)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a TLS handshake failed");

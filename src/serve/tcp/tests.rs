@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use super::{Ending, Frames, Limits, Round, Standing, StreamGate, Streams, connection, serve};
+use super::{Ending, Frames, Limits, Round, Speech, Standing, StreamGate, Streams, connection, serve};
 use crate::audit::Transport;
 
 const PEER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
@@ -86,7 +86,7 @@ fn framed(message: &[u8]) -> Vec<u8> {
     [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat()
 }
 
-async fn receive<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
+async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
     let length = timeout(BOUND, stream.read_u16()).await.expect("an answer in time").expect("an answer");
     let mut message = vec![0; usize::from(length)];
     timeout(BOUND, stream.read_exact(&mut message)).await.unwrap().unwrap();
@@ -94,7 +94,7 @@ async fn receive<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
 }
 
 /// Everything up to the end of the stream, however it ends.
-async fn rest<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
+async fn rest<S: AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = timeout(BOUND, stream.read_to_end(&mut bytes)).await.expect("the connection is closed in time");
     bytes
@@ -335,7 +335,7 @@ async fn door(limits: Limits, forwarders: &[&str]) -> Door {
     let (stop, stopping) = watch::channel(false);
     let gate = Echo::new(forwarders);
     let streams = Streams::new(limits);
-    let served = tokio::spawn(serve(listener, None, Arc::clone(&gate), Arc::clone(&streams), stopping));
+    let served = tokio::spawn(serve(listener, Speech::Tcp, Arc::clone(&gate), Arc::clone(&streams), stopping));
     Door { address, gate, streams, stop, served }
 }
 

@@ -19,8 +19,25 @@ use tokio_rustls::{Accept, TlsAcceptor};
 use crate::document::{Mistake, Place, Table};
 use crate::time::Wall;
 
-/// The application protocol of DNS over TLS. A client that offers none is served all the same.
-const DOT: &[u8] = b"dot";
+/// What is spoken over TLS. A client that does not say what it wants (ALPN) gets it all the same; one that wants
+/// something else alone is turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Alpn {
+    /// DNS over TLS.
+    Dot,
+    /// DNS over HTTPS.
+    Http,
+}
+
+impl Alpn {
+    /// Its names, the preferred one first.
+    fn names(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Dot => vec![b"dot".to_vec()],
+            Self::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        }
+    }
+}
 
 /// `[tls]`: where certificate and key are.
 #[derive(Clone, Debug)]
@@ -57,6 +74,7 @@ pub struct Identity {
     digest: [u8; 32],
     not_after: Wall,
     dot: Arc<ServerConfig>,
+    http: Arc<ServerConfig>,
 }
 
 impl Identity {
@@ -65,9 +83,13 @@ impl Identity {
     /// # Errors
     /// Every mistake of both.
     pub fn load(settings: &Settings, now: Wall, warnings: &mut Vec<Mistake>) -> Result<Self, Vec<Mistake>> {
-        let files::Read { digest, not_after, mut config } = files::read(settings, now, warnings)?;
-        config.alpn_protocols = vec![DOT.to_vec()];
-        Ok(Self { digest, not_after, dot: Arc::new(config) })
+        let files::Read { digest, not_after, config } = files::read(settings, now, warnings)?;
+        let speaking = |protocol: Alpn| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocol.names();
+            Arc::new(config)
+        };
+        Ok(Self { digest, not_after, dot: speaking(Alpn::Dot), http: speaking(Alpn::Http) })
     }
 }
 
@@ -97,9 +119,14 @@ impl Tls {
         self.0.load().not_after
     }
 
-    /// The handshake of DNS over TLS.
-    pub(super) fn accept_dot(&self, stream: TcpStream) -> Accept<TcpStream> {
-        TlsAcceptor::from(Arc::clone(&self.0.load().dot)).accept(stream)
+    /// The handshake of a connection that is to speak this.
+    pub(super) fn accept(&self, protocol: Alpn, stream: TcpStream) -> Accept<TcpStream> {
+        let identity = self.0.load();
+        let config = match protocol {
+            Alpn::Dot => &identity.dot,
+            Alpn::Http => &identity.http,
+        };
+        TlsAcceptor::from(Arc::clone(config)).accept(stream)
     }
 }
 
