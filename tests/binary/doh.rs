@@ -206,6 +206,81 @@ fn what_is_no_request_ends_and_harms_nobody() {
     site.verified();
 }
 
+/// A frame of HTTP/2 (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// HEADERS that ask for this message, and end their stream.
+fn get(stream: u32, message: &Message) -> Vec<u8> {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let octets = message.to_vec().unwrap();
+    let bits: Vec<u8> = octets.iter().flat_map(|octet| (0..8).rev().map(move |bit| octet >> bit & 1)).collect();
+    let letter = |six: &[u8]| (0..6).fold(0, |value, bit| value << 1 | usize::from(six.get(bit).copied().unwrap_or(0)));
+    let text: String = bits.chunks(6).map(|six| char::from(LETTERS[letter(six)])).collect();
+    let path = format!("/dns-query?dns={text}");
+    let length = u8::try_from(path.len()).unwrap();
+    assert!(length < 127, "one octet of HPACK");
+    // :method GET, :scheme https, :path and :authority as literals (RFC 7541, appendix A and §6.2.2).
+    let block = [&[0x82, 0x87, 0x04, length], path.as_bytes(), &[0x01, 1, b'x']].concat();
+    frame(1, 0x5, stream, &block)
+}
+
+/// The preface and SETTINGS, an INITIAL_WINDOW_SIZE among them where one is given.
+fn preface(window: Option<u32>) -> Vec<u8> {
+    let settings = window.map_or_else(Vec::new, |window| [&[0, 4], &window.to_be_bytes()[..]].concat());
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(4, 0, 0, &settings)].concat()
+}
+
+#[test]
+fn requests_that_are_taken_back_at_once_end_the_connection() {
+    let upstream = Upstream::saying(|_| None);
+    let (site, address) = site();
+    let site = site.with_servers(&[upstream.address]);
+    let mut node = site.start();
+    let mut stream = connect(address, &client(&site, &[b"h2"]));
+    stream.0.write_all(&preface(None)).unwrap();
+    // CVE-2023-44487: each is begun and reset, so that none ever counts as open. None is answered by the upstream.
+    let mut sent = 0;
+    for number in 0..20_000_u32 {
+        let id = 2 * number + 1;
+        let request = [get(id, &a(&format!("n{number}.example.net"))), frame(3, 0, id, &8_u32.to_be_bytes())].concat();
+        if stream.0.write_all(&request).is_err() {
+            break;
+        }
+        sent += 1;
+    }
+    assert!(sent < 20_000, "it would go on for ever");
+    drop(stream);
+    assert!(site.metric("outgate_slow_queue_depth") <= 256.0, "what one client may have waiting");
+    let mut other = connect_from([127, 0, 0, 9], address, &client(&site, &[b"http/1.1"]));
+    let body = a("www.corp.example").to_vec().unwrap();
+    let request = [format!("{POST}{}\r\nConnection: close\r\n\r\n", body.len()).as_bytes(), &body].concat();
+    other.0.write_all(&request).unwrap();
+    assert!(rest(other).starts_with("HTTP/1.1 200 "));
+    until("what waited has ended", || site.metric("outgate_slow_queue_depth") == 0.0);
+    assert_eq!(node.stop(), Some(0));
+    site.verified();
+}
+
+#[test]
+fn a_client_that_opens_no_window_loses_its_seat() {
+    let (site, address) = site();
+    let mut node = site.start();
+    let mut stream = connect(address, &client(&site, &[b"h2"]));
+    stream.0.write_all(&preface(Some(0))).unwrap();
+    for number in 0..150 {
+        stream.0.write_all(&get(2 * number + 1, &a("www.corp.example"))).unwrap();
+    }
+    rest(stream);
+    until("its seat is free", || site.metric("outgate_streams") == 0.0);
+    // Those above the limit were refused before they were read.
+    assert_eq!(site.queries().len(), 100);
+    assert_eq!(node.stop(), Some(0));
+    site.verified();
+}
+
 #[test]
 fn a_client_that_connects_without_end_keeps_to_its_seats() {
     let (site, address) = site();
