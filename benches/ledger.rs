@@ -28,7 +28,7 @@ fn policy() -> Arc<Policy> {
     let text = "[[segment]]\nname = \"all\"\nclients = [\"10.0.0.0/8\"]\n\
                 [[rule]]\nid = \"web\"\naction = \"allow\"\nsegments = [\"*\"]\nnames = [\"api.example.org\"]\n";
     let source = Source { file: "policy.toml".to_owned(), text: text.to_owned() };
-    Arc::new(compile(&[source], &Settings::default()).unwrap())
+    Arc::new(compile([source], &Settings::default()).unwrap())
 }
 
 /// The answer to the `n`-th client.

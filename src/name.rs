@@ -56,48 +56,7 @@ impl Name {
     /// # Errors
     /// [`NameError`] says what is wrong with the text.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        if text == "." {
-            return Ok(Self::root());
-        }
-        let ascii;
-        let text = if text.is_ascii() {
-            text
-        } else {
-            ascii = idna::domain_to_ascii(text).map_err(|_| NameError::BadUnicode)?;
-            &ascii
-        };
-        let mut buf = NameBuf::new();
-        let mut label: Vec<u8> = Vec::with_capacity(MAX_LABEL);
-        let mut bytes = text.bytes();
-        let mut ended_with_dot = false;
-        while let Some(byte) = bytes.next() {
-            ended_with_dot = false;
-            match byte {
-                b'.' => {
-                    buf.push_label(&label)?;
-                    label.clear();
-                    ended_with_dot = true;
-                }
-                b'\\' => {
-                    let first = bytes.next().ok_or(NameError::BadEscape)?;
-                    if first.is_ascii_digit() {
-                        let mut value = u32::from(first - b'0');
-                        for _ in 0..2 {
-                            let digit = bytes.next().filter(u8::is_ascii_digit).ok_or(NameError::BadEscape)?;
-                            value = value * 10 + u32::from(digit - b'0');
-                        }
-                        label.push(u8::try_from(value).map_err(|_| NameError::BadEscape)?);
-                    } else {
-                        label.push(first);
-                    }
-                }
-                other => label.push(other),
-            }
-        }
-        if !ended_with_dot {
-            buf.push_label(&label)?;
-        }
-        Ok(buf.to_name())
+        NameBuf::parse(text).map(|name| name.to_name())
     }
 
     /// Takes one complete uncompressed name and lower-cases it.
@@ -218,6 +177,46 @@ impl NameBuf {
         Self { wire: [0; MAX_WIRE], length: 1 }
     }
 
+    /// As [`Name::parse`].
+    ///
+    /// # Errors
+    /// [`NameError`] says what is wrong with the text.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let mut name = Self::new();
+        if text == "." {
+            return Ok(name);
+        }
+        let ascii;
+        let text = if text.is_ascii() {
+            text
+        } else {
+            ascii = idna::domain_to_ascii(text).map_err(|_| NameError::BadUnicode)?;
+            &ascii
+        };
+        let mut label = [0; MAX_LABEL];
+        let mut length = 0;
+        let mut bytes = text.bytes();
+        let mut ended_with_dot = false;
+        while let Some(byte) = bytes.next() {
+            ended_with_dot = byte == b'.';
+            let octet = match byte {
+                b'.' => {
+                    name.push_label(label.get(..length).unwrap_or_default())?;
+                    length = 0;
+                    continue;
+                }
+                b'\\' => escaped(&mut bytes)?,
+                other => other,
+            };
+            *label.get_mut(length).ok_or(NameError::LabelTooLong)? = octet;
+            length += 1;
+        }
+        if !ended_with_dot {
+            name.push_label(label.get(..length).unwrap_or_default())?;
+        }
+        Ok(name)
+    }
+
     /// Appends one label, lower-cased, to the right of those already there.
     ///
     /// # Errors
@@ -250,6 +249,20 @@ impl NameBuf {
     }
 }
 
+impl PartialEq for NameBuf {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for NameBuf {}
+
+impl fmt::Display for NameBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_presentation(self, f)
+    }
+}
+
 impl fmt::Debug for NameBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_presentation(self, f)
@@ -262,6 +275,20 @@ impl Deref for NameBuf {
     fn deref(&self) -> &[u8] {
         self.wire.get(..self.length).unwrap_or_default()
     }
+}
+
+/// The octet that is escaped by the backslash just read: three digits or one character.
+fn escaped(bytes: &mut std::str::Bytes<'_>) -> Result<u8, NameError> {
+    let first = bytes.next().ok_or(NameError::BadEscape)?;
+    if !first.is_ascii_digit() {
+        return Ok(first);
+    }
+    let mut value = u32::from(first - b'0');
+    for _ in 0..2 {
+        let digit = bytes.next().filter(u8::is_ascii_digit).ok_or(NameError::BadEscape)?;
+        value = value * 10 + u32::from(digit - b'0');
+    }
+    u8::try_from(value).map_err(|_| NameError::BadEscape)
 }
 
 /// Labels of a complete wire name, leftmost first, without the root.

@@ -62,6 +62,7 @@ const ROOT: &[&str] = &[
     "LICENSE-MIT",
     "README.md",
     "SECURITY.md",
+    "bench",
     "benches",
     "clippy.toml",
     "contrib",

@@ -31,12 +31,16 @@ pub(super) struct Loaded {
 pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<Loaded, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     let files = policy_files(&config.policy_directory, &mut mistakes);
+    let mut unread = Vec::new();
     let settings = policy::Settings {
         forwarders: config.forwarders.clone(),
         own_addresses: own_addresses(config, upstreams),
         never_grant: Vec::new(),
     };
-    let policy = match policy::compile(&files, &settings) {
+    let files = files.into_iter().filter_map(|path| read_file(path, &mut unread));
+    let compiled = policy::compile(files, &settings);
+    mistakes.extend(unread);
+    let policy = match compiled {
         Ok(policy) => Some(policy),
         Err(more) => {
             mistakes.extend(more);
@@ -105,7 +109,7 @@ fn check_views(config: &Config, policy: &Policy, mistakes: &mut Vec<Mistake>) {
 }
 
 /// Every `*.toml` below the directory, in order of their paths; `tests/` is left out, links may not leave it.
-fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::Source> {
+fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<PathBuf> {
     let root = match directory.canonicalize() {
         Ok(root) => root,
         Err(error) => {
@@ -163,7 +167,7 @@ fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<policy::So
         }
     }
     files.sort();
-    files.into_iter().filter_map(|path| read_file(path, mistakes)).collect()
+    files
 }
 
 fn read_file(path: PathBuf, mistakes: &mut Vec<Mistake>) -> Option<policy::Source> {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::audit::{CacheUse, RecordId, Transport};
+use crate::cache::Wanted;
 use crate::gate::inflight::Slot;
 use crate::gate::reply::{Conclusion, Failure, Outbox, Sealing};
 use crate::gate::{Gate, Rulebook, who};
@@ -84,36 +85,53 @@ impl Gate {
         route: impl FnOnce() -> R,
     ) -> Fast {
         let id = outbox.reserve();
-        let asker = rulebook.policy.asker(arrival.client());
-        let sealing = || Sealing { id, arrival, asker, rulebook, now: self.clock.now(), path: Path::Fast };
-        let query = match wire::parse(packet) {
+        let (policy, client, tick) = (&rulebook.policy, arrival.client(), arrival.at.tick);
+        let Outbox { near, batch } = outbox;
+        near.enter(rulebook.epoch);
+        let now = batch.now(&self.clock, &arrival);
+        let sealing = |asker| Sealing { id, arrival, asker, rulebook, now, path: Path::Fast };
+        let of_client = self.cover.client(client);
+        let mut room = wire::Canonical::new();
+        let query = match wire::parse(packet, &mut room) {
             Ok(query) => query,
             Err(malformed) => {
-                outbox.seal_malformed(&sealing(), &malformed, route);
+                let asker = near.client(client, of_client, || policy.asker(client));
+                batch.seal_malformed(&sealing(asker), &malformed, route);
                 return Fast::Done;
             }
         };
+        let asked = self.cover.asked(query.name, query.kind);
+        let wanted = Wanted::new(client, of_client, &asked);
+        // While it is not known what a firewall holds, the granter has the word.
+        let ready = self.granter.counts().ready();
+        if ready && let Some((asker, covered)) = near.get(&wanted, tick) {
+            batch.tell(&sealing(Some(*asker)), &query, covered, CacheUse::Hit, route);
+            return Fast::Done;
+        }
+        let asker = near.client(client, of_client, || policy.asker(client));
+        let Some(asker) = asker else {
+            batch.seal(&sealing(None), &query, &Conclusion::NoSegment, route);
+            return Fast::Done;
+        };
+        let who = who(policy, asker);
+        if ready && let Some((name, covered)) = self.cover.get(who, &asked, rulebook.epoch, tick) {
+            batch.tell(&sealing(Some(asker)), &query, &covered, CacheUse::Hit, route);
+            let (weight, told_until) = (covered.reply.weight(), covered.told_until);
+            near.put(&wanted, name, (asker, covered), weight, told_until, tick);
+            return Fast::Done;
+        }
         let settle = |conclusion: &Conclusion| {
-            outbox.seal(&sealing(), &query, conclusion, route);
+            batch.seal(&sealing(Some(asker)), &query, conclusion, route);
             Fast::Done
         };
-        let Some(asker) = asker else { return settle(&Conclusion::NoSegment) };
-        let who = who(&rulebook.policy, asker);
-        // While it is not known what a firewall holds, the granter has the word.
-        if self.granter.counts().ready()
-            && let Some(covered) = self.cover.get(who, &query.name, query.kind, rulebook.epoch, arrival.at.tick)
-        {
-            return settle(&Conclusion::Told { prepared: covered.reply, cache: CacheUse::Hit });
-        }
-        if let Verdict::Refuse(refusal) = decide(&rulebook.policy, asker, &query.name, query.kind, arrival.at.wall) {
+        if let Verdict::Refuse(refusal) = decide(policy, asker, query.name, query.kind, arrival.at.wall) {
             return settle(&Conclusion::Refused(refusal));
         }
-        let Some(slot) = self.slots.take(who.segment, arrival.client(), rulebook.policy.forwarder(asker).is_some())
-        else {
+        let Some(slot) = self.slots.take(who.segment, client, policy.forwarder(asker).is_some()) else {
             let text = "too many queries of this client wait for an answer";
             return settle(&Conclusion::Failed(Failure::new(Reason::Rate, ExtendedError::OTHER, text)));
         };
-        let question = Question { name: query.name.to_name(), kind: query.kind };
+        let question = query.question();
         Fast::Slow(Job { packet: packet.into(), arrival, question, id, slot, tries: TRIES })
     }
 
@@ -134,9 +152,9 @@ impl Gate {
         let asker = rulebook.policy.asker(arrival.client());
         let sealing = Sealing { id, arrival, asker, rulebook: &rulebook, now, path: Path::Slow };
         // It was parsed before it became a job; that it parses again is not taken on faith.
-        match wire::parse(&job.packet) {
-            Ok(query) => outbox.seal(&sealing, &query, &conclusion, route),
-            Err(malformed) => outbox.seal_malformed(&sealing, &malformed, route),
+        match wire::parse(&job.packet, &mut wire::Canonical::new()) {
+            Ok(query) => outbox.batch.seal(&sealing, &query, &conclusion, route),
+            Err(malformed) => outbox.batch.seal_malformed(&sealing, &malformed, route),
         }
         None
     }

@@ -6,16 +6,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::audit::{AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Shard, Transport};
+use crate::cache::{Covered, Local};
 use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
-use crate::policy::{Asker, Reason, Refusal, Shown, describe_no_segment};
+use crate::policy::{Asker, Reason, Refusal, Shown};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
-use crate::time::{Now, Tick, Ttl};
+use crate::time::{Clock, Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
 
-/// A granted answer, ready to be told to any client it was granted to.
+/// A granted answer, ready to be told to any client it was granted to, for as long as its [`Covered`] says.
 #[derive(Debug)]
 pub struct Prepared {
     template: Template,
@@ -25,18 +26,15 @@ pub struct Prepared {
     enforced: bool,
     reason: Reason,
     rule: Option<Arc<str>>,
-    ede: Option<ExtendedError>,
     why: Option<Box<str>>,
     upstream: Arc<str>,
     origin: RecordId,
-    told_until: Tick,
-    open_until: Option<Tick>,
 }
 
 impl Prepared {
     /// Prepares what was granted; `origin` is the query that fetched it.
     #[must_use]
-    pub fn new(granted: Granted, origin: RecordId) -> Self {
+    pub fn new(granted: &Granted, origin: RecordId) -> Self {
         let cleared = granted.cleared();
         let (permit, answer) = (cleared.permit(), cleared.answer());
         let policy = permit.policy();
@@ -67,12 +65,9 @@ impl Prepared {
             enforced,
             reason,
             rule: rule.map(|rule| Arc::clone(policy.rule_id(rule))),
-            ede,
             why: withheld.map(|withheld| withheld.why.clone()),
             upstream: Arc::clone(&answer.origin.name),
             origin,
-            told_until: granted.told_until(),
-            open_until: granted.open_until(),
         }
     }
 
@@ -80,7 +75,7 @@ impl Prepared {
     #[must_use]
     pub fn weight(&self) -> usize {
         let records: usize = self.records.iter().map(|record| 96 + record.data.len()).sum();
-        size_of::<Self>() + 2 * records
+        size_of::<Self>() + self.template.weight() + records
     }
 }
 
@@ -89,8 +84,8 @@ impl Prepared {
 pub enum Conclusion {
     /// It is told.
     Told {
-        /// What.
-        prepared: Arc<Prepared>,
+        /// What, and for how long.
+        covered: Covered<Arc<Prepared>>,
         /// What the cache did for it.
         cache: CacheUse,
     },
@@ -124,14 +119,26 @@ impl Failure {
     }
 }
 
-/// The replies of one batch and their records. Owned by one thread, with its shard of the log and its tally.
+/// What one thread seals its replies with: those that it told last, and the batch that is being sealed.
 #[derive(Debug)]
 pub struct Outbox<R> {
+    pub(super) near: Near,
+    pub(super) batch: Batch<R>,
+}
+
+/// What this thread told last, to whom, and who its clients are.
+pub(super) type Near = Local<(Asker, Covered<Arc<Prepared>>), Option<Asker>>;
+
+/// The replies of one batch and their records, with the thread's shard of the log and its tally.
+#[derive(Debug)]
+pub(super) struct Batch<R> {
     shard: Shard,
     tally: Tally,
     bytes: Vec<u8>,
     replies: Vec<(Range<usize>, R)>,
     samples: Vec<Sample>,
+    /// The last reading of the clock, and how many replies were sealed since.
+    read: (Tick, usize),
     /// The last batch could not be recorded: said once, not once a batch.
     silenced: bool,
 }
@@ -144,15 +151,15 @@ pub struct Released<'a, R> {
 
 impl<R> Released<'_, R> {
     /// Each reply with its route.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> {
-        let Outbox { bytes, replies, .. } = &*self.outbox;
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> + Clone {
+        let Batch { bytes, replies, .. } = &self.outbox.batch;
         replies.iter().filter_map(|(range, route)| Some((bytes.get(range.clone())?, route)))
     }
 }
 
 impl<R> Drop for Released<'_, R> {
     fn drop(&mut self) {
-        self.outbox.clear();
+        self.outbox.batch.clear();
     }
 }
 
@@ -190,30 +197,42 @@ struct Told<'a> {
     origin: Option<RecordId>,
 }
 
+/// Replies per reading of the clock.
+const PER_READING: usize = 8;
+
 const SILENCE: Written = Written { len: 0, truncated: false, flags: 0, options: 0 };
 
 impl<R> Outbox<R> {
     /// An empty outbox over a shard.
     #[must_use]
-    pub const fn new(shard: Shard, tally: Tally) -> Self {
-        Self { shard, tally, bytes: Vec::new(), replies: Vec::new(), samples: Vec::new(), silenced: false }
+    pub fn new(shard: Shard, tally: Tally) -> Self {
+        let batch = Batch {
+            shard,
+            tally,
+            bytes: Vec::new(),
+            replies: Vec::new(),
+            samples: Vec::new(),
+            read: (Tick(0), 0),
+            silenced: false,
+        };
+        Self { near: Near::default(), batch }
     }
 
     /// The id of the record of a packet that was just received.
     pub fn reserve(&mut self) -> RecordId {
-        self.shard.reserve()
+        self.batch.shard.reserve()
     }
 
     /// Whether nothing waits to be recorded.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.samples.is_empty()
+        self.batch.samples.is_empty()
     }
 
     /// The octets of the replies that wait to be recorded.
     #[must_use]
     pub const fn size(&self) -> usize {
-        self.bytes.len()
+        self.batch.bytes.len()
     }
 
     /// Writes the batch's records, in one write; then its bytes may leave.
@@ -221,21 +240,23 @@ impl<R> Outbox<R> {
     /// # Errors
     /// The records could not be written: the batch is dropped, its clients hear nothing.
     pub fn release(&mut self) -> Result<Released<'_, R>, AuditError> {
-        let committed = self.shard.commit();
-        for mut sample in self.samples.drain(..) {
+        let batch = &mut self.batch;
+        let committed = batch.shard.commit();
+        for mut sample in batch.samples.drain(..) {
             if committed.is_err() {
                 sample = Sample {
-                    verdict: Outcome::Error as usize,
-                    reason: Reason::Audit as usize,
+                    verdict: Outcome::Error as u8,
+                    reason: Reason::Audit as u8,
                     refused: true,
                     response: None,
                     known: None,
                     ..sample
                 };
             }
-            self.tally.count(&sample);
+            batch.tally.count(&sample);
         }
-        let before = std::mem::replace(&mut self.silenced, committed.is_err());
+        batch.read.1 = 0;
+        let before = std::mem::replace(&mut batch.silenced, committed.is_err());
         match committed {
             Ok(()) => {
                 if before {
@@ -244,7 +265,7 @@ impl<R> Outbox<R> {
                 Ok(Released { outbox: self })
             }
             Err(error) => {
-                self.clear();
+                batch.clear();
                 if !before {
                     tracing::error!(%error, "no record, no answer: clients hear nothing until the query log can be written");
                 }
@@ -252,10 +273,24 @@ impl<R> Outbox<R> {
             }
         }
     }
+}
 
+impl<R> Batch<R> {
     fn clear(&mut self) {
         self.bytes.clear();
         self.replies.clear();
+    }
+
+    /// The time at which a packet's reply is sealed. The clock is read for the first reply of a batch and for every
+    /// eighth: a reading takes as long as looking up an answer does, eight replies take a few microseconds.
+    pub(super) fn now(&mut self, clock: &Clock, arrival: &Arrival) -> Now {
+        let (tick, sealed) = &mut self.read;
+        if *sealed % PER_READING == 0 {
+            *tick = clock.tick();
+        }
+        *sealed += 1;
+        let tick = arrival.at.tick.max(*tick);
+        Now { tick, wall: arrival.at.wall_at(tick) }
     }
 
     /// Seals the reply to a query that could be read.
@@ -266,48 +301,20 @@ impl<R> Outbox<R> {
         conclusion: &Conclusion,
         route: impl FnOnce() -> R,
     ) {
-        let Sealing { id, arrival, rulebook, now, .. } = sealing;
-        let policy = &rulebook.policy;
-        let limit = match arrival.transport {
-            Transport::Udp => query.echo.udp_limit(),
-            Transport::Tcp | Transport::Dot | Transport::Doh => wire::TCP_LIMIT,
-        };
-        let start = self.bytes.len();
-        let ede;
-        let mut told = match conclusion {
-            Conclusion::Told { prepared, cache } => {
-                let ttl = answer_ttl(prepared.told_until, now.tick);
-                Told {
-                    enforced: prepared.enforced,
-                    rule: prepared.rule.as_deref(),
-                    rcode: Some(prepared.template.rcode()),
-                    written: prepared.template.write(&mut self.bytes, &query.echo, ttl, limit),
-                    cache: Some(*cache),
-                    answers: &prepared.records,
-                    ttl,
-                    grant: prepared.open_until.map(|until| (&*prepared.services, until)),
-                    ede: prepared.ede.as_ref(),
-                    why: prepared.why.as_deref(),
-                    upstream: Some(&prepared.upstream),
-                    origin: (prepared.origin != *id).then_some(prepared.origin),
-                    ..Told::nothing(prepared.outcome, prepared.reason)
-                }
-            }
+        let policy = &sealing.rulebook.policy;
+        let told = match conclusion {
+            Conclusion::Told { covered, cache } => return self.tell(sealing, query, covered, *cache, route),
             Conclusion::Refused(refusal) => {
                 let rcode = match refusal.shown {
                     Shown::NxDomain => Rcode::NXDOMAIN,
                     Shown::NoData => Rcode::NOERROR,
                     Shown::Refused => Rcode::REFUSED,
                 };
-                let (code, text) = policy.describe(refusal);
-                ede = ExtendedError::new(code, text);
                 let rule = refusal.rule.map(|rule| &**policy.rule_id(rule));
-                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, &ede) }
+                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, policy.describe(refusal)) }
             }
             Conclusion::NoSegment => {
-                let (code, text) = describe_no_segment();
-                ede = ExtendedError::new(code, text);
-                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, &ede)
+                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, policy.describe_no_segment())
             }
             Conclusion::Failed(failure) => Told {
                 why: Some(&failure.why),
@@ -315,11 +322,44 @@ impl<R> Outbox<R> {
                 ..Told::refusal(Outcome::Error, failure.reason, Rcode::SERVFAIL, &failure.ede)
             },
         };
-        if let (Some(rcode), 0) = (told.rcode, told.written.len) {
-            told.written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit);
-        }
-        told.written = self.extend(told.written, &query.echo, arrival.transport);
-        self.record(sealing, Some(query.echo.id), Some((&query.name, query.kind)), &told);
+        let start = self.bytes.len();
+        let rcode = told.rcode.unwrap_or(Rcode::SERVFAIL);
+        let written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit(sealing, query));
+        let written = self.extend(written, &query.echo, sealing.arrival.transport);
+        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &Told { written, ..told });
+        self.replies.push((start..self.bytes.len(), route()));
+    }
+
+    /// Seals an answer that is granted.
+    pub(super) fn tell(
+        &mut self,
+        sealing: &Sealing<'_>,
+        query: &Query<'_>,
+        covered: &Covered<Arc<Prepared>>,
+        cache: CacheUse,
+        route: impl FnOnce() -> R,
+    ) {
+        let prepared = &*covered.reply;
+        let ttl = answer_ttl(covered.told_until, sealing.now.tick);
+        let start = self.bytes.len();
+        let written = prepared.template.write(&mut self.bytes, &query.echo, ttl, limit(sealing, query));
+        let written = self.extend(written, &query.echo, sealing.arrival.transport);
+        let told = Told {
+            enforced: prepared.enforced,
+            rule: prepared.rule.as_deref(),
+            rcode: Some(prepared.template.rcode()),
+            written,
+            cache: Some(cache),
+            answers: &prepared.records,
+            ttl,
+            grant: covered.open_until.map(|until| (&*prepared.services, until)),
+            ede: prepared.template.ede(),
+            why: prepared.why.as_deref(),
+            upstream: Some(&prepared.upstream),
+            origin: (prepared.origin != sealing.id).then_some(prepared.origin),
+            ..Told::nothing(prepared.outcome, prepared.reason)
+        };
+        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
         self.replies.push((start..self.bytes.len(), route()));
     }
 
@@ -339,7 +379,7 @@ impl<R> Outbox<R> {
             told.rcode = Some(*rcode);
             self.replies.push((start..self.bytes.len(), route()));
         }
-        let asked = malformed.name.as_deref().zip(malformed.kind);
+        let asked = malformed.name.zip(malformed.kind);
         self.record(sealing, malformed.id, asked, &told);
     }
 
@@ -359,7 +399,7 @@ impl<R> Outbox<R> {
         let Sealing { id, arrival, asker, rulebook, now, path } = sealing;
         let policy = &rulebook.policy;
         let segment = asker.map(|asker| policy.segment(asker));
-        let latency = now.tick.since(arrival.at.tick);
+        let micros = now.tick.0.saturating_sub(arrival.at.tick.0);
         let event = QueryEvent {
             at: arrival.at.wall,
             client: arrival.client(),
@@ -386,24 +426,32 @@ impl<R> Outbox<R> {
             why: told.why,
             upstream: told.upstream,
             origin: told.origin,
-            latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
+            latency_us: micros,
         };
         self.samples.push(Sample {
-            segment: segment.map_or(SegmentSlot::NONE, |segment| rulebook.slot(segment.id)),
-            verdict: told.outcome as usize,
-            reason: told.reason as usize,
+            segment: asker.map_or(SegmentSlot::NONE, |asker| rulebook.slot(asker)),
+            verdict: told.outcome as u8,
+            reason: told.reason as u8,
             refused: told.outcome != Outcome::Allow,
             response: told.rcode,
-            transport: arrival.transport as usize,
+            transport: arrival.transport as u8,
             path: *path,
             known: match told.cache {
                 Some(CacheUse::Hit | CacheUse::Open) if told.outcome == Outcome::Allow => Some(true),
                 Some(CacheUse::Miss) if told.outcome == Outcome::Allow => Some(false),
                 _ => None,
             },
-            elapsed: latency,
+            micros,
         });
         self.shard.append(*id, &Event::Query(event));
+    }
+}
+
+/// The most octets that may answer.
+fn limit(sealing: &Sealing<'_>, query: &Query<'_>) -> usize {
+    match sealing.arrival.transport {
+        Transport::Udp => query.echo.udp_limit(),
+        Transport::Tcp | Transport::Dot | Transport::Doh => wire::TCP_LIMIT,
     }
 }
 

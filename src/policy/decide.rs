@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::index::{Found, Hit};
 use super::rule::is_never_answered;
 use super::verdict::{Asker, Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict};
-use super::{Policy, Rule};
+use super::{Action, Policy};
 use crate::name::Name;
 use crate::record::{Question, RecordType};
 use crate::time::Wall;
@@ -18,8 +19,8 @@ pub(super) type Rules = SmallVec<[RuleIndex; 4]>;
 pub(super) enum Ruling {
     /// These rules admit it; never empty.
     Allowed(Rules),
-    /// Refused.
-    Refused { rule: Option<RuleIndex>, reason: Reason, shown: Shown },
+    /// Refused; `overruled` are the allow rules that a deny overrules.
+    Refused { rule: Option<RuleIndex>, reason: Reason, shown: Shown, overruled: Rules },
 }
 
 /// May this question be resolved? `name` is canonical: complete, wire format, lower case; anything else is refused as
@@ -34,11 +35,11 @@ pub fn decide(policy: &Arc<Policy>, asker: Asker, name: &[u8], kind: RecordType,
     let observing = policy.segment(asker).observes(now);
     let (rules, observed) = match policy.rule_on(asker.segment, name, kind) {
         Ruling::Allowed(rules) => (rules, None),
-        Ruling::Refused { rule, reason, shown } => {
+        Ruling::Refused { rule, reason, shown, overruled } => {
             if !observing || is_never_answered(kind) {
                 return Verdict::Refuse(Refusal { asker, rule, reason, shown });
             }
-            (policy.admitting(asker.segment, name, kind).unwrap_or_default(), Some((rule, reason)))
+            (overruled, Some((rule, reason)))
         }
     };
     let Ok(name) = Name::from_wire(name) else { return Verdict::Refuse(malformed(asker)) };
@@ -50,62 +51,74 @@ const fn malformed(asker: Asker) -> Refusal {
     Refusal { asker, rule: None, reason: Reason::Malformed, shown: Shown::Refused }
 }
 
+/// What the rules of a segment that name a name say of it.
+struct Voices {
+    /// The deny rule that is the nearest to the name.
+    denied: Option<RuleIndex>,
+    /// A deny rule denies all names below it as well.
+    wholly: bool,
+    /// The allow rules for the type, the most specific first.
+    allowed: Rules,
+    /// The nearest allow rule that does not have the type.
+    other_types: Option<RuleIndex>,
+}
+
 impl Policy {
     /// The one place where rules are weighed: [`decide`], `cname = "inspect"` and [`Policy::upholds`] all ask here.
     pub(super) fn rule_on(&self, segment: SegmentIndex, name: &[u8], kind: RecordType) -> Ruling {
-        if let Some((rule, whole)) = self.denied(segment, name) {
+        let found = self.index.find(name);
+        let voices = self.voices(&found, segment, name, kind);
+        let refused = |rule, reason, shown| Ruling::Refused { rule, reason, shown, overruled: Rules::new() };
+        if voices.denied.is_some() {
             // Where the deny covers everything below as well, nothing can be asked there.
-            let shown = if whole { self.refusal_of(segment) } else { self.shown(segment, name) };
-            return Ruling::Refused { rule: Some(rule), reason: Reason::Rule, shown };
+            let shown = if voices.wholly { self.refusal_of(segment) } else { self.shown(&found, segment, name) };
+            let (rule, overruled) = (voices.denied, voices.allowed);
+            return Ruling::Refused { rule, reason: Reason::Rule, shown, overruled };
         }
-        match self.admitting(segment, name, kind) {
-            Ok(rules) => Ruling::Allowed(rules),
-            Err(Some(nearest)) => Ruling::Refused { rule: Some(nearest), reason: Reason::Type, shown: Shown::NoData },
-            Err(None) => Ruling::Refused { rule: None, reason: Reason::Default, shown: self.shown(segment, name) },
+        if !voices.allowed.is_empty() {
+            return Ruling::Allowed(voices.allowed);
+        }
+        match voices.other_types {
+            Some(nearest) => refused(Some(nearest), Reason::Type, Shown::NoData),
+            None => refused(None, Reason::Default, self.shown(&found, segment, name)),
         }
     }
 
-    /// The deny rule that is the nearest to the name, and whether one of them denies all names below it too.
-    pub(super) fn denied(&self, segment: SegmentIndex, name: &[u8]) -> Option<(RuleIndex, bool)> {
-        let mut nearest: Option<(u16, RuleIndex)> = None;
-        let mut whole = false;
-        for hit in self.deny.hits(segment, name) {
+    /// The deny rule that is the nearest to the name.
+    pub(super) fn denied(&self, segment: SegmentIndex, name: &[u8]) -> Option<RuleIndex> {
+        self.voices(&self.index.find(name), segment, name, RecordType::A).denied
+    }
+
+    fn voices(&self, found: &Found<'_>, segment: SegmentIndex, name: &[u8], kind: RecordType) -> Voices {
+        let mut denied: Option<(u16, RuleIndex)> = None;
+        let mut wholly = false;
+        let mut allowed: SmallVec<[(u16, RuleIndex); 4]> = SmallVec::new();
+        let mut other_types: Option<(u16, RuleIndex)> = None;
+        for hit in found.hits(&self.rules, segment) {
             let rule = self.rule(hit.rule);
             if rule.except.contains(name) {
                 continue;
             }
-            whole |= hit.whole && rule.except.is_empty();
-            let found = (hit.rank, hit.rule);
-            nearest = Some(nearest.map_or(found, |known| known.min(found)));
-        }
-        nearest.map(|(_, rule)| (rule, whole))
-    }
-
-    /// The allow rules for this name and type, the most specific first; `Err` where there is none, with the nearest rule
-    /// for the name, whatever its types.
-    fn admitting(&self, segment: SegmentIndex, name: &[u8], kind: RecordType) -> Result<Rules, Option<RuleIndex>> {
-        let mut nearest: Option<(u16, RuleIndex)> = None;
-        let mut found: SmallVec<[(u16, RuleIndex); 4]> = SmallVec::new();
-        for hit in self.allow.hits(segment, name) {
-            let rule = self.rule(hit.rule);
-            if rule.except.contains(name) {
-                continue;
-            }
-            if rule.admits_type(kind) {
-                found.push((hit.rank, hit.rule));
-            } else {
-                let other = (hit.rank, hit.rule);
-                nearest = Some(nearest.map_or(other, |known| known.min(other)));
+            let near = (hit.rank, hit.rule);
+            let nearer = |known: Option<(u16, RuleIndex)>| Some(known.map_or(near, |known| known.min(near)));
+            match rule.action {
+                Action::Deny => {
+                    wholly |= hit.whole && rule.except.is_empty();
+                    denied = nearer(denied);
+                }
+                Action::Allow if rule.types.contains(&kind) => allowed.push(near),
+                Action::Allow => other_types = nearer(other_types),
             }
         }
-        found.sort_unstable();
+        allowed.sort_unstable();
         let mut rules = Rules::new();
-        for (_, rule) in found {
+        for (_, rule) in allowed {
             if !rules.contains(&rule) {
                 rules.push(rule);
             }
         }
-        if rules.is_empty() { Err(nearest.map(|(_, rule)| rule)) } else { Ok(rules) }
+        let rule = |near: Option<(u16, RuleIndex)>| near.map(|(_, rule)| rule);
+        Voices { denied: rule(denied), wholly, allowed: rules, other_types: rule(other_types) }
     }
 
     fn refusal_of(&self, segment: SegmentIndex) -> Shown {
@@ -114,23 +127,23 @@ impl Policy {
 
     /// What a client sees of a refused name. RFC 8020 §2: NXDOMAIN "means that there is nothing underneath", so it is
     /// never said where this segment may ask something below.
-    fn shown(&self, segment: SegmentIndex, name: &[u8]) -> Shown {
-        let below = self.parents.holds(segment, name)
-            || self.allow.hits(segment, name).any(|hit| hit.whole && !self.rule(hit.rule).except.covers(name));
-        if below { Shown::NoData } else { self.refusal_of(segment) }
-    }
-}
-
-impl Rule {
-    fn admits_type(&self, kind: RecordType) -> bool {
-        self.types.contains(&kind)
+    fn shown(&self, found: &Found<'_>, segment: SegmentIndex, name: &[u8]) -> Shown {
+        let leads_on = |hit: Hit| {
+            let rule = self.rule(hit.rule);
+            hit.whole && rule.action == Action::Allow && !rule.except.covers(name)
+        };
+        if found.leads_on(segment) || found.hits(&self.rules, segment).any(leads_on) {
+            Shown::NoData
+        } else {
+            self.refusal_of(segment)
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use crate::policy::testing::{NOW, asker, name, policy, policy_with, verdict};
-    use crate::policy::{Forwarder, Refusal, Settings, Shown, Verdict, decide};
+    use crate::policy::{Forwarder, Policy, Refusal, Settings, Shown, Verdict, decide};
     use crate::record::RecordType;
     use crate::time::Wall;
 
@@ -272,7 +285,35 @@ names    = ["**.track.example.com"]
         };
         let expected = Refusal { asker: through, rule: None, reason: super::Reason::Default, shown: Shown::NxDomain };
         assert_eq!(refusal, expected);
-        assert_eq!(policy.describe(&refusal), (15, "no rule allows this name for segment cluster".to_owned()));
+        assert_eq!(told(&policy, &refusal), (15, "no rule allows this name for segment cluster"));
+    }
+
+    fn told<'a>(policy: &'a Policy, refusal: &Refusal) -> (u16, &'a str) {
+        let error = policy.describe(refusal);
+        (error.code, &error.text)
+    }
+
+    #[test]
+    fn a_refused_client_is_told_why() {
+        let policy = policy(TEXT);
+        let refused = |client: &str, wire: &[u8], kind| match decide(&policy, asker(&policy, client), wire, kind, NOW) {
+            Verdict::Refuse(refusal) => refusal,
+            Verdict::Permit(permit) => panic!("{permit:?}"),
+        };
+        let rows = [
+            ("192.0.2.1", "ads.example.com", RecordType::A, "denied by rule no-ads"),
+            ("192.0.2.1", "api.example.com", RecordType::MX, "rule exact does not allow this type"),
+            ("192.0.2.1", "example.net", RecordType::A, "no rule allows this name for segment shop"),
+            ("192.0.2.200", "example.net", RecordType::A, "no rule allows this name for segment till"),
+        ];
+        for (client, asked, kind, expected) in rows {
+            let refusal = refused(client, name(asked).as_wire(), kind);
+            assert_eq!(told(&policy, &refusal), (15, expected), "{asked}");
+        }
+        let malformed = refused("192.0.2.1", b"\x03ADS\x07example\x03com\0", RecordType::A);
+        assert_eq!(told(&policy, &malformed), (15, "this is not a name"));
+        let stranger = policy.describe_no_segment();
+        assert_eq!((stranger.code, &*stranger.text), (18, "this client is in no segment"));
     }
 
     #[test]

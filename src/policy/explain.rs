@@ -1,15 +1,44 @@
 //! Words and lists for people: which rules match a name, and what a refused client is told.
 
-use super::Policy;
 use super::verdict::{Asker, Reason, Refusal, RuleIndex, Withheld};
+use super::{Action, Policy, Rule, Segment};
 use crate::record::ExtendedError;
+
+/// What refused clients are told, written once: a refusal allocates nothing.
+#[derive(Debug)]
+pub(super) struct Sentences {
+    /// One a segment, in its order: no rule allows the name.
+    segments: Box<[ExtendedError]>,
+    /// One a rule, in its order: the rule denies the name, or does not allow the type.
+    rules: Box<[ExtendedError]>,
+    malformed: ExtendedError,
+    no_segment: ExtendedError,
+}
+
+impl Sentences {
+    pub(super) fn new(segments: &[Segment], rules: &[Rule]) -> Self {
+        let blocked = |text: String| ExtendedError::new(ExtendedError::BLOCKED, text);
+        let segment = |segment: &Segment| blocked(format!("no rule allows this name for segment {}", segment.name));
+        let rule = |rule: &Rule| match rule.action {
+            Action::Deny => blocked(format!("denied by rule {}", rule.id)),
+            Action::Allow => blocked(format!("rule {} does not allow this type", rule.id)),
+        };
+        Self {
+            segments: segments.iter().map(segment).collect(),
+            rules: rules.iter().map(rule).collect(),
+            malformed: blocked("this is not a name".to_owned()),
+            no_segment: ExtendedError::new(ExtendedError::PROHIBITED, "this client is in no segment"),
+        }
+    }
+}
 
 impl Policy {
     /// Every rule of the asker's segment that names `name` (canonical wire form), allow and deny, whatever its types; the
     /// most specific first, then by id.
     #[must_use]
     pub fn matching(&self, asker: Asker, name: &[u8]) -> Vec<RuleIndex> {
-        let hits = [&self.deny, &self.allow].into_iter().flat_map(|index| index.hits(asker.segment, name));
+        let found = self.index.find(name);
+        let hits = found.hits(&self.rules, asker.segment);
         let mut found: Vec<_> =
             hits.filter(|hit| !self.rule(hit.rule).except.contains(name)).map(|hit| (hit.rank, hit.rule)).collect();
         found.sort_unstable();
@@ -22,16 +51,22 @@ impl Policy {
         rules
     }
 
-    /// The extended error of a refusal of this policy: code and one clause.
+    /// The extended error of a refusal of this policy: code and one clause. Allocates nothing.
     #[must_use]
-    pub fn describe(&self, refusal: &Refusal) -> (u16, String) {
-        let text = match (refusal.reason, refusal.rule) {
-            (Reason::Rule, Some(rule)) => format!("denied by rule {}", self.rule_id(rule)),
-            (Reason::Type, Some(rule)) => format!("rule {} does not allow this type", self.rule_id(rule)),
-            (Reason::Malformed, _) => "this is not a name".to_owned(),
-            _ => format!("no rule allows this name for segment {}", self.segment(refusal.asker).name),
+    pub fn describe(&self, refusal: &Refusal) -> &ExtendedError {
+        let Sentences { segments, rules, malformed, .. } = &self.sentences;
+        let told = match (refusal.reason, refusal.rule) {
+            (Reason::Malformed, _) => None,
+            (_, Some(rule)) => rules.get(rule.0 as usize),
+            (_, None) => segments.get(refusal.asker.segment.0 as usize),
         };
-        (ExtendedError::BLOCKED, text)
+        told.unwrap_or(malformed)
+    }
+
+    /// The extended error for a client that is in no segment: code and one clause.
+    #[must_use]
+    pub const fn describe_no_segment(&self) -> &ExtendedError {
+        &self.sentences.no_segment
     }
 }
 
@@ -41,10 +76,4 @@ impl Withheld {
     pub fn describe(&self) -> (u16, &str) {
         (ExtendedError::FILTERED, &self.why)
     }
-}
-
-/// The extended error for a client that is in no segment: code and one clause.
-#[must_use]
-pub const fn describe_no_segment() -> (u16, &'static str) {
-    (ExtendedError::PROHIBITED, "this client is in no segment")
 }

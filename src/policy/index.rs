@@ -1,136 +1,21 @@
-//! The index: which patterns match a name, and which rules of a segment stand behind them.
+//! The index: which rules of a segment name a name, and below which names a segment may ask something.
 //!
-//! A look-up costs one hash of the name and one of each ancestor, whatever the number of rules.
+//! It is built while the files are read: a name that was read is in it, and nowhere else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::Arc;
 
-use foldhash::quality::RandomState;
+use foldhash::fast::RandomState;
 
-use super::pattern::{Pattern, Shape, glob_matches};
+use super::pattern::Pattern;
+use super::patterns::{Collector, Near, Patterns, Read, Refused};
+use super::rule::{Action, Rule};
 use super::verdict::{RuleIndex, SegmentIndex};
-use crate::name::{Name, ancestors, labels};
 
-/// A map that clients cannot fill one bucket of: seeded per process.
-type Map<T> = HashMap<Name, T, RandomState>;
-
-/// Globs that one suffix may carry: each one is tried in turn. A guess, far above what files hold.
-pub(super) const MAX_GLOBS: usize = 256;
-
-/// Values by pattern.
-#[derive(Debug)]
-pub(super) struct Patterns<T> {
-    exact: Map<T>,
-    below: Map<Below<T>>,
-    /// The most labels of any key of `below`.
-    deepest: usize,
-}
-
-/// The patterns that hang on one suffix.
-#[derive(Debug)]
-struct Below<T> {
-    one: Option<T>,
-    many: Option<T>,
-    globs: Vec<(Box<[u8]>, T)>,
-}
-
-/// One pattern that matches.
-pub(super) struct Match<'a, T> {
-    pub(super) value: &'a T,
-    /// Smaller is more specific: exact, then more labels, then `*` and globs before `**`.
-    pub(super) rank: u16,
-    /// The pattern matches every name below this one as well.
-    pub(super) whole: bool,
-}
-
-impl<T> Default for Patterns<T> {
-    fn default() -> Self {
-        Self { exact: Map::default(), below: Map::default(), deepest: 0 }
-    }
-}
-
-impl<T: Default> Patterns<T> {
-    /// The value of a pattern, made where it is new.
-    pub(super) fn entry(&mut self, pattern: &Pattern) -> &mut T {
-        if pattern.shape == Shape::Exact {
-            return self.exact.entry(pattern.base.clone()).or_default();
-        }
-        self.deepest = self.deepest.max(pattern.base.label_count());
-        let below = self.below.entry(pattern.base.clone()).or_insert_with(|| Below {
-            one: None,
-            many: None,
-            globs: Vec::new(),
-        });
-        match &pattern.shape {
-            Shape::Glob(glob) => {
-                let at = match below.globs.iter().position(|(known, _)| known == glob) {
-                    Some(at) => at,
-                    None => {
-                        below.globs.push((glob.clone(), T::default()));
-                        below.globs.len() - 1
-                    }
-                };
-                #[expect(clippy::indexing_slicing, reason = "the position was found or pushed just above")]
-                &mut below.globs[at].1
-            }
-            Shape::Many => below.many.get_or_insert_default(),
-            Shape::One | Shape::Exact => below.one.get_or_insert_default(),
-        }
-    }
-}
-
-impl<T> Patterns<T> {
-    /// Every pattern that matches `wire`, the most specific first. Globs of one suffix come after its `*`, with the same
-    /// rank.
-    pub(super) fn matches<'a>(&'a self, wire: &'a [u8]) -> impl Iterator<Item = Match<'a, T>> {
-        let exact = self.exact.get(wire).map(|value| Match { value, rank: 0, whole: false });
-        let depths = if self.below.is_empty() { 0 } else { labels(wire).count() };
-        let first = depths.saturating_sub(self.deepest).max(1);
-        let below = ancestors(wire).enumerate().take(depths).skip(first).flat_map(move |(depth, base)| {
-            let found = self.below.get(base);
-            let near = found.filter(|_| depth == 1);
-            let label = labels(wire).next().unwrap_or_default();
-            let globs = near.map(|below| below.globs.as_slice()).unwrap_or_default();
-            let one = near.and_then(|below| below.one.as_ref());
-            let many = found.and_then(|below| below.many.as_ref());
-            let rank = u16::try_from(2 * depth).unwrap_or(u16::MAX);
-            one.into_iter()
-                .chain(globs.iter().filter(move |(glob, _)| glob_matches(glob, label)).map(|(_, value)| value))
-                .map(move |value| Match { value, rank: rank - 1, whole: false })
-                .chain(many.map(|value| Match { value, rank, whole: true }))
-        });
-        exact.into_iter().chain(below)
-    }
-
-    /// True where a pattern matches `wire`.
-    pub(super) fn contains(&self, wire: &[u8]) -> bool {
-        self.matches(wire).next().is_some()
-    }
-
-    /// True where one pattern matches `wire` and everything below it.
-    pub(super) fn covers(&self, wire: &[u8]) -> bool {
-        self.matches(wire).any(|found| found.whole)
-    }
-
-    /// True where there is no pattern at all.
-    pub(super) fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.below.is_empty()
-    }
-
-    /// The same patterns with other values.
-    fn map<U>(self, mut change: impl FnMut(T) -> U) -> Patterns<U> {
-        let exact = self.exact.into_iter().map(|(name, value)| (name, change(value))).collect();
-        let below = self
-            .below
-            .into_iter()
-            .map(|(name, below)| {
-                let globs = below.globs.into_iter().map(|(glob, value)| (glob, change(value))).collect();
-                (name, Below { one: below.one.map(&mut change), many: below.many.map(&mut change), globs })
-            })
-            .collect();
-        Patterns { exact, below, deepest: self.deepest }
-    }
-}
+/// Rules that one pattern may have before they are listed by segment. A guess: up to there it is quicker to ask each
+/// of them, and a name that many rules for many segments share takes no memory for each of these.
+const FEW: usize = 8;
 
 /// Whom a rule concerns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -150,151 +35,229 @@ impl Audience {
     }
 }
 
-/// A rule as the index takes it in.
-pub(super) struct Entry<'a> {
-    pub(super) rule: RuleIndex,
-    pub(super) audience: &'a Audience,
-    pub(super) names: &'a [Pattern],
-}
-
-/// Rules by the patterns they name.
+/// Rules by the patterns they name, allow and deny alike.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    patterns: Patterns<u32>,
-    /// Names that the same rules name share one posting.
+    /// The number of a pattern is the place of its posting; of the names below one, that of the audience.
+    patterns: Patterns,
+    /// Patterns that the same rules name share one posting.
     postings: Vec<Posting>,
+    /// Who may ask something below a name, although not for the name.
+    askers: Vec<Audience>,
 }
 
 /// The rules that name one pattern.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Posting {
-    /// Those for every segment.
-    everyone: Box<[RuleIndex]>,
+    /// Those to be asked whom they concern.
+    rules: Box<[RuleIndex]>,
     /// The others, once for each segment they concern; sorted.
-    some: Box<[(SegmentIndex, RuleIndex)]>,
+    by_segment: Box<[(SegmentIndex, RuleIndex)]>,
 }
 
 /// A rule that names a name.
 pub(super) struct Hit {
     pub(super) rule: RuleIndex,
-    /// As in [`Match`].
+    /// As in [`super::patterns::Match`].
     pub(super) rank: u16,
-    /// As in [`Match`].
+    /// As in [`super::patterns::Match`].
     pub(super) whole: bool,
 }
 
+/// What the index knows of one name.
+pub(super) struct Found<'a> {
+    index: &'a Index,
+    near: Near<'a>,
+}
+
 impl Index {
-    pub(super) fn build(entries: &[Entry<'_>]) -> Self {
-        let mut rules_of: Patterns<Vec<RuleIndex>> = Patterns::default();
-        let audiences: HashMap<RuleIndex, &Audience> =
-            entries.iter().map(|entry| (entry.rule, entry.audience)).collect();
-        for entry in entries {
-            for name in entry.names {
-                rules_of.entry(name).push(entry.rule);
-            }
-        }
-        let mut postings = Vec::new();
-        let mut known: HashMap<Vec<RuleIndex>, u32> = HashMap::new();
-        let patterns = rules_of.map(|rules| {
-            *known.entry(rules).or_insert_with_key(|rules| {
-                postings.push(Posting::of(rules, &audiences));
-                u32::try_from(postings.len() - 1).unwrap_or(u32::MAX)
-            })
-        });
-        Self { patterns, postings }
+    pub(super) fn find<'a>(&'a self, wire: &'a [u8]) -> Found<'a> {
+        Found { index: self, near: self.patterns.near(wire) }
+    }
+}
+
+impl Found<'_> {
+    /// The rules of `segment` whose `names` hold the name, by rank; rules of one rank in any order. `except` is not
+    /// looked at.
+    pub(super) fn hits<'a>(&'a self, rules: &'a [Rule], segment: SegmentIndex) -> impl Iterator<Item = Hit> {
+        self.near.matches().flat_map(move |found| {
+            let posting = self.index.postings.get(found.number as usize);
+            let named = posting.into_iter().flat_map(move |posting| posting.rules(rules, segment));
+            named.map(move |rule| Hit { rule, rank: found.rank, whole: found.whole })
+        })
     }
 
-    /// The rules of `segment` whose `names` hold `wire`, by rank; rules of one rank in any order. `except` is not looked at.
-    pub(super) fn hits<'a>(&'a self, segment: SegmentIndex, wire: &'a [u8]) -> impl Iterator<Item = Hit> {
-        self.patterns.matches(wire).flat_map(move |found| {
-            let posting = self.postings.get(*found.value as usize);
-            posting.into_iter().flat_map(move |posting| posting.rules(segment)).map(move |rule| Hit {
-                rule,
-                rank: found.rank,
-                whole: found.whole,
+    /// True where the segment may ask something below the name.
+    pub(super) fn leads_on(&self, segment: SegmentIndex) -> bool {
+        let askers = self.index.askers.get(self.near.below() as usize);
+        askers.is_some_and(|askers| askers.contains(segment))
+    }
+}
+
+impl Posting {
+    fn of(numbers: &[RuleIndex], rules: &[Rule]) -> Self {
+        let audience = |number: &RuleIndex| rules.get(number.0 as usize).map(|rule| &rule.audience);
+        let mut asked = Vec::new();
+        let mut by_segment = Vec::new();
+        for number in numbers {
+            match audience(number) {
+                Some(Audience::Listed(segments)) if numbers.len() > FEW => {
+                    by_segment.extend(segments.iter().map(|segment| (*segment, *number)));
+                }
+                _ => asked.push(*number),
+            }
+        }
+        by_segment.sort_unstable();
+        Self { rules: asked.into(), by_segment: by_segment.into() }
+    }
+
+    fn rules(&self, rules: &[Rule], segment: SegmentIndex) -> impl Iterator<Item = RuleIndex> {
+        let concerns =
+            move |number: &RuleIndex| rules.get(number.0 as usize).is_some_and(|rule| rule.audience.contains(segment));
+        let first = self.by_segment.partition_point(|(of, _)| *of < segment);
+        let own = self.by_segment.iter().skip(first).take_while(move |(of, _)| *of == segment);
+        self.rules.iter().copied().filter(concerns).chain(own.map(|(_, rule)| *rule))
+    }
+}
+
+/// An index while the files are read. Rules are numbered as they come; what they are is known at the end.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    patterns: Collector,
+    lists: Lists,
+}
+
+impl Reader {
+    /// Puts in a name of a rule; one rule's names come one after the other.
+    pub(super) fn read(&mut self, rule: u32, action: Action, pattern: &Pattern) -> Result<Read, Refused> {
+        let mut read = Read::New;
+        self.patterns.put(pattern, |list| {
+            let longer = self.lists.longer(list, rule);
+            if longer == list {
+                read = Read::Again;
+            }
+            longer
+        })?;
+        if action == Action::Allow {
+            self.patterns.say_below(pattern, |list| self.lists.longer(list, rule));
+        }
+        Ok(read)
+    }
+
+    /// The index of `rules`; `number` says what became of each number that a rule had while it was read.
+    pub(super) fn finish(self, rules: &[Rule], number: &HashMap<u32, RuleIndex>) -> Index {
+        let Self { patterns, lists } = self;
+        let listed = |list: u32| {
+            let mut listed: Vec<RuleIndex> = lists.rules(list).filter_map(|rule| number.get(&rule).copied()).collect();
+            listed.sort_unstable();
+            listed
+        };
+        let mut union = Union::default();
+        let mut postings = Made::new(Posting::default());
+        let mut askers = Made::new(Audience::Listed(Arc::default()));
+        let patterns = patterns.finish(
+            |list| postings.number(list, || listed(list), |numbers| Posting::of(numbers, rules)),
+            |list| askers.number(list, || union.of(&listed(list), rules), Audience::clone),
+        );
+        Index { patterns, postings: postings.values, askers: askers.values }
+    }
+}
+
+/// Lists of rules that grow at their ends and share their beginnings; 0 is the empty one.
+#[derive(Debug, Default)]
+struct Lists {
+    /// Of each list from 1: the list without its last rule, and that rule.
+    ends: Vec<(u32, u32)>,
+    known: HashMap<(u32, u32), u32, RandomState>,
+}
+
+impl Lists {
+    /// The list with one more rule; the same where that is its last.
+    fn longer(&mut self, list: u32, rule: u32) -> u32 {
+        if self.end(list).is_some_and(|(_, last)| last == rule) {
+            return list;
+        }
+        let Self { ends, known } = self;
+        *known.entry((list, rule)).or_insert_with(|| {
+            ends.push((list, rule));
+            u32::try_from(ends.len()).unwrap_or(0)
+        })
+    }
+
+    fn end(&self, list: u32) -> Option<(u32, u32)> {
+        self.ends.get((list as usize).checked_sub(1)?).copied()
+    }
+
+    fn rules(&self, list: u32) -> impl Iterator<Item = u32> {
+        let ends = std::iter::successors(self.end(list), |(rest, _)| self.end(*rest));
+        ends.map(|(_, rule)| rule)
+    }
+}
+
+/// What lists of rules become: for equal ones the same.
+struct Made<K, V> {
+    of_list: HashMap<u32, u32, RandomState>,
+    of_key: HashMap<K, u32, RandomState>,
+    values: Vec<V>,
+}
+
+impl<K: Eq + Hash, V> Made<K, V> {
+    fn new(nothing: V) -> Self {
+        Self { of_list: HashMap::default(), of_key: HashMap::default(), values: vec![nothing] }
+    }
+
+    fn number(&mut self, list: u32, key: impl FnOnce() -> K, make: impl FnOnce(&K) -> V) -> u32 {
+        let Self { of_list, of_key, values } = self;
+        *of_list.entry(list).or_insert_with(|| {
+            *of_key.entry(key()).or_insert_with_key(|key| {
+                values.push(make(key));
+                u32::try_from(values.len() - 1).unwrap_or(0)
             })
         })
     }
 }
 
-impl Posting {
-    fn of(rules: &[RuleIndex], audiences: &HashMap<RuleIndex, &Audience>) -> Self {
-        let mut everyone = Vec::new();
-        let mut some = Vec::new();
-        for rule in rules {
-            match audiences.get(rule) {
-                Some(Audience::All) => everyone.push(*rule),
-                Some(Audience::Listed(segments)) => some.extend(segments.iter().map(|segment| (*segment, *rule))),
-                None => {}
-            }
-        }
-        some.sort_unstable();
-        Self { everyone: everyone.into(), some: some.into() }
-    }
-
-    fn rules(&self, segment: SegmentIndex) -> impl Iterator<Item = RuleIndex> {
-        let first = self.some.partition_point(|(of, _)| *of < segment);
-        let own = self.some.iter().skip(first).take_while(move |(of, _)| *of == segment);
-        self.everyone.iter().copied().chain(own.map(|(_, rule)| *rule))
-    }
+/// Everybody whom one of some rules concerns. Its tables are kept from one use to the next.
+#[derive(Default)]
+struct Union {
+    named: Vec<bool>,
+    all: Vec<SegmentIndex>,
 }
 
-/// The names below which a segment may ask something, although it may not ask for them.
-#[derive(Debug, Default)]
-pub(super) struct Parents(Map<Audience>);
-
-impl Parents {
-    /// From the allow rules.
-    pub(super) fn build(entries: &[Entry<'_>]) -> Self {
-        let mut audiences: Vec<&Audience> = Vec::new();
-        let mut number: HashMap<&Audience, u32> = HashMap::new();
-        let mut numbered: Vec<(u32, &[Pattern])> = entries
-            .iter()
-            .map(|entry| {
-                let next = u32::try_from(audiences.len()).unwrap_or(u32::MAX);
-                let number = *number.entry(entry.audience).or_insert_with(|| {
-                    audiences.push(entry.audience);
-                    next
-                });
-                (number, entry.names)
-            })
-            .collect();
-        // One audience after the other: then the last of a name's list says whether this audience is in it.
-        numbered.sort_by_key(|(number, _)| *number);
-        let mut map: Map<Vec<u32>> = Map::default();
-        for (number, pattern) in
-            numbered.iter().flat_map(|(number, names)| names.iter().map(move |name| (*number, name)))
-        {
-            let own = usize::from(pattern.shape == Shape::Exact);
-            for parent in ancestors(pattern.base.as_wire()).skip(own) {
-                match map.get_mut(parent) {
-                    Some(list) if list.last() == Some(&number) => break,
-                    Some(list) => list.push(number),
-                    None => {
-                        let Ok(name) = Name::from_wire(parent) else { break };
-                        map.insert(name, vec![number]);
-                    }
+impl Union {
+    fn of(&mut self, numbers: &[RuleIndex], rules: &[Rule]) -> Audience {
+        let mut seen = HashSet::new();
+        for rule in numbers.iter().filter_map(|number| rules.get(number.0 as usize)) {
+            let Audience::Listed(segments) = &rule.audience else {
+                self.clear();
+                return Audience::All;
+            };
+            // Rules that say the same of their segments share the list.
+            if !seen.insert(segments.as_ptr()) {
+                continue;
+            }
+            for segment in segments.iter() {
+                let at = segment.0 as usize;
+                if self.named.len() <= at {
+                    self.named.resize(at + 1, false);
+                }
+                if let Some(named @ false) = self.named.get_mut(at) {
+                    *named = true;
+                    self.all.push(*segment);
                 }
             }
         }
-        let mut unions: HashMap<Vec<u32>, Audience> = HashMap::new();
-        let union = |list: &Vec<u32>| {
-            let members = list.iter().filter_map(|number| audiences.get(*number as usize));
-            let mut all = Vec::new();
-            for audience in members {
-                match audience {
-                    Audience::All => return Audience::All,
-                    Audience::Listed(segments) => all.extend_from_slice(segments),
-                }
-            }
-            all.sort_unstable();
-            all.dedup();
-            Audience::Listed(all.into())
-        };
-        Self(map.into_iter().map(|(name, list)| (name, unions.entry(list).or_insert_with_key(union).clone())).collect())
+        self.all.sort_unstable();
+        let audience = Audience::Listed(self.all.as_slice().into());
+        self.clear();
+        audience
     }
 
-    pub(super) fn holds(&self, segment: SegmentIndex, wire: &[u8]) -> bool {
-        self.0.get(wire).is_some_and(|audience| audience.contains(segment))
+    fn clear(&mut self) {
+        for segment in self.all.drain(..) {
+            if let Some(named) = self.named.get_mut(segment.0 as usize) {
+                *named = false;
+            }
+        }
     }
 }

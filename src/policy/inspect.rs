@@ -163,7 +163,7 @@ impl Policy {
             return Err(Held::new(Reason::Cname, None, why));
         }
         for name in chain {
-            if let Some((rule, _)) = self.denied(segment, name.as_wire()) {
+            if let Some(rule) = self.denied(segment, name.as_wire()) {
                 let why = format!("the answer leads to {name}, which rule {} denies", self.rule_id(rule));
                 return Err(Held::new(Reason::Cname, Some(rule), why));
             }

@@ -1,18 +1,47 @@
 //! Linking: the checks that look across files, and what one part says by name of another.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::guard::{Guard, Row};
-use super::index::{Audience, MAX_GLOBS};
+use super::index::Audience;
 use super::load::{Forwarder, number};
-use super::pattern::{Pattern, Shape};
 use super::rule::{Rule, RuleDraft};
 use super::segment::{GrantScope, Segment, SegmentDraft};
-use super::verdict::SegmentIndex;
+use super::verdict::{RuleIndex, SegmentIndex};
 use crate::document::{Mistake, Place};
-use crate::name::Name;
 use crate::net::{Prefix, PrefixMap};
+
+/// The segments as rules choose them.
+struct Choices<'a> {
+    by_name: HashMap<&'a str, SegmentIndex>,
+    by_tag: HashMap<(&'a str, &'a str), Vec<SegmentIndex>>,
+    /// Rules that say the same of their segments share the list.
+    lists: HashSet<Arc<[SegmentIndex]>>,
+}
+
+impl<'a> Choices<'a> {
+    fn new(segments: &'a [Segment]) -> Self {
+        let mut choices = Self { by_name: HashMap::new(), by_tag: HashMap::new(), lists: HashSet::new() };
+        for (index, segment) in segments.iter().enumerate() {
+            let index = number(index, SegmentIndex);
+            choices.by_name.insert(&segment.name, index);
+            for (key, value) in &segment.tags {
+                choices.by_tag.entry((key, value)).or_default().push(index);
+            }
+        }
+        choices
+    }
+
+    fn shared(&mut self, list: Vec<SegmentIndex>) -> Arc<[SegmentIndex]> {
+        if let Some(known) = self.lists.get(list.as_slice()) {
+            return Arc::clone(known);
+        }
+        let list: Arc<[SegmentIndex]> = list.into();
+        self.lists.insert(Arc::clone(&list));
+        list
+    }
+}
 
 /// Collects what is wrong while it links.
 pub(super) struct Linker {
@@ -68,17 +97,16 @@ impl Linker {
         (segments, clients)
     }
 
-    /// Rules in order of id, and the names of each.
+    /// Rules in order of id, and where the rule of each draft's number is among them.
     pub(super) fn link_rules(
         &mut self,
         mut drafts: Vec<RuleDraft>,
         segments: &[Segment],
-    ) -> (Vec<Rule>, Vec<Vec<Pattern>>) {
+    ) -> (Vec<Rule>, HashMap<u32, RuleIndex>) {
         drafts.sort_by(|a, b| (&a.rule.id, &a.rule.place).cmp(&(&b.rule.id, &b.rule.place)));
-        let by_name: HashMap<&str, SegmentIndex> =
-            segments.iter().enumerate().map(|(index, segment)| (&*segment.name, number(index, SegmentIndex))).collect();
+        let mut choices = Choices::new(segments);
         let mut rules: Vec<Rule> = Vec::with_capacity(drafts.len());
-        let mut names = Vec::with_capacity(drafts.len());
+        let mut numbers = HashMap::with_capacity(drafts.len());
         for draft in drafts {
             if let Some(first) = rules.last().filter(|last| last.id == draft.rule.id) {
                 let fact = format!("the rule {} is defined already, at {}", first.id, first.place);
@@ -86,21 +114,21 @@ impl Linker {
                 continue;
             }
             self.check_private(&draft);
-            let audience = self.choose(&draft, segments, &by_name);
+            let audience = self.choose(&draft, &mut choices);
+            numbers.insert(draft.number, number(rules.len(), RuleIndex));
             rules.push(Rule { audience, ..draft.rule });
-            names.push(draft.names);
         }
-        (rules, names)
+        (rules, numbers)
     }
 
     /// The segments that a rule is for.
-    fn choose(&mut self, draft: &RuleDraft, segments: &[Segment], by_name: &HashMap<&str, SegmentIndex>) -> Audience {
+    fn choose(&mut self, draft: &RuleDraft, choices: &mut Choices<'_>) -> Audience {
         let mut unknown = false;
         let mut listed: Option<Vec<SegmentIndex>> = None;
         if let Some(wanted) = draft.segments.as_ref().filter(|wanted| !wanted.iter().any(|name| name.value == "*")) {
             let known = listed.insert(Vec::new());
             for name in wanted {
-                match by_name.get(name.value.as_str()) {
+                match choices.by_name.get(name.value.as_str()) {
                     Some(index) => known.push(*index),
                     None => {
                         unknown = true;
@@ -111,17 +139,17 @@ impl Linker {
             }
         }
         if let Some(tags) = &draft.tags {
-            let has = |segment: &Segment, key: &str, values: &[String]| {
-                segment.tags.iter().any(|(tag, value)| tag == key && values.contains(value))
-            };
-            let matches = |index: &SegmentIndex| {
-                segments
-                    .get(index.0 as usize)
-                    .is_some_and(|segment| tags.iter().all(|(key, values)| has(segment, key, values)))
-            };
-            let pool =
-                listed.take().unwrap_or_else(|| (0..segments.len()).map(|index| number(index, SegmentIndex)).collect());
-            listed = Some(pool.into_iter().filter(matches).collect());
+            let mut chosen = listed.take();
+            for (key, values) in tags {
+                let tagged = values.iter().filter_map(|value| choices.by_tag.get(&(key.as_str(), value.as_str())));
+                let mut tagged: Vec<SegmentIndex> = tagged.flatten().copied().collect();
+                tagged.sort_unstable();
+                match &mut chosen {
+                    None => chosen = Some(tagged),
+                    Some(chosen) => chosen.retain(|segment| tagged.binary_search(segment).is_ok()),
+                }
+            }
+            listed = Some(chosen.unwrap_or_else(|| choices.by_name.values().copied().collect()));
         }
         let Some(mut listed) = listed else { return Audience::All };
         if listed.is_empty() && !unknown {
@@ -130,7 +158,7 @@ impl Linker {
         }
         listed.sort_unstable();
         listed.dedup();
-        Audience::Listed(listed.into())
+        Audience::Listed(choices.shared(listed))
     }
 
     /// `private` never lifts what is never granted.
@@ -186,26 +214,6 @@ impl Linker {
             }
         }
         map
-    }
-
-    /// Globs of one suffix are tried one after the other, so their number is bounded.
-    pub(super) fn check_globs(&mut self, rules: &[Rule], names: &[Vec<Pattern>]) {
-        let mut count: BTreeMap<&Name, usize> = BTreeMap::new();
-        for (rule, names) in rules.iter().zip(names) {
-            for pattern in names.iter().filter(|pattern| matches!(pattern.shape, Shape::Glob(_))) {
-                let count = count.entry(&pattern.base).or_default();
-                *count += 1;
-                if *count == MAX_GLOBS + 1 {
-                    let fact =
-                        format!("more than {MAX_GLOBS} patterns with `*` inside a label are on {}", pattern.base);
-                    self.mistakes.push(Mistake::at(
-                        rule.place.clone(),
-                        fact,
-                        "write fewer and wider ones, or whole names",
-                    ));
-                }
-            }
-        }
     }
 
     pub(super) fn warn_of_idle_segments(&mut self, segments: &[Segment], rules: &[Rule]) {

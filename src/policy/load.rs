@@ -9,13 +9,12 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::Policy;
+use super::explain::Sentences;
 use super::guard::Guard;
-use super::index::{Audience, Entry, Index, Parents};
+use super::index::{self, Audience};
 use super::link::Linker;
-use super::pattern::Pattern;
-use super::rule::{self, Action, Rule};
+use super::rule::{self, Rule, RuleDraft};
 use super::segment::{self, Segment};
-use super::verdict::RuleIndex;
 use crate::document::{Document, Found, Mistake, Place, Table};
 use crate::net::Prefix;
 
@@ -59,25 +58,31 @@ pub(super) struct Placed<T> {
     pub(super) place: Place,
 }
 
-/// Reads and checks all files together.
+/// Reads and checks all files together, one after the other: a file's text is let go before the next one is taken.
 ///
 /// # Errors
 /// Every mistake of every file, by place; nothing is built where there is one.
-pub fn compile(files: &[Source], settings: &Settings) -> Result<Policy, Vec<Mistake>> {
+pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> Result<Policy, Vec<Mistake>> {
     let mut linker = Linker { guard: Guard::new(settings), mistakes: Vec::new(), warnings: Vec::new() };
     let mut segments = Vec::new();
-    let mut drafts = Vec::new();
+    let mut drafts: Vec<RuleDraft> = Vec::new();
+    let mut index = index::Reader::default();
+    let mut revision = Revision::default();
+    let mut read = 0;
     for source in files {
-        let (document, root) = Document::parse(&source.file, &source.text);
+        revision.add(&source);
+        let (document, root) = Document::parse(&source.file, source.text);
         segments.extend(root.tables("segment").into_iter().filter_map(segment::read));
-        drafts.extend(root.tables("rule").into_iter().filter_map(rule::read));
+        for table in root.tables("rule") {
+            drafts.extend(rule::read(table, read, &mut index));
+            read += 1;
+        }
         root.finish(&["group"]);
         linker.mistakes.extend(document.take_mistakes());
     }
     let (mut segments, clients) = linker.link_segments(segments);
-    let (mut rules, names) = linker.link_rules(drafts, &segments);
+    let (mut rules, numbers) = linker.link_rules(drafts, &segments);
     let forwarders = linker.link_forwarders(&settings.forwarders, &segments);
-    linker.check_globs(&rules, &names);
     linker.warn_of_idle_segments(&segments, &rules);
 
     if !linker.mistakes.is_empty() {
@@ -87,17 +92,14 @@ pub fn compile(files: &[Source], settings: &Settings) -> Result<Policy, Vec<Mist
     }
     linker.warnings.sort();
     spread_networks(&mut segments, &mut rules);
-    let entries = |action| entries(&rules, &names, action);
-    let allowed = entries(Action::Allow);
     Ok(Policy {
-        revision: revision(files),
-        allow: Index::build(&allowed),
-        deny: Index::build(&entries(Action::Deny)),
-        parents: Parents::build(&allowed),
+        revision: revision.finish(),
+        index: index.finish(&rules, &numbers),
         clients,
         forwarder_names: settings.forwarders.iter().map(|forwarder| Arc::from(forwarder.name.as_str())).collect(),
         forwarders,
         guard: linker.guard,
+        sentences: Sentences::new(&segments, &rules),
         warnings: linker.warnings,
         segments,
         rules,
@@ -145,31 +147,25 @@ fn mapped(prefix: &Prefix) -> Option<Prefix> {
     Prefix::new(four.into(), six.prefix_len().checked_sub(96)?).ok()
 }
 
-/// 64 bits of the SHA-256 of every file's name and text, each with its length in front, in order of name.
-fn revision(files: &[Source]) -> u64 {
-    let mut files: Vec<&Source> = files.iter().collect();
-    files.sort_by(|a, b| (&a.file, &a.text).cmp(&(&b.file, &b.text)));
-    let mut hash = Sha256::new();
-    for text in files.iter().flat_map(|source| [&source.file, &source.text]) {
-        hash.update((text.len() as u64).to_be_bytes());
-        hash.update(text.as_bytes());
+/// 64 bits of the SHA-256 of the SHA-256 of every file's name and text, in an order of its own.
+#[derive(Default)]
+struct Revision(Vec<[[u8; 32]; 2]>);
+
+impl Revision {
+    fn add(&mut self, source: &Source) {
+        self.0.push([&source.file, &source.text].map(|text| Sha256::digest(text).into()));
     }
-    hash.finalize().first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+
+    fn finish(mut self) -> u64 {
+        self.0.sort_unstable();
+        let hash = Sha256::digest(self.0.as_flattened().as_flattened());
+        hash.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    }
 }
 
 /// A place in a table as an index of its own type.
 pub(super) fn number<T>(index: usize, make: impl Fn(u32) -> T) -> T {
     make(u32::try_from(index).unwrap_or(u32::MAX))
-}
-
-fn entries<'a>(rules: &'a [Rule], names: &'a [Vec<Pattern>], action: Action) -> Vec<Entry<'a>> {
-    rules
-        .iter()
-        .zip(names)
-        .enumerate()
-        .filter(|(_, (rule, _))| rule.action == action)
-        .map(|(index, (rule, names))| Entry { rule: number(index, RuleIndex), audience: &rule.audience, names })
-        .collect()
 }
 
 /// Gives each segment the networks that static rules open for it.
@@ -203,15 +199,15 @@ mod tests {
     }
 
     fn told(files: &[(&str, &str)], settings: &Settings) -> String {
-        let files: Vec<_> = files.iter().map(|(file, text)| source(file, text)).collect();
-        let mistakes = compile(&files, settings).unwrap_err();
+        let files = files.iter().map(|(file, text)| source(file, text));
+        let mistakes = compile(files, settings).unwrap_err();
         mistakes.iter().map(|mistake| format!("{mistake}\n")).collect()
     }
 
     #[test]
     fn the_shipped_example_is_a_policy() {
         let text = include_str!("../../policy/example.toml");
-        let policy = compile(&[source("policy/example.toml", text)], &Settings::default()).unwrap();
+        let policy = compile([source("policy/example.toml", text)], &Settings::default()).unwrap();
         assert_eq!(policy.rules_len(), 4);
         assert!(policy.warnings().is_empty(), "{:?}", policy.warnings());
         assert!(policy.asker("127.0.0.1".parse().unwrap()).is_some());
@@ -305,7 +301,7 @@ names    = []
     fn the_order_of_files_changes_nothing_but_a_word_changes_the_revision() {
         let one = source("1.toml", "[[segment]]\nname = \"a\"\n");
         let two = source("2.toml", "[[segment]]\nname = \"b\"\n");
-        let of = |files: &[Source]| compile(files, &Settings::default()).unwrap().revision();
+        let of = |files: &[Source]| compile(files.iter().cloned(), &Settings::default()).unwrap().revision();
         assert_eq!(of(&[one.clone(), two.clone()]), of(&[two.clone(), one.clone()]));
         assert_ne!(of(std::slice::from_ref(&one)), of(&[two]));
         assert_ne!(of(std::slice::from_ref(&one)), of(&[source("1.toml", &format!("{} ", one.text))]));
@@ -326,7 +322,7 @@ names = ["example.org"]
 private = ["10.0.0.0/8"]
 "#;
         let settings = Settings { own_addresses: vec!["10.0.0.1/32".parse().unwrap()], ..Settings::default() };
-        let policy = compile(&[source("a.toml", text)], &settings).unwrap();
+        let policy = compile([source("a.toml", text)], &settings).unwrap();
         let warnings: Vec<_> = policy.warnings().iter().map(|warning| warning.fact.clone()).collect();
         let own = "`private` 10.0.0.0/8 holds 10.0.0.1/32, an address of this node or its resolvers (10.0.0.1/32, \
                    outgate.toml): that stays closed";

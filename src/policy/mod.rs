@@ -14,7 +14,9 @@ mod index;
 mod inspect;
 mod link;
 mod load;
+mod names;
 mod pattern;
+mod patterns;
 #[cfg(test)]
 mod properties;
 mod resolvers;
@@ -31,7 +33,6 @@ use crate::document::Mistake;
 use crate::net::{Prefix, PrefixMap, SegmentId, Services, canonical};
 use crate::time::Wall;
 pub use decide::decide;
-pub use explain::describe_no_segment;
 pub use inspect::inspect;
 pub use load::{Forwarder, Settings, Source, compile};
 pub use rule::{Action, Rule};
@@ -51,10 +52,9 @@ pub struct Policy {
     clients: PrefixMap<SegmentIndex>,
     forwarder_names: Vec<Arc<str>>,
     forwarders: PrefixMap<(u32, SegmentIndex)>,
-    allow: index::Index,
-    deny: index::Index,
-    parents: index::Parents,
+    index: index::Index,
     guard: guard::Guard,
+    sentences: explain::Sentences,
     warnings: Vec<Mistake>,
 }
 
@@ -81,7 +81,7 @@ pub struct SegmentLayout {
 }
 
 impl Policy {
-    /// 64 bits of the SHA-256 of every file's name and text: the `policy` of a record.
+    /// 64 bits that differ where the name or the text of a file differs: the `policy` of a record.
     #[must_use]
     pub const fn revision(&self) -> u64 {
         self.revision

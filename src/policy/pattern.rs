@@ -12,21 +12,20 @@
 use std::fmt;
 
 use psl::Psl as _;
+use smallvec::SmallVec;
 
-#[cfg(test)]
-use crate::name::labels;
-use crate::name::{Name, NameError};
+use crate::name::{MAX_WIRE, NameBuf, NameError, labels, write_presentation};
 
 /// One pattern, in canonical form.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Pattern {
     pub(super) shape: Shape,
     /// The whole name where the shape is exact, else what follows the first label.
-    pub(super) base: Name,
+    pub(super) base: NameBuf,
 }
 
 /// What the first label of a pattern says.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum Shape {
     /// This very name.
     Exact,
@@ -91,7 +90,7 @@ impl Pattern {
             return Err(PatternError::StarInside);
         }
         if !has_star(first) {
-            return Ok(Self { shape: Shape::Exact, base: Name::parse(text)? });
+            return Ok(Self { shape: Shape::Exact, base: NameBuf::parse(text)? });
         }
         let shape = match first {
             "*" => Shape::One,
@@ -102,9 +101,11 @@ impl Pattern {
         if rest.is_empty() || rest == "." {
             return Err(PatternError::Everything);
         }
-        let base = Name::parse(rest)?;
+        let base = NameBuf::parse(rest)?;
         // One octet of a label has to fit in front, or nothing could ever match.
-        base.child(b"x")?;
+        if base.len() + 2 > MAX_WIRE {
+            return Err(NameError::NameTooLong.into());
+        }
         Ok(Self { shape, base })
     }
 
@@ -113,9 +114,9 @@ impl Pattern {
         if self.shape == Shape::Exact {
             return Reach::Owner;
         }
-        let mut labels: Vec<&[u8]> = self.base.labels().collect();
+        let mut labels: SmallVec<[&[u8]; 8]> = labels(&self.base).collect();
         labels.reverse();
-        let whole = self.base.as_wire().len().saturating_sub(2);
+        let whole = self.base.len().saturating_sub(2);
         let suffix = psl::List.find(labels.iter().copied());
         // The list itself has wildcards ("*.ck", "*.compute.amazonaws.com"): then every name below is a suffix.
         let below = psl::List.find(labels.iter().copied().chain(std::iter::once(b"x".as_slice())));
@@ -131,7 +132,7 @@ impl Pattern {
     /// True where `wire` (canonical) is one of the pattern's names: the plain definition, which the index must agree with.
     #[cfg(test)]
     pub(super) fn matches(&self, wire: &[u8]) -> bool {
-        let base = self.base.as_wire();
+        let base = &*self.base;
         let depth = crate::name::ancestors(wire).position(|ancestor| ancestor == base);
         match (&self.shape, depth) {
             (Shape::Exact, Some(0)) | (Shape::One, Some(1)) | (Shape::Many, Some(1..)) => true,
@@ -149,7 +150,7 @@ impl fmt::Display for Pattern {
             Shape::Many => f.write_str("**.")?,
             Shape::Glob(glob) => write!(f, "{}.", String::from_utf8_lossy(glob))?,
         }
-        fmt::Display::fmt(&self.base, f)
+        write_presentation(&self.base, f)
     }
 }
 
@@ -210,6 +211,7 @@ pub(super) fn glob_matches(glob: &[u8], label: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::Name;
 
     #[test]
     fn matches_what_it_says() {

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::index::{Audience, Patterns};
+use super::index::{self, Audience};
 use super::load::{Placed, in_alphabet, read_prefixes};
 use super::pattern::{Pattern, Reach};
-use crate::document::{Document, Found, Place, Span, Table};
+use super::patterns::{Collector, MAX_GLOBS, Patterns, Read, Refused};
+use crate::document::{Document, Found, MAX_MISTAKES, Place, Span, Table};
 use crate::net::{Prefix, Services};
 use crate::record::RecordType;
 
@@ -47,7 +48,7 @@ pub struct Rule {
     /// Of a static rule: what it opens without any query.
     pub networks: Vec<Prefix>,
     pub(super) audience: Audience,
-    pub(super) except: Patterns<()>,
+    pub(super) except: Patterns,
     pub(super) cname: Cname,
     pub(super) within: Vec<Prefix>,
     pub(super) private: Vec<Prefix>,
@@ -70,13 +71,14 @@ pub(super) enum Cname {
     /// Those whose every name is allowed itself.
     Inspect,
     /// Those whose every name is one of these.
-    Pinned(Patterns<()>),
+    Pinned(Patterns),
 }
 
 /// A rule as one file has it, before segments are known.
 pub(super) struct RuleDraft {
     pub(super) rule: Rule,
-    pub(super) names: Vec<Pattern>,
+    /// What the index calls it until all rules are known.
+    pub(super) number: u32,
     pub(super) private: Vec<Placed<Prefix>>,
     /// `None`: the key is absent.
     pub(super) segments: Option<Vec<Placed<String>>>,
@@ -86,8 +88,8 @@ pub(super) struct RuleDraft {
     pub(super) choice: Place,
 }
 
-/// Reads one `[[rule]]`; mistakes go to its document. `None` where it has no usable id or action.
-pub(super) fn read(table: Table) -> Option<RuleDraft> {
+/// Reads one `[[rule]]`, its names into `index`; mistakes go to its document. `None` where it has no usable id or action.
+pub(super) fn read(table: Table, number: u32, index: &mut index::Reader) -> Option<RuleDraft> {
     let document = table.document().clone();
     let id = table.required_string("id").filter(|id| {
         let right = in_alphabet(&id.value);
@@ -104,15 +106,13 @@ pub(super) fn read(table: Table) -> Option<RuleDraft> {
     refuse_misplaced(&table, allows, static_rule);
 
     let tenants = table.boolean("allow_tenant_wildcard").unwrap_or(false);
-    let written = table.strings("names");
-    if written.as_ref().is_some_and(Vec::is_empty) {
-        note_empty(&table, "names");
-    }
+    note_empty(&table, "names");
     let reach = (action == Some(Action::Allow)).then_some(tenants);
-    let names = read_patterns(&document, written.unwrap_or_default(), reach);
-    let except = read_patterns(&document, table.strings("except").unwrap_or_default(), None);
+    read_patterns(&table, "names", reach, |name| index.read(number, action.unwrap_or(Action::Deny), name));
+    let mut except = Collector::default();
+    read_patterns(&table, "except", None, |name| except.put_once(name));
     let networks = read_prefixes(&table, "networks").unwrap_or_default();
-    if static_rule && networks.is_empty() && allows {
+    if static_rule && allows {
         note_empty(&table, "networks");
     }
     if !has_networks && !table.has("names") {
@@ -122,7 +122,7 @@ pub(super) fn read(table: Table) -> Option<RuleDraft> {
     let types = if allows && !static_rule { read_types(&table) } else { Vec::new() };
     let cname = read_cname(&table);
     let within = read_prefixes(&table, "within").unwrap_or_default();
-    if allows && table.has("within") && within.is_empty() {
+    if allows {
         note_empty(&table, "within");
     }
     let private = read_prefixes(&table, "private").unwrap_or_default();
@@ -159,12 +159,12 @@ pub(super) fn read(table: Table) -> Option<RuleDraft> {
         hold,
         networks: values(&networks),
         audience: Audience::All,
-        except: patterns(&except),
+        except: except.finish_set(),
         cname,
         within: values(&within),
         private: values(&private),
     };
-    Some(RuleDraft { rule, names, private, segments, tags, choice })
+    Some(RuleDraft { rule, number, private, segments, tags, choice })
 }
 
 fn read_action(table: &Table) -> Option<Action> {
@@ -202,37 +202,73 @@ fn refuse_misplaced(table: &Table, allows: bool, static_rule: bool) {
 }
 
 fn note_empty(table: &Table, key: &'static str) {
-    table.document().note(&table.span_of(key), format!("`{key}` is empty"), "name at least one, or remove it");
+    if table.has(key) && table.each(key).is_some_and(|mut items| items.next().is_none()) {
+        table.document().note(&table.span_of(key), format!("`{key}` is empty"), "name at least one, or remove it");
+    }
 }
 
-/// A list of patterns. `tenants`: wildcards may not reach past one owner; `Some(true)`: may sit on a public suffix.
-fn read_patterns(document: &Document, found: Vec<Found<String>>, tenants: Option<bool>) -> Vec<Pattern> {
-    let mut seen: HashMap<Pattern, Span> = HashMap::with_capacity(found.len());
-    let mut patterns = Vec::with_capacity(found.len());
-    for entry in found {
+/// A list of patterns, each given to `put`. `tenants`: wildcards may not reach past one owner; `Some(true)`: may sit on a
+/// public suffix.
+fn read_patterns(
+    table: &Table,
+    key: &'static str,
+    tenants: Option<bool>,
+    mut put: impl FnMut(&Pattern) -> Result<Read, Refused>,
+) {
+    let document = table.document();
+    let mut again = Vec::new();
+    for entry in table.each(key).into_iter().flatten() {
         let Some(pattern) = read_pattern(document, &entry) else { continue };
         if let Some(tenants) = tenants {
             check_reach(document, &entry, &pattern, tenants);
         }
-        if let Some(first) = seen.get(&pattern) {
-            let fact = format!("\"{pattern}\" is in this list already, at {}", document.place(first));
-            document.note(&entry.span, fact, "remove one");
-            continue;
+        match put(&pattern) {
+            Ok(Read::New) => {}
+            Ok(Read::Again) => again.push(entry),
+            Err(Refused::Crowded) => {
+                let fact = format!("more than {MAX_GLOBS} patterns with `*` inside a label are on {}", pattern.base);
+                document.note(table.span(), fact, "write fewer and wider ones, or whole names");
+            }
+            Err(Refused::Full) => {
+                document.note(&entry.span, "the names of the policy take more than 4 GiB", "write wildcards instead");
+                break;
+            }
         }
-        seen.insert(pattern.clone(), entry.span);
-        patterns.push(pattern);
     }
-    patterns
+    if !again.is_empty() {
+        note_repeated(table, key, &again);
+    }
 }
 
-fn read_pattern(document: &Document, entry: &Found<String>) -> Option<Pattern> {
-    Pattern::parse(&entry.value)
+/// Notes what a list names again, and where it did so first. Reads the list once more: that is seldom needed.
+fn note_repeated(table: &Table, key: &'static str, again: &[Found<&str>]) {
+    let document = table.document();
+    let written =
+        |entry: &Found<&str>| Pattern::parse(entry.value).map(|pattern| pattern.to_string()).unwrap_or_default();
+    // No more than can be shown.
+    let mut first: HashMap<String, Option<Span>> =
+        again.iter().take(MAX_MISTAKES).map(|entry| (written(entry), None)).collect();
+    for entry in table.each(key).into_iter().flatten() {
+        if let Some(first @ None) = first.get_mut(&written(&entry)) {
+            *first = Some(entry.span);
+        }
+    }
+    for entry in again {
+        let pattern = written(entry);
+        let first = first.get(&pattern).and_then(Option::as_ref).unwrap_or(&entry.span);
+        let fact = format!("\"{pattern}\" is in this list already, at {}", document.place(first));
+        document.note(&entry.span, fact, "remove one");
+    }
+}
+
+fn read_pattern(document: &Document, entry: &Found<&str>) -> Option<Pattern> {
+    Pattern::parse(entry.value)
         .map_err(|error| document.note(&entry.span, format!("\"{}\" {error}", entry.value), error.remedy()))
         .ok()
 }
 
-fn check_reach(document: &Document, entry: &Found<String>, pattern: &Pattern, tenants: bool) {
-    let text = &entry.value;
+fn check_reach(document: &Document, entry: &Found<&str>, pattern: &Pattern, tenants: bool) {
+    let text = entry.value;
     match pattern.reach() {
         Reach::TopLevel => {
             let fact = format!("\"{text}\" would allow a whole top-level domain");
@@ -246,14 +282,6 @@ fn check_reach(document: &Document, entry: &Found<String>, pattern: &Pattern, te
         }
         Reach::Tenants | Reach::Owner => {}
     }
-}
-
-fn patterns(list: &[Pattern]) -> Patterns<()> {
-    let mut patterns = Patterns::default();
-    for pattern in list {
-        patterns.entry(pattern);
-    }
-    patterns
 }
 
 fn read_ports(table: &Table, allows: bool, static_rule: bool) -> Vec<Services> {
@@ -335,12 +363,11 @@ fn read_cname(table: &Table) -> Cname {
                 Cname::Inspect
             }
         },
-        Some(Err(found)) => {
-            if found.is_empty() {
-                note_empty(table, "cname");
-            }
-            let pins: Vec<_> = found.iter().filter_map(|entry| read_pattern(table.document(), entry)).collect();
-            Cname::Pinned(patterns(&pins))
+        Some(Err(_)) => {
+            note_empty(table, "cname");
+            let mut pins = Collector::default();
+            read_patterns(table, "cname", None, |name| pins.put_once(name).map(|_| Read::New));
+            Cname::Pinned(pins.finish_set())
         }
     }
 }

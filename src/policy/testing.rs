@@ -14,7 +14,7 @@ pub(super) const NOW: Wall = Wall(1_000_000_000_000_000);
 
 pub(super) fn policy_with(text: &str, settings: &Settings) -> Arc<Policy> {
     let source = Source { file: "test.toml".to_owned(), text: text.to_owned() };
-    Arc::new(compile(&[source], settings).unwrap_or_else(|mistakes| panic!("{mistakes:#?}")))
+    Arc::new(compile([source], settings).unwrap_or_else(|mistakes| panic!("{mistakes:#?}")))
 }
 
 pub(super) fn policy(text: &str) -> Arc<Policy> {

@@ -10,11 +10,13 @@ use super::tcp::{Frames, Round, Standing, StreamGate};
 use crate::audit::Transport;
 use crate::gate::{Arrival, Fast, Finished, Gate, Job, Outbox};
 use crate::net::canonical;
+use crate::upstream::Ports;
 
 /// See the module.
 #[derive(Debug)]
 pub struct StreamDoor {
     gate: Arc<Gate>,
+    ports: Ports,
     desk: Mutex<Desk>,
 }
 
@@ -29,7 +31,8 @@ impl StreamDoor {
     #[must_use]
     pub fn new(gate: Arc<Gate>, outbox: Outbox<()>) -> Self {
         let passed = gate.passed.register();
-        Self { gate, desk: Mutex::new(Desk { outbox, passed }) }
+        let ports = gate.upstreams.ports();
+        Self { gate, ports, desk: Mutex::new(Desk { outbox, passed }) }
     }
 }
 
@@ -61,7 +64,7 @@ impl StreamGate for StreamDoor {
     }
 
     async fn wait(&self, job: Job) -> Finished {
-        self.gate.slow(job).await
+        self.gate.slow(job, &self.ports).await
     }
 
     fn finish(&self, finished: Vec<Finished>, round: &mut Round<Job>) {

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::Ports;
 use super::answer::answer;
 use super::failure::Failure;
 use super::health::{Health, Standing};
 use super::query::Query;
 use super::settings::{ServerSettings, Transport};
 use super::tcp::Connection;
-use super::udp::{Outcome, Pace, Sockets};
+use super::udp::{Outcome, Pace};
 use crate::record::{Answer, Origin, Question};
 use crate::time::Clock;
 use crate::wire;
@@ -21,9 +22,10 @@ use crate::wire;
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) address: SocketAddr,
+    /// Its number among the servers of all upstreams.
+    number: usize,
     transport: Transport,
     clock: Clock,
-    sockets: Sockets,
     connection: Connection,
     health: Mutex<Health>,
     counts: Counts,
@@ -63,12 +65,12 @@ fn count(counter: &AtomicU64) {
 }
 
 impl Server {
-    pub(super) fn new(settings: ServerSettings, clock: &Clock) -> Self {
+    pub(super) fn new(number: usize, settings: ServerSettings, clock: &Clock) -> Self {
         Self {
             address: settings.address,
+            number,
             transport: settings.transport,
             clock: clock.clone(),
-            sockets: Sockets::new(settings.address, clock.clone()),
             connection: Connection::new(settings.address),
             health: Mutex::default(),
             counts: Counts::default(),
@@ -85,9 +87,10 @@ impl Server {
         question: &Question,
         origin: &Origin,
         pace: Pace,
+        ports: &Ports,
         refused: impl FnMut(),
     ) -> Result<Answer, Failure> {
-        let result = self.exchange(question, origin, pace, refused).await;
+        let result = self.exchange(question, origin, pace, ports, refused).await;
         count(match result {
             Ok(_) => &self.counts.answered,
             Err(Failure::Timeout) => &self.counts.timeouts,
@@ -107,15 +110,16 @@ impl Server {
         question: &Question,
         origin: &Origin,
         pace: Pace,
+        ports: &Ports,
         refused: impl FnMut(),
     ) -> Result<Answer, Failure> {
         let started = self.clock.tick();
         let heard = || self.heard(self.clock.tick().since(started));
-        let query = Query::new(question)?;
-        let over_udp = match self.transport {
-            Transport::Tcp => None,
-            Transport::Udp => {
-                match self.sockets.ask(&query, &pace, refused, || count(&self.counts.mismatches)).await? {
+        let random = &ports.random;
+        let over_udp = match (self.transport, ports.sockets.get(self.number)) {
+            (Transport::Udp, Some(sockets)) => {
+                let query = Query::new(question, random)?;
+                match sockets.ask(&query, &pace, random, refused, || count(&self.counts.mismatches)).await? {
                     Outcome::Reply(message) => {
                         heard();
                         Some(message)
@@ -127,11 +131,12 @@ impl Server {
                     Outcome::Suspect => None,
                 }
             }
+            (Transport::Tcp, _) | (_, None) => None,
         };
         let message = match over_udp {
             Some(message) => message,
             None => {
-                let message = self.connection.ask(Query::new(question)?, pace.deadline).await?;
+                let message = self.connection.ask(Query::new(question, random)?, pace.deadline).await?;
                 if self.transport == Transport::Tcp {
                     heard();
                 }

@@ -113,17 +113,14 @@ impl<'a> Opt<'a> {
 
 /// Appends our OPT record: version 0, our size, at most one option.
 pub(super) fn push_opt(out: &mut Vec<u8>, rcode_high: u8, dnssec_ok: bool, ede: Option<(u16, &str)>) {
-    let length = ede.map_or(0, |(_, text)| EDE_HEAD + text.len());
-    out.push(0);
-    out.extend_from_slice(&RecordType::OPT.0.to_be_bytes());
-    out.extend_from_slice(&UDP_SIZE.to_be_bytes());
-    out.extend_from_slice(&[rcode_high, 0]);
-    out.extend_from_slice(&if dnssec_ok { DNSSEC_OK } else { 0 }.to_be_bytes());
-    out.extend_from_slice(&length_field(length));
+    let ([kind, kind_low], [size, size_low]) = (RecordType::OPT.0.to_be_bytes(), UDP_SIZE.to_be_bytes());
+    let [flags, _] = if dnssec_ok { DNSSEC_OK } else { 0 }.to_be_bytes();
+    let [length, length_low] = length_field(ede.map_or(0, |(_, text)| EDE_HEAD + text.len()));
+    out.extend_from_slice(&[0, kind, kind_low, size, size_low, rcode_high, 0, flags, 0, length, length_low]);
     if let Some((code, text)) = ede {
-        out.extend_from_slice(&OPTION_EDE.to_be_bytes());
-        out.extend_from_slice(&length_field(2 + text.len()));
-        out.extend_from_slice(&code.to_be_bytes());
+        let ([option, option_low], [code, code_low]) = (OPTION_EDE.to_be_bytes(), code.to_be_bytes());
+        let [length, length_low] = length_field(2 + text.len());
+        out.extend_from_slice(&[option, option_low, length, length_low, code, code_low]);
         out.extend_from_slice(text.as_bytes());
     }
 }
@@ -170,7 +167,7 @@ mod tests {
     use super::*;
     use crate::record::{Rcode, Record};
     use crate::time::Ttl;
-    use crate::wire::{parse, parse_message, write_refusal};
+    use crate::wire::{Canonical, parse, parse_message, write_refusal};
 
     const TLS: StreamOptions = StreamOptions { idle: Some(Duration::from_secs(10)), encrypted: true };
     const TCP: StreamOptions = StreamOptions { encrypted: false, ..TLS };
@@ -225,7 +222,8 @@ mod tests {
         let ede = ExtendedError::new(ExtendedError::BLOCKED, "no rule allows this name");
         for (reason, asked, stream, expected) in rows {
             let packet = query(asked);
-            let echo = parse(&packet).unwrap().echo;
+            let mut canonical = Canonical::new();
+            let echo = parse(&packet, &mut canonical).unwrap().echo;
             let mut out = b"before".to_vec();
             let plain = write_refusal(&mut out, &echo, Rcode::NXDOMAIN, Some(&ede), TCP_LIMIT);
             let before = parse_message(&out[6..]).unwrap();
@@ -250,7 +248,8 @@ mod tests {
     fn pads_to_blocks_and_never_past_the_largest_message() {
         let both = [KEEPALIVE, PADDING].concat();
         let packet = query(Some(&both));
-        let query = parse(&packet).unwrap();
+        let mut canonical = Canonical::new();
+        let query = parse(&packet, &mut canonical).unwrap();
         // 12 + 19 + 12 + 11 octets around one record's data; keepalive takes 6, an empty padding 4.
         for (reason, data, expected) in [
             ("one block", 468 - 64, 468),
@@ -263,7 +262,7 @@ mod tests {
             ("truncated", 65_536 - 54, 468),
         ] {
             let record = Record {
-                name: query.name.to_name(),
+                name: query.question().name,
                 kind: RecordType::TXT,
                 ttl: Ttl::ZERO,
                 data: vec![0; data].into(),

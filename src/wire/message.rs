@@ -116,7 +116,7 @@ pub fn parse_message(packet: &[u8]) -> Result<Message, Fault> {
 
 fn read_question(reader: &mut Reader<'_>) -> Result<(Box<[u8]>, Question), Fault> {
     let start = reader.position();
-    let name = reader.plain_name()?.to_name();
+    let name = Name::from_wire(reader.plain_name()?).map_err(|_| Fault::Label)?;
     let (kind, class) = (RecordType(reader.u16()?), reader.u16()?);
     if class != IN {
         return Err(Fault::Class);

@@ -3,7 +3,7 @@
 //! Pure: no I/O, no clock, no logging; every loop is bounded by the packet's length, nothing recurses, and no
 //! byte of a packet can panic it. Five things are promised:
 //!
-//! - [`parse`] reads a client's packet without allocating. What cannot become a [`Query`] is a [`Malformed`]
+//! - [`parse`] reads a client's packet without allocating or copying more than the name, in lower case. What cannot become a [`Query`] is a [`Malformed`]
 //!   that carries all its record and its reply need: the [`Fault`], the id, name and type as far as they could
 //!   be read, and the rcode and [`Echo`] to answer with, or none where silence is the answer.
 //! - [`Template`] is the encoded body of an answer, independent of id, case, flags, EDNS and TTL;
@@ -26,7 +26,7 @@ mod tests;
 pub use edns::{Edns, StreamOptions, extend};
 pub use fault::Fault;
 pub use message::{Message, MessageEdns, encode_query, freshness, parse_message};
-pub use query::{Echo, Malformed, Query, parse};
+pub use query::{Canonical, Echo, Malformed, Query, parse};
 pub use reply::{REFUSAL_TTL, Template, Written, refusal_soa, write_refusal};
 
 /// The largest datagram that we send and ask for. No path may fragment it: 1280, the smallest MTU of IPv6

@@ -1,19 +1,17 @@
 //! [`parse`]: a client's packet → [`Query`], or [`Malformed`] with all that its record and reply need.
 
-use std::borrow::Cow;
-
 use super::edns::{Edns, Opt};
 use super::reader::Reader;
 use super::{Fault, HEADER, IN, UDP_SIZE_PLAIN, flag};
-use crate::name::NameBuf;
+use crate::name::{MAX_WIRE, Name};
 use crate::record::{Question, Rcode, RecordType};
 
 /// A query that can be decided: opcode QUERY, one question, class IN, a type that can have an answer (ANY
 /// among them).
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
     /// The name, canonical.
-    pub name: NameBuf,
+    pub name: &'a [u8],
     /// The type.
     pub kind: RecordType,
     /// What the reply repeats.
@@ -24,12 +22,13 @@ impl Query<'_> {
     /// An owned copy of what is asked.
     #[must_use]
     pub fn question(&self) -> Question {
-        Question { name: self.name.to_name(), kind: self.kind }
+        // What `parse` read is a name.
+        Question { name: Name::from_wire(self.name).unwrap_or_else(|_| Name::root()), kind: self.kind }
     }
 }
 
 /// What a reply takes from its query, and nothing else does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Echo<'a> {
     /// The id.
     pub id: u16,
@@ -40,27 +39,22 @@ pub struct Echo<'a> {
     /// CD.
     pub checking_disabled: bool,
     /// The question section as sent, its letters' case included; empty where it could not be read.
-    pub question: Cow<'a, [u8]>,
+    pub question: &'a [u8],
     /// The client's EDNS; without it the reply has none either.
     pub edns: Option<Edns>,
 }
 
 impl Echo<'_> {
-    fn new(id: u16, flags: u16) -> Self {
+    const fn new(id: u16, flags: u16) -> Self {
+        let [high, _] = flags.to_be_bytes();
         Self {
             id,
-            opcode: u8::try_from(flags >> 11 & 0xf).unwrap_or(0),
+            opcode: high >> 3 & 0xf,
             recursion_desired: flags & flag::RD != 0,
             checking_disabled: flags & flag::CD != 0,
-            question: Cow::Borrowed(&[]),
+            question: &[],
             edns: None,
         }
-    }
-
-    /// An echo that outlives the packet.
-    #[must_use]
-    pub fn into_owned(self) -> Echo<'static> {
-        Echo { question: Cow::Owned(self.question.into_owned()), ..self }
     }
 
     /// The longest datagram that may answer: 512 without EDNS, at most 1232 with it.
@@ -71,23 +65,56 @@ impl Echo<'_> {
 }
 
 /// A packet that does not become a [`Query`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Malformed<'a> {
     /// What is wrong.
     pub why: Fault,
     /// The id; `None` below two octets.
     pub id: Option<u16>,
-    /// The first question's name, where it could be read.
-    pub name: Option<NameBuf>,
+    /// The first question's name, canonical, where it could be read.
+    pub name: Option<&'a [u8]>,
     /// Its type.
     pub kind: Option<RecordType>,
     /// What to answer (by [`write_refusal`](super::write_refusal)); `None`: silence.
     pub answer: Option<(Rcode, Echo<'a>)>,
 }
 
-/// The first question.
-struct Asked {
-    name: NameBuf,
+/// Where [`parse`] writes the canonical name that its result borrows. On the caller's stack: a result that held the
+/// name itself would be copied from frame to frame.
+#[derive(Clone, Debug)]
+pub struct Canonical([u8; ROOM]);
+
+/// Octets lower-cased at once: two registers of SSE2, and the whole of most names.
+const CHUNK: usize = 32;
+const ROOM: usize = MAX_WIRE.next_multiple_of(CHUNK);
+
+impl Default for Canonical {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Canonical {
+    /// Room for one name.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self([0; ROOM])
+    }
+
+    /// `wire`, at most [`MAX_WIRE`] octets, in lower case. Its length octets are at most 63, and so no letters.
+    fn fill(&mut self, wire: &[u8]) -> &[u8] {
+        let Some(name) = self.0.get_mut(..wire.len()) else { return &[] };
+        name.copy_from_slice(wire);
+        let (chunks, _) = self.0.as_chunks_mut::<CHUNK>();
+        chunks.iter_mut().take(wire.len().div_ceil(CHUNK)).for_each(|chunk| chunk.make_ascii_lowercase());
+        self.0.get(..wire.len()).unwrap_or_default()
+    }
+}
+
+/// The first question, as it stands.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    name: &'a [u8],
     kind: RecordType,
     class: u16,
 }
@@ -97,26 +124,26 @@ struct Asked {
 /// # Errors
 /// [`Malformed`]; where several things are wrong, the first in the order opcode, count of questions, octets,
 /// class, type, sections.
-#[expect(clippy::result_large_err, reason = "the name is on the stack either way; a box would allocate")]
-pub fn parse(packet: &[u8]) -> Result<Query<'_>, Malformed<'_>> {
-    let mut reader = Reader::new(packet);
-    let id = reader.u16().ok();
-    let silence = |why| Malformed { why, id, name: None, kind: None, answer: None };
-    let (Some(id), Ok(flags)) = (id, reader.u16()) else { return Err(silence(Fault::Short)) };
-    if packet.len() < HEADER {
-        return Err(silence(Fault::Short));
-    }
+pub fn parse<'a>(packet: &'a [u8], canonical: &'a mut Canonical) -> Result<Query<'a>, Malformed<'a>> {
+    let silence = |why| {
+        let id = packet.first_chunk().map(|octets| u16::from_be_bytes(*octets));
+        Malformed { why, id, name: None, kind: None, answer: None }
+    };
+    let Some(&header) = packet.first_chunk::<HEADER>() else { return Err(silence(Fault::Short)) };
+    let [id, id_low, flags, flags_low, counts @ ..] = header;
+    let (id, flags) = (u16::from_be_bytes([id, id_low]), u16::from_be_bytes([flags, flags_low]));
     if flags & flag::QR != 0 {
         return Err(silence(Fault::Response));
     }
     let mut echo = Echo::new(id, flags);
     let mut asked = None;
-    let fault = read(&mut reader, &mut echo, &mut asked).err();
-    match (fault, asked) {
-        (None, Some(Asked { name, kind, .. })) => Ok(Query { name, kind, echo }),
-        (fault, asked) => {
+    let fault = read(packet, counts, &mut echo, &mut asked).err();
+    let name = asked.map(|asked| canonical.fill(asked.name));
+    match (fault, asked, name) {
+        (None, Some(Asked { kind, .. }), Some(name)) => Ok(Query { name, kind, echo }),
+        (fault, asked, name) => {
             let why = fault.unwrap_or(Fault::QuestionCount);
-            let (name, kind) = asked.map(|asked| (asked.name, asked.kind)).unzip();
+            let kind = asked.map(|asked| asked.kind);
             Err(Malformed { why, id: Some(id), name, kind, answer: why.rcode().map(|rcode| (rcode, echo)) })
         }
     }
@@ -124,11 +151,18 @@ pub fn parse(packet: &[u8]) -> Result<Query<'_>, Malformed<'_>> {
 
 /// Reads on after the flags and judges. `echo` and `asked` are filled as far as the packet can be read,
 /// whatever is wrong with it: an error is answered with the question and, to a client with EDNS, an OPT.
-fn read<'a>(reader: &mut Reader<'a>, echo: &mut Echo<'a>, asked: &mut Option<Asked>) -> Result<(), Fault> {
-    let counts = [reader.u16()?, reader.u16()?, reader.u16()?, reader.u16()?];
-    let [questions, answers, authority, additional] = counts.map(u32::from);
-    let octets = read_questions(reader, questions, echo, asked)
-        .and_then(|()| read_records(reader, [answers + authority, additional], echo));
+fn read<'a>(
+    packet: &'a [u8],
+    counts: [u8; 8],
+    echo: &mut Echo<'a>,
+    asked: &mut Option<Asked<'a>>,
+) -> Result<(), Fault> {
+    let [qd, qd_low, an, an_low, ns, ns_low, ar, ar_low] = counts;
+    let counts = [[qd, qd_low], [an, an_low], [ns, ns_low], [ar, ar_low]];
+    let [questions, answers, authority, additional] = counts.map(|count| u32::from(u16::from_be_bytes(count)));
+    let mut reader = Reader::after_header(packet);
+    let octets = read_questions(&mut reader, questions, echo, asked)
+        .and_then(|()| read_records(&mut reader, [answers + authority, additional], echo));
     if echo.opcode != 0 {
         return Err(Fault::Opcode);
     }
@@ -149,7 +183,7 @@ fn read_questions<'a>(
     reader: &mut Reader<'a>,
     count: u32,
     echo: &mut Echo<'a>,
-    asked: &mut Option<Asked>,
+    asked: &mut Option<Asked<'a>>,
 ) -> Result<(), Fault> {
     for index in 0..count {
         let start = reader.position();
@@ -159,7 +193,7 @@ fn read_questions<'a>(
             *asked = Some(Asked { name, kind, class });
         }
         if count == 1 {
-            echo.question = Cow::Borrowed(reader.since(start));
+            echo.question = reader.since(start);
         }
     }
     Ok(())
@@ -169,9 +203,7 @@ fn read_questions<'a>(
 fn read_records(reader: &mut Reader<'_>, counts: [u32; 2], echo: &mut Echo<'_>) -> Result<(), Fault> {
     let [before, additional] = counts;
     for index in 0..before + additional {
-        let start = reader.position();
-        reader.skip_name()?;
-        let owned_by_root = reader.since(start) == [0];
+        let owned_by_root = reader.skip_name()? == 1;
         let record = reader.record()?;
         match RecordType(record.kind) {
             RecordType::OPT => {
@@ -236,7 +268,8 @@ mod tests {
     #[test]
     fn reads_a_query() {
         let bytes = packet(0x0130, [1, 0, 0, 1], &[QUESTION, OPT]);
-        let query = parse(&bytes).unwrap();
+        let mut room = Canonical::new();
+        let query = parse(&bytes, &mut room).unwrap();
         assert_eq!(query.question().to_string(), "www.example.org A");
         assert_eq!(
             query.echo,
@@ -245,23 +278,23 @@ mod tests {
                 opcode: 0,
                 recursion_desired: true,
                 checking_disabled: true,
-                question: Cow::Borrowed(QUESTION),
+                question: QUESTION,
                 edns: Some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false }),
             }
         );
-        assert!(matches!(query.echo.question, Cow::Borrowed(_)));
         assert_eq!(query.echo.udp_limit(), 1232);
     }
 
     #[test]
     fn clamps_the_size_that_a_client_takes() {
+        let limit = |bytes: &[u8]| parse(bytes, &mut Canonical::new()).unwrap().echo.udp_limit();
         for (sent, size) in [(0, 512), (511, 512), (512, 512), (900, 900), (1232, 1232), (1233, 1232), (65_535, 1232)] {
             let mut opt = OPT.to_vec();
             opt[3..5].copy_from_slice(&u16::to_be_bytes(sent));
             let bytes = packet(0, [1, 0, 0, 1], &[QUESTION, &opt]);
-            assert_eq!(parse(&bytes).unwrap().echo.udp_limit(), size, "{sent}");
+            assert_eq!(limit(&bytes), size, "{sent}");
         }
-        assert_eq!(parse(&packet(0, [1, 0, 0, 0], &[QUESTION])).unwrap().echo.udp_limit(), 512);
+        assert_eq!(limit(&packet(0, [1, 0, 0, 0], &[QUESTION])), 512);
     }
 
     #[test]
@@ -287,7 +320,9 @@ mod tests {
             ("DS", packet(0, [1, 0, 0, 0], &[&question(43, 1)])),
         ];
         for (reason, bytes) in rows {
-            assert!(parse(&bytes).is_ok(), "{reason}: {:?}", parse(&bytes).unwrap_err().why);
+            let mut room = Canonical::new();
+            let read = parse(&bytes, &mut room).map_err(|malformed| malformed.why);
+            assert!(read.is_ok(), "{reason}: {read:?}");
         }
     }
 
@@ -301,7 +336,8 @@ mod tests {
             ("a response", b"\x12\x34\x80\x00\x00\x01\x00\x00\x00\x00\x00\x00", Fault::Response, Some(0x1234)),
         ];
         for (reason, bytes, why, id) in rows {
-            let malformed = parse(bytes).unwrap_err();
+            let mut room = Canonical::new();
+            let malformed = parse(bytes, &mut room).unwrap_err();
             assert_eq!((malformed.why, malformed.id, malformed.answer), (why, id, None), "{reason}");
         }
     }
@@ -443,7 +479,8 @@ mod tests {
             ("TSIG", packet(0, [1, 0, 0, 2], &[QUESTION, OPT, tsig]), Signed, Rcode::NOTIMP, true, true),
         ];
         for (reason, bytes, why, rcode, echoed, edns) in rows {
-            let malformed = parse(&bytes).unwrap_err();
+            let mut room = Canonical::new();
+            let malformed = parse(&bytes, &mut room).unwrap_err();
             assert_eq!((malformed.why, malformed.id), (why, Some(0x1234)), "{reason}");
             let (got, echo) = malformed.answer.unwrap();
             assert_eq!((got, !echo.question.is_empty(), echo.edns.is_some()), (rcode, echoed, edns), "{reason}");
@@ -455,8 +492,9 @@ mod tests {
     #[test]
     fn names_the_first_of_two_questions_for_the_record() {
         let bytes = packet(0, [2, 0, 0, 0], &[QUESTION, &question(28, 1)]);
-        let malformed = parse(&bytes).unwrap_err();
-        assert_eq!(malformed.name.unwrap().to_name().to_string(), "www.example.org");
+        let mut room = Canonical::new();
+        let malformed = parse(&bytes, &mut room).unwrap_err();
+        assert_eq!(malformed.name, Some(b"\x03www\x07example\x03org\0".as_slice()));
         assert_eq!(malformed.kind, Some(RecordType::A));
     }
 }

@@ -1,7 +1,7 @@
 //! A cursor over a packet that cannot leave it, and the reading of names.
 
 use super::{Fault, HEADER};
-use crate::name::NameBuf;
+use crate::name::{MAX_WIRE, NameBuf};
 
 /// The most compression pointers that one name may take.
 const MAX_HOPS: usize = 32;
@@ -24,6 +24,11 @@ pub(super) struct RawRecord<'a> {
 impl<'a> Reader<'a> {
     pub(super) const fn new(packet: &'a [u8]) -> Self {
         Self { packet, at: 0 }
+    }
+
+    /// At the question section of a packet that has a header.
+    pub(super) const fn after_header(packet: &'a [u8]) -> Self {
+        Self { packet, at: HEADER }
     }
 
     /// The offset of the next octet.
@@ -58,7 +63,9 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn u8(&mut self) -> Result<u8, Fault> {
-        self.array().map(u8::from_be_bytes)
+        let octet = *self.packet.get(self.at).ok_or(Fault::Truncated)?;
+        self.at += 1;
+        Ok(octet)
     }
 
     pub(super) fn u16(&mut self) -> Result<u16, Fault> {
@@ -76,15 +83,19 @@ impl<'a> Reader<'a> {
         Self { packet, at: self.at.saturating_sub(data.len()) }
     }
 
-    /// A name that may not be compressed.
-    pub(super) fn plain_name(&mut self) -> Result<NameBuf, Fault> {
-        let mut name = NameBuf::new();
+    /// A name that may not be compressed, as it stands: complete, at most [`MAX_WIRE`] octets.
+    pub(super) fn plain_name(&mut self) -> Result<&'a [u8], Fault> {
+        let start = self.at;
         loop {
             match self.u8()? {
-                0 => return Ok(name),
-                length @ 1..=63 => push(&mut name, self.take(length.into())?)?,
+                0 => return Ok(self.since(start)),
+                length @ 1..=63 => drop(self.take(length.into())?),
                 0xc0.. => return Err(Fault::Pointer),
                 64..=0xbf => return Err(Fault::Label),
+            }
+            // The root's octet is still to come.
+            if self.at - start >= MAX_WIRE {
+                return Err(Fault::NameTooLong);
             }
         }
     }
@@ -119,8 +130,8 @@ impl<'a> Reader<'a> {
         Err(Fault::PointerLoop)
     }
 
-    /// Passes over a name without following its pointer.
-    pub(super) fn skip_name(&mut self) -> Result<(), Fault> {
+    /// Passes over a name without following its pointer; how many octets it takes here.
+    pub(super) fn skip_name(&mut self) -> Result<usize, Fault> {
         let start = self.at;
         loop {
             match self.u8()? {
@@ -133,7 +144,8 @@ impl<'a> Reader<'a> {
                 64..=0xbf => return Err(Fault::Label),
             }
         }
-        if self.at - start > crate::name::MAX_WIRE { Err(Fault::NameTooLong) } else { Ok(()) }
+        let length = self.at - start;
+        if length > MAX_WIRE { Err(Fault::NameTooLong) } else { Ok(length) }
     }
 
     /// What follows a record's owner.

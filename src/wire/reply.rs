@@ -26,9 +26,10 @@ pub struct Template {
     question: usize,
     answers: u16,
     authority: u16,
-    body: Box<[u8]>,
-    /// Where the TTLs stand in `body`.
-    ttls: Box<[u16]>,
+    /// Both sections, then two octets for each TTL in them: where it stands. One allocation, next to itself in memory.
+    octets: Box<[u8]>,
+    /// The length of the sections.
+    body: usize,
     ede: Option<ExtendedError>,
 }
 
@@ -64,14 +65,17 @@ impl Template {
             names: Compressor::new(asked),
         };
         records.iter().chain(soa).for_each(|record| encoder.push(record));
+        let Encoder { body: mut octets, ttls, .. } = encoder;
+        let body = octets.len();
+        octets.extend(ttls.iter().flat_map(|place| place.to_be_bytes()));
         Self {
             rcode,
             authoritative,
             question: asked.len() + 4,
             answers: count(records.len()),
             authority: count(soa.iter().len()),
-            body: encoder.body.into_boxed_slice(),
-            ttls: encoder.ttls.into_boxed_slice(),
+            octets: octets.into(),
+            body,
             ede: ede.cloned(),
         }
     }
@@ -80,6 +84,18 @@ impl Template {
     #[must_use]
     pub const fn rcode(&self) -> Rcode {
         self.rcode
+    }
+
+    /// The extended error that it tells.
+    #[must_use]
+    pub const fn ede(&self) -> Option<&ExtendedError> {
+        self.ede.as_ref()
+    }
+
+    /// About how many bytes it takes besides itself.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.octets.len() + self.ede.as_ref().map_or(0, |ede| ede.text.len())
     }
 
     /// Appends the reply to `echo`, which asks this template's question, in whatever case. Every record is told
@@ -92,13 +108,14 @@ impl Template {
         if echo.question.len() != self.question {
             return Reply { ede, ..Reply::empty(Rcode::SERVFAIL) }.write(out, echo, ttl, limit);
         }
+        let (body, ttls) = self.octets.split_at_checked(self.body).unwrap_or_default();
         Reply {
             rcode: self.rcode,
             authoritative: self.authoritative,
             answers: self.answers,
             authority: self.authority,
-            body: &self.body,
-            ttls: &self.ttls,
+            body,
+            ttls: ttls.as_chunks().0,
             ede,
         }
         .write(out, echo, ttl, limit)
@@ -177,32 +194,41 @@ struct Reply<'a> {
     answers: u16,
     authority: u16,
     body: &'a [u8],
-    ttls: &'a [u16],
+    ttls: &'a [[u8; 2]],
     ede: Option<(u16, &'a str)>,
 }
 
-impl Reply<'_> {
+impl<'a> Reply<'a> {
     const fn empty(rcode: Rcode) -> Self {
         Self { rcode, authoritative: false, answers: 0, authority: 0, body: &[], ttls: &[], ede: None }
     }
 
-    /// The only place that writes a reply.
-    fn write(&self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
-        let opt = if echo.edns.is_some() { OPT_LENGTH } else { 0 };
-        let fixed = HEADER + echo.question.len() + opt;
-        // RFC 8914 §3: an extended error is worth less than the records. First its text goes, then the whole of it.
-        let ede = self.ede.filter(|_| echo.edns.is_some());
+    /// What of it has room behind `fixed` octets: the extended error, and whether the records had to go. RFC 8914 §3: an
+    /// extended error is worth less than the records. First its text goes, then the whole of it.
+    fn fit(&self, fixed: usize, limit: usize) -> (Option<(u16, &'a str)>, bool) {
         let fitting = |body: usize| {
-            let candidates = [ede, ede.map(|(code, _)| (code, "")), None];
-            candidates
-                .into_iter()
-                .find(|ede| fixed + body + ede.map_or(0, |(_, text)| EDE_HEAD + text.len()) <= limit.min(TCP_LIMIT))
+            let candidates = [self.ede, self.ede.map(|(code, _)| (code, "")), None];
+            candidates.into_iter().find(|ede| fixed + body + length_of(*ede) <= limit)
         };
-        let whole = fitting(self.body.len());
-        let truncated = whole.is_none();
-        let ede = whole.or_else(|| fitting(0)).flatten();
-        let (answers, authority, body) =
-            if truncated { (0, 0, [].as_slice()) } else { (self.answers, self.authority, self.body) };
+        fitting(self.body.len()).map_or_else(|| (fitting(0).flatten(), true), |ede| (ede, false))
+    }
+
+    /// The only place that writes a reply.
+    fn write(mut self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
+        let limit = limit.min(TCP_LIMIT);
+        let mut fixed = HEADER + echo.question.len();
+        if echo.edns.is_some() {
+            fixed += OPT_LENGTH;
+        } else {
+            self.ede = None;
+        }
+        let mut truncated = false;
+        if fixed + self.body.len() + length_of(self.ede) > limit {
+            (self.ede, truncated) = self.fit(fixed, limit);
+            if truncated {
+                self = Self { answers: 0, authority: 0, body: &[], ttls: &[], ..self };
+            }
+        }
 
         // The upper bits of an extended rcode stand in the OPT (RFC 6891 §6.1.3): without one, 16 would read as
         // NOERROR.
@@ -216,31 +242,39 @@ impl Reply<'_> {
         ] {
             flags |= if set { bit } else { 0 };
         }
-        let questions = u16::from(!echo.question.is_empty());
-        let mut header = [0; HEADER];
-        let fields = [echo.id, flags, questions, answers, authority, u16::from(echo.edns.is_some())];
-        for (place, field) in header.chunks_exact_mut(2).zip(fields) {
-            place.copy_from_slice(&field.to_be_bytes());
-        }
+        let ([id, id_low], [high, low]) = (echo.id.to_be_bytes(), flags.to_be_bytes());
+        let ([an, an_low], [ns, ns_low]) = (self.answers.to_be_bytes(), self.authority.to_be_bytes());
+        let (questions, additional) = (u8::from(!echo.question.is_empty()), u8::from(echo.edns.is_some()));
 
         let start = out.len();
-        out.extend_from_slice(&header);
-        out.extend_from_slice(&echo.question);
+        out.reserve(fixed + self.body.len() + length_of(self.ede));
+        out.extend_from_slice(&[id, id_low, high, low, 0, questions, an, an_low, ns, ns_low, 0, additional]);
+        out.extend_from_slice(echo.question);
         let base = out.len();
-        out.extend_from_slice(body);
-        if !truncated {
+        out.extend_from_slice(self.body);
+        if let Some(body) = out.get_mut(base..) {
+            let ttl = ttl.seconds().to_be_bytes();
             for &place in self.ttls {
-                let place = base + usize::from(place);
-                if let Some(field) = out.get_mut(place..place + 4) {
-                    field.copy_from_slice(&ttl.seconds().to_be_bytes());
+                let place = usize::from(u16::from_be_bytes(place));
+                if let Some(field) = body.get_mut(place..place + 4) {
+                    field.copy_from_slice(&ttl);
                 }
             }
         }
         if let Some(edns) = echo.edns {
-            push_opt(out, u8::try_from(rcode >> 4).unwrap_or(0), edns.dnssec_ok, ede);
+            let [_, rcode_high] = (rcode >> 4).to_be_bytes();
+            push_opt(out, rcode_high, edns.dnssec_ok, self.ede);
         }
-        let options = ede.map_or(0, |(_, text)| EDE_HEAD + text.len());
+        let options = length_of(self.ede);
         Written { len: out.len() - start, truncated, flags, options }
+    }
+}
+
+/// What an extended error takes in the OPT record.
+const fn length_of(ede: Option<(u16, &str)>) -> usize {
+    match ede {
+        Some((_, text)) => EDE_HEAD + text.len(),
+        None => 0,
     }
 }
 
@@ -257,7 +291,7 @@ mod tests {
 
     fn echo(edns: bool) -> Echo<'static> {
         let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false });
-        Echo { id: 0xabcd, opcode: 0, recursion_desired: true, checking_disabled: true, question: ASKED.into(), edns }
+        Echo { id: 0xabcd, opcode: 0, recursion_desired: true, checking_disabled: true, question: ASKED, edns }
     }
 
     /// `count` addresses for the question's name.
@@ -299,7 +333,7 @@ mod tests {
             let data = [&[0; 6][..prefix], name.as_wire()].concat().into();
             let record = Record { name: name.clone(), kind, ttl: Ttl::ZERO, data };
             let template = Template::new(&question(), Rcode::NOERROR, false, &[record], None, None);
-            assert_eq!(template.body.len(), 12 + length, "{kind}");
+            assert_eq!(template.body, 12 + length, "{kind}");
         }
     }
 
@@ -379,7 +413,7 @@ mod tests {
 
     #[test]
     fn an_error_has_no_more_than_its_query() {
-        let unread = |edns| Echo { question: Vec::new().into(), opcode: 5, ..echo(edns) };
+        let unread = |edns| Echo { question: &[], opcode: 5, ..echo(edns) };
         let mut out = Vec::new();
         write_refusal(&mut out, &unread(false), Rcode::NOTIMP, None, 512);
         assert_eq!(out, b"\xab\xcd\xa9\x94\x00\x00\x00\x00\x00\x00\x00\x00");
@@ -394,7 +428,7 @@ mod tests {
     #[test]
     fn another_question_gets_no_answer() {
         let template = Template::new(&question(), Rcode::NOERROR, false, &addresses(2), None, None);
-        let other = Echo { question: b"\x02bb\x07example\x03org\x00\x00\x01\x00\x01".into(), ..echo(false) };
+        let other = Echo { question: b"\x02bb\x07example\x03org\x00\x00\x01\x00\x01", ..echo(false) };
         let mut out = Vec::new();
         template.write(&mut out, &other, Ttl::ZERO, 512);
         let message = parse_message(&out).unwrap();

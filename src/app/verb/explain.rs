@@ -12,9 +12,7 @@ use crate::app::start;
 use crate::document::write_duration;
 use crate::name::Name;
 use crate::net::Services;
-use crate::policy::{
-    Action, GrantScope, Permit, Policy, RuleIndex, Shown, Verdict, decide, describe_no_segment, inspect,
-};
+use crate::policy::{Action, GrantScope, Permit, Policy, RuleIndex, Shown, Verdict, decide, inspect};
 use crate::record::{ExtendedError, Question, RecordType};
 use crate::time::Clock;
 
@@ -35,10 +33,10 @@ pub(crate) fn run(
     let policy = &loaded.policy;
     let now = Clock::system().now();
     let Some(asker) = policy.asker(client) else {
-        let (ede, text) = describe_no_segment();
+        let ede = policy.describe_no_segment();
         let report = json!({
             "client": client.to_string(), "qname": name.to_string(), "qtype": kind.to_string(), "segment": null,
-            "verdict": "deny", "reason": "no_segment", "shown": "REFUSED", "ede": { "code": ede, "text": text },
+            "verdict": "deny", "reason": "no_segment", "shown": "REFUSED", "ede": { "code": ede.code, "text": &*ede.text },
             "why": "no segment's `clients` holds this address; add it to one, or a [[forwarder]]",
         });
         return show(&report, as_json);
@@ -54,12 +52,12 @@ pub(crate) fn run(
     }));
     match decide(policy, asker, name.as_wire(), kind, now.wall) {
         Verdict::Refuse(refusal) => {
-            let (code, text) = policy.describe(&refusal);
+            let ede = policy.describe(&refusal);
             report.set("verdict", "deny".into());
             report.set("reason", refusal.reason.as_str().into());
             report.set("rule", refusal.rule.map(|rule| policy.rule_id(rule).to_string()).into());
             report.set("shown", shown(refusal.shown).into());
-            report.set("ede", json!({ "code": code, "text": text }));
+            report.set("ede", json!({ "code": ede.code, "text": &*ede.text }));
         }
         Verdict::Permit(permit) => {
             explain_permit(&mut report, &config, permit, &loaded.zones, &upstreams);

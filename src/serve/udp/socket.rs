@@ -2,15 +2,16 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc::{in_pktinfo, in6_pktinfo};
 use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, SockaddrLike, recvmmsg,
-    sendmmsg, setsockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrIn, SockaddrIn6, SockaddrLike,
+    recvmmsg, sendmmsg, setsockopt,
 };
+use smallvec::SmallVec;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::BATCH;
@@ -60,16 +61,22 @@ impl BindError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) peer: SocketAddr,
-    local: IpAddr,
-    /// The interface of a link-local peer.
+    asked: Asked,
+}
+
+/// The address of ours that a datagram was sent to, and what its reply must leave from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    address: IpAddr,
+    /// Where `address` is link-local, which means something on one interface only; else 0.
     interface: u32,
 }
 
-/// A bound socket, not yet given to its thread.
+/// A bound socket.
 #[derive(Debug)]
 pub(super) struct Bound {
-    socket: Socket,
-    local: SocketAddr,
+    pub(super) socket: Socket,
+    pub(super) local: SocketAddr,
 }
 
 impl Bound {
@@ -79,9 +86,13 @@ impl Bound {
             let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
             if address.is_ipv6() {
                 socket.set_only_v6(true)?;
-                setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
-            } else {
-                setsockopt(&socket, Ipv4PacketInfo, &true)?;
+            }
+            if is_any(address) {
+                if address.is_ipv6() {
+                    setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
+                } else {
+                    setsockopt(&socket, Ipv4PacketInfo, &true)?;
+                }
             }
             socket.set_reuse_port(true)?;
             // The kernel caps them at rmem_max and wmem_max; less room is no error.
@@ -94,18 +105,21 @@ impl Bound {
         let local = socket.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
         Ok(Self { socket, local })
     }
-
-    pub(super) const fn local(&self) -> SocketAddr {
-        self.local
-    }
 }
 
-/// A socket with the buffers of its batches. Stays on the thread that made it: the headers hold pointers.
+/// Whether a socket on this address is sent datagrams for any of ours, and must say which with every one of them.
+/// Where it has one address, it needs no control message in or out.
+const fn is_any(address: SocketAddr) -> bool {
+    address.ip().is_unspecified()
+}
+
+/// The batches of one socket: their buffers. Stays on the thread that made it: the headers hold pointers.
 #[derive(Debug)]
 pub(super) struct Datagrams {
-    socket: Socket,
     local: SocketAddr,
-    buffers: Vec<[u8; LARGEST]>,
+    buffers: Box<[[u8; LARGEST]; BATCH]>,
+    /// The length and the route of each packet of the batch in `buffers`.
+    received: Vec<(usize, Route)>,
     headers: Headers,
 }
 
@@ -118,13 +132,13 @@ enum Headers {
 }
 
 impl Headers {
-    fn new(address: SocketAddr) -> Self {
-        fn headers<S: Family>(space: Vec<u8>) -> MultiHeaders<S> {
-            MultiHeaders::preallocate(BATCH, Some(space))
+    fn new(local: SocketAddr) -> Self {
+        fn headers<S: Family>(control: Option<Vec<u8>>) -> MultiHeaders<S> {
+            MultiHeaders::preallocate(BATCH, control)
         }
-        let four = || headers(nix::cmsg_space!(in_pktinfo));
-        let six = || headers(nix::cmsg_space!(in6_pktinfo));
-        if address.is_ipv4() {
+        let four = || headers(is_any(local).then(|| nix::cmsg_space!(in_pktinfo)));
+        let six = || headers(is_any(local).then(|| nix::cmsg_space!(in6_pktinfo)));
+        if local.is_ipv4() {
             Self::Four { receive: four(), send: four() }
         } else {
             Self::Six { receive: six(), send: six() }
@@ -132,67 +146,59 @@ impl Headers {
     }
 }
 
-/// One batch as received: borrowed packets with their routes.
-pub(super) struct Received<'a> {
-    buffers: &'a [[u8; LARGEST]],
-    routes: Vec<(usize, Route)>,
-}
-
-impl Received<'_> {
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], Route)> {
-        let packets = self.buffers.iter().zip(&self.routes);
-        packets.filter_map(|(buffer, (length, route))| Some((buffer.get(..*length)?, *route)))
-    }
-}
-
 impl Datagrams {
-    pub(super) fn new(bound: Bound) -> Self {
+    /// For a socket that is bound to `local`.
+    pub(super) fn new(local: SocketAddr) -> Self {
         Self {
-            socket: bound.socket,
-            local: bound.local,
-            buffers: vec![[0; LARGEST]; BATCH],
-            headers: Headers::new(bound.local),
+            headers: Headers::new(local),
+            local,
+            buffers: Box::new([[0; LARGEST]; BATCH]),
+            received: Vec::with_capacity(BATCH),
         }
     }
 
-    /// Receives what is there, up to a batch; nothing where there is nothing.
-    pub(super) fn receive(&mut self) -> Received<'_> {
-        let fd = self.socket.as_raw_fd();
-        let routes = match &mut self.headers {
-            Headers::Four { receive: headers, .. } => receive(fd, headers, &mut self.buffers, self.local),
-            Headers::Six { receive: headers, .. } => receive(fd, headers, &mut self.buffers, self.local),
+    /// Receives what is there, up to a batch; how much it was.
+    pub(super) fn receive(&mut self, socket: &Socket) -> usize {
+        let Self { local, buffers, received, headers } = self;
+        received.clear();
+        // An error is nothing received; most often there was nothing.
+        let _ = match headers {
+            Headers::Four { receive: headers, .. } => receive(socket.as_raw_fd(), headers, buffers, *local, received),
+            Headers::Six { receive: headers, .. } => receive(socket.as_raw_fd(), headers, buffers, *local, received),
         };
-        Received { buffers: &self.buffers, routes: routes.unwrap_or_default() }
+        received.len()
+    }
+
+    /// The packets of the batch that was received last, with their routes.
+    pub(super) fn received(&self) -> impl Iterator<Item = (&[u8], Route)> {
+        let packets = self.buffers.iter().zip(&self.received);
+        packets.filter_map(|(buffer, (length, route))| Some((buffer.get(..*length)?, *route)))
     }
 
     /// Sends replies, each from the address that its query was sent to. What the kernel does not take (a full
     /// queue, an unreachable peer) is lost as any datagram may be.
-    pub(super) fn send<'a>(&mut self, replies: impl Iterator<Item = (&'a [u8], Route)>) {
-        let mut replies: Vec<(&[u8], Route)> = replies.collect();
-        // One control message serves a whole sendmmsg: group by the address asked, nearly always one group.
-        replies.sort_by_key(|(_, route)| (route.local, route.interface));
-        let fd = self.socket.as_raw_fd();
-        for group in replies.chunk_by(|(_, a), (_, b)| (a.local, a.interface) == (b.local, b.interface)) {
-            let Some((_, route)) = group.first() else { continue };
-            match (&mut self.headers, route.local) {
-                (Headers::Four { send: headers, .. }, IpAddr::V4(local)) => {
-                    let info = SockaddrIn::info(local, route.interface);
-                    send(fd, headers, group, &[ControlMessage::Ipv4PacketInfo(&info)]);
+    pub(super) fn send<'a>(&mut self, socket: &Socket, replies: impl Iterator<Item = (&'a [u8], Route)> + Clone) {
+        // One control message serves a whole sendmmsg: one for each address asked, nearly always one.
+        let mut sent: SmallVec<[Asked; 4]> = SmallVec::new();
+        while let Some(asked) = replies.clone().map(|(_, route)| route.asked).find(|asked| !sent.contains(asked)) {
+            let group = replies.clone().filter(|(_, route)| route.asked == asked);
+            let any = is_any(self.local);
+            match (&mut self.headers, asked.address) {
+                (Headers::Four { send: headers, .. }, IpAddr::V4(address)) => {
+                    let info = SockaddrIn::info(address, asked.interface);
+                    let control = [ControlMessage::Ipv4PacketInfo(&info)];
+                    send(socket, headers, group, if any { &control } else { &[] });
                 }
-                (Headers::Six { send: headers, .. }, IpAddr::V6(local)) => {
-                    let info = SockaddrIn6::info(local, route.interface);
-                    send(fd, headers, group, &[ControlMessage::Ipv6PacketInfo(&info)]);
+                (Headers::Six { send: headers, .. }, IpAddr::V6(address)) => {
+                    let info = SockaddrIn6::info(address, asked.interface);
+                    let control = [ControlMessage::Ipv6PacketInfo(&info)];
+                    send(socket, headers, group, if any { &control } else { &[] });
                 }
                 // A route is made by the socket it came from.
                 _ => {}
             }
+            sent.push(asked);
         }
-    }
-}
-
-impl AsFd for Datagrams {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 
@@ -202,7 +208,7 @@ trait Family: SockaddrLike + Copy {
     type Info;
     fn socket_address(&self) -> SocketAddr;
     fn of(address: SocketAddr) -> Option<Self>;
-    fn asked(message: &ControlMessageOwned) -> Option<(IpAddr, u32)>;
+    fn asked(message: &ControlMessageOwned) -> Option<Asked>;
     fn info(local: Self::Local, interface: u32) -> Self::Info;
 }
 
@@ -218,10 +224,10 @@ impl Family for SockaddrIn {
         if let SocketAddr::V4(address) = address { Some(address.into()) } else { None }
     }
 
-    fn asked(message: &ControlMessageOwned) -> Option<(IpAddr, u32)> {
+    fn asked(message: &ControlMessageOwned) -> Option<Asked> {
         let ControlMessageOwned::Ipv4PacketInfo(info) = message else { return None };
         // ipi_addr is the header's destination, network order in memory.
-        Some((Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into(), 0))
+        Some(Asked { address: Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into(), interface: 0 })
     }
 
     fn info(local: Ipv4Addr, _interface: u32) -> in_pktinfo {
@@ -242,11 +248,11 @@ impl Family for SockaddrIn6 {
         if let SocketAddr::V6(address) = address { Some(address.into()) } else { None }
     }
 
-    fn asked(message: &ControlMessageOwned) -> Option<(IpAddr, u32)> {
+    fn asked(message: &ControlMessageOwned) -> Option<Asked> {
         let ControlMessageOwned::Ipv6PacketInfo(info) = message else { return None };
         let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-        // Link-local addresses mean something on one interface only.
-        Some((address.into(), if address.is_unicast_link_local() { info.ipi6_ifindex } else { 0 }))
+        let interface = if address.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
+        Some(Asked { address: address.into(), interface })
     }
 
     fn info(local: Ipv6Addr, interface: u32) -> in6_pktinfo {
@@ -255,34 +261,53 @@ impl Family for SockaddrIn6 {
 }
 
 fn receive<S: Family>(
-    fd: i32,
+    fd: RawFd,
     headers: &mut MultiHeaders<S>,
-    buffers: &mut [[u8; LARGEST]],
+    buffers: &mut [[u8; LARGEST]; BATCH],
     local: SocketAddr,
-) -> nix::Result<Vec<(usize, Route)>> {
-    let mut slices: Vec<[IoSliceMut<'_>; 1]> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+    received: &mut Vec<(usize, Route)>,
+) -> nix::Result<()> {
+    let mut slices = buffers.each_mut().map(|buffer| [IoSliceMut::new(buffer)]);
     let messages = recvmmsg(fd, headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
-    let route = |message: nix::sys::socket::RecvMsg<'_, '_, S>| {
+    let asked = |message: &RecvMsg<'_, '_, S>| {
+        let mut control = message.cmsgs().ok().filter(|_| is_any(local));
+        let told = control.as_mut().and_then(|messages| messages.find_map(|message| S::asked(&message)));
+        told.unwrap_or(Asked { address: local.ip(), interface: 0 })
+    };
+    let route = |message: RecvMsg<'_, '_, S>| {
         let peer = message.address.map(|address| address.socket_address())?;
-        let asked = message.cmsgs().ok().and_then(|mut messages| messages.find_map(|message| S::asked(&message)));
-        let (asked, interface) = asked.unwrap_or((local.ip(), 0));
-        Some((message.bytes, Route { peer, local: asked, interface }))
+        Some((message.bytes, Route { peer, asked: asked(&message) }))
     };
     // A packet keeps its place in the buffers, so one without an address (there is none) ends the batch.
-    Ok(messages.map_while(route).collect())
+    received.extend(messages.map_while(route));
+    Ok(())
 }
 
-fn send<S: Family>(fd: i32, headers: &mut MultiHeaders<S>, group: &[(&[u8], Route)], control: &[ControlMessage<'_>]) {
-    let mut rest = group;
-    while !rest.is_empty() {
-        let slices: Vec<[IoSlice<'_>; 1]> = rest.iter().take(BATCH).map(|(bytes, _)| [IoSlice::new(bytes)]).collect();
-        let peers: Vec<Option<S>> = rest.iter().take(BATCH).map(|(_, route)| S::of(route.peer)).collect();
-        let sent = match sendmmsg(fd, headers, &slices, &peers, control, MsgFlags::MSG_DONTWAIT) {
-            Ok(results) => results.count(),
-            Err(Errno::EINTR) => continue,
-            // The first of them cannot be sent: leave it, go on with the next.
-            Err(_) => 1,
-        };
-        rest = rest.get(sent.max(1)..).unwrap_or_default();
+fn send<'a, S: Family>(
+    socket: &Socket,
+    headers: &mut MultiHeaders<S>,
+    mut group: impl Iterator<Item = (&'a [u8], Route)>,
+    control: &[ControlMessage<'_>],
+) {
+    loop {
+        let mut slices = [[IoSlice::new(&[])]; BATCH];
+        let mut peers = [None; BATCH];
+        let mut count = 0;
+        for ((slice, peer), (bytes, route)) in slices.iter_mut().zip(&mut peers).zip(group.by_ref()) {
+            (*slice, *peer) = ([IoSlice::new(bytes)], S::of(route.peer));
+            count += 1;
+        }
+        if count == 0 {
+            return;
+        }
+        let mut from = 0;
+        while let (Some(slices @ [_, ..]), Some(peers)) = (slices.get(from..count), peers.get(from..count)) {
+            match sendmmsg(socket.as_raw_fd(), headers, slices, peers, control, MsgFlags::MSG_DONTWAIT) {
+                Ok(results) => from += results.count().max(1),
+                Err(Errno::EINTR) => {}
+                // The first of them cannot be sent: leave it, go on with the next.
+                Err(_) => from += 1,
+            }
+        }
     }
 }

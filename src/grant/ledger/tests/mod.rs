@@ -51,7 +51,7 @@ hold     = "2m"
 
 fn policy(text: &str) -> Arc<Policy> {
     let source = Source { file: "test.toml".to_owned(), text: text.to_owned() };
-    Arc::new(compile(&[source], &Settings::default()).unwrap())
+    Arc::new(compile([source], &Settings::default()).unwrap())
 }
 
 fn seconds(seconds: u64) -> Duration {

@@ -1,0 +1,261 @@
+//! Sets of patterns, each with a number, and which of them match a name.
+//!
+//! A look-up goes down the name once, however many patterns there are.
+
+use std::collections::{HashMap, HashSet};
+
+use foldhash::fast::RandomState;
+use smallvec::SmallVec;
+
+use super::names::{Full, Names};
+use super::pattern::{Pattern, Shape, glob_matches};
+use crate::name::labels;
+
+/// Globs that one suffix may carry: each one is tried in turn. A guess, far above what files hold.
+pub(super) const MAX_GLOBS: usize = 256;
+
+/// The numbers of the patterns that hang on one name; 0: there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Marks {
+    exact: u32,
+    one: u32,
+    many: u32,
+    /// Which of [`Patterns::globs`], counted from 1.
+    globs: u32,
+    /// What is said of the names below this one.
+    below: u32,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Patterns {
+    /// The number of a name is the place of its marks.
+    names: Names,
+    /// Names with the same marks share them. The first are nobody's.
+    marks: Vec<Marks>,
+    /// For each name that carries globs: what they look like.
+    globs: Vec<Vec<(Box<[u8]>, u32)>>,
+}
+
+/// The patterns near one name.
+pub(super) struct Near<'a> {
+    patterns: &'a Patterns,
+    label: &'a [u8],
+    /// From the root down: how many labels the name has more than the one that carries the marks.
+    marks: SmallVec<[(u16, &'a Marks); 6]>,
+}
+
+/// One pattern that matches.
+pub(super) struct Match {
+    pub(super) number: u32,
+    /// Smaller is more specific: exact, then more labels, then `*` and globs before `**`.
+    pub(super) rank: u16,
+    /// The pattern matches every name below this one as well.
+    pub(super) whole: bool,
+}
+
+impl Patterns {
+    /// What is known of `wire` and the names above it.
+    pub(super) fn near<'a>(&'a self, wire: &'a [u8]) -> Near<'a> {
+        let mut marks = SmallVec::new();
+        self.names.path(wire, |left, number| {
+            let Some(found) = self.marks.get(number as usize) else { return };
+            let speaks = match left {
+                0 => true,
+                1 => found.one | found.many | found.globs > 0,
+                _ => found.many > 0,
+            };
+            if speaks {
+                marks.push((u16::try_from(left).unwrap_or(u16::MAX / 2), found));
+            }
+        });
+        Near { patterns: self, label: labels(wire).next().unwrap_or_default(), marks }
+    }
+
+    /// True where a pattern matches `wire`.
+    pub(super) fn contains(&self, wire: &[u8]) -> bool {
+        !self.is_empty() && self.near(wire).matches().next().is_some()
+    }
+
+    /// True where one pattern matches `wire` and everything below it.
+    pub(super) fn covers(&self, wire: &[u8]) -> bool {
+        !self.is_empty() && self.near(wire).matches().any(|found| found.whole)
+    }
+
+    /// True where there is no pattern at all.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
+impl Near<'_> {
+    /// Every pattern that matches, the most specific first. Globs of one suffix come after its `*`, with the same rank.
+    pub(super) fn matches(&self) -> impl Iterator<Item = Match> {
+        self.marks.iter().rev().flat_map(|(left, marks)| {
+            let rank = 2 * left;
+            let exact = Some(Match { number: marks.exact, rank, whole: false }).filter(|_| *left == 0);
+            let one =
+                Some(Match { number: marks.one, rank: rank.wrapping_sub(1), whole: false }).filter(|_| *left == 1);
+            let many = Some(Match { number: marks.many, rank, whole: true }).filter(|_| *left > 0);
+            let globs = (marks.globs as usize).checked_sub(1).filter(|_| *left == 1);
+            let globs = globs.and_then(|at| self.patterns.globs.get(at)).map(Vec::as_slice).unwrap_or_default();
+            let globs = globs.iter().filter(|(glob, _)| glob_matches(glob, self.label));
+            let globs =
+                globs.map(move |(_, number)| Match { number: *number, rank: rank.wrapping_sub(1), whole: false });
+            exact.into_iter().chain(one).chain(globs).chain(many).filter(|found| found.number > 0)
+        })
+    }
+
+    /// What is said of the names below this one; 0: nothing.
+    pub(super) fn below(&self) -> u32 {
+        self.marks.last().filter(|(left, _)| *left == 0).map_or(0, |(_, marks)| marks.below)
+    }
+}
+
+/// What became of a pattern that was put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    /// It is new.
+    New,
+    /// The same list has it already.
+    Again,
+}
+
+/// Why a pattern could not be put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Its suffix would carry more than [`MAX_GLOBS`] globs; said once for each suffix.
+    Crowded,
+    /// All names together are too many.
+    Full,
+}
+
+impl From<Full> for Refused {
+    fn from(Full: Full) -> Self {
+        Self::Full
+    }
+}
+
+/// Patterns while they are collected.
+#[derive(Debug)]
+pub(super) struct Collector {
+    patterns: Patterns,
+    /// Where which marks are.
+    known: HashMap<Marks, u32, RandomState>,
+    /// The places of the pattern that was put in last and of the names above it, the root's first.
+    path: Vec<u32>,
+    crowded: HashSet<u32>,
+}
+
+impl Default for Collector {
+    fn default() -> Self {
+        let patterns = Patterns { marks: vec![Marks::default()], ..Patterns::default() };
+        Self { patterns, known: HashMap::from_iter([(Marks::default(), 0)]), path: Vec::new(), crowded: HashSet::new() }
+    }
+}
+
+impl Collector {
+    /// Puts in a pattern, or finds it; `number` makes the new one of the one it has, 0 where it is new.
+    pub(super) fn put(&mut self, pattern: &Pattern, number: impl FnOnce(u32) -> u32) -> Result<(), Refused> {
+        self.patterns.names.insert(&pattern.base, &mut self.path)?;
+        let place = self.path.last().copied().unwrap_or_default();
+        let mut marks = self.marks(place);
+        match &pattern.shape {
+            Shape::Exact => marks.exact = number(marks.exact),
+            Shape::One => marks.one = number(marks.one),
+            Shape::Many => marks.many = number(marks.many),
+            Shape::Glob(glob) => {
+                let globs = &mut self.patterns.globs;
+                if marks.globs == 0 {
+                    globs.push(Vec::new());
+                    marks.globs = u32::try_from(globs.len()).map_err(|_| Refused::Full)?;
+                }
+                let list = globs.get_mut(marks.globs as usize - 1).ok_or(Refused::Full)?;
+                if let Some((_, known)) = list.iter_mut().find(|(known, _)| known == glob) {
+                    *known = number(*known);
+                } else if list.len() < MAX_GLOBS {
+                    list.push((glob.clone(), number(0)));
+                } else if self.crowded.insert(place) {
+                    return Err(Refused::Crowded);
+                }
+            }
+        }
+        self.mark(place, marks);
+        Ok(())
+    }
+
+    /// Puts in a pattern of a set without numbers.
+    pub(super) fn put_once(&mut self, pattern: &Pattern) -> Result<Read, Refused> {
+        let mut read = Read::New;
+        self.put(pattern, |number| {
+            if number > 0 {
+                read = Read::Again;
+            }
+            1
+        })?;
+        Ok(read)
+    }
+
+    /// Says something of the names above the names of the pattern that was put in last: of each, from the nearest to the
+    /// root, until `number` returns what it was given.
+    pub(super) fn say_below(&mut self, pattern: &Pattern, mut number: impl FnMut(u32) -> u32) {
+        let own = usize::from(pattern.shape == Shape::Exact);
+        for at in (0..self.path.len().saturating_sub(own)).rev() {
+            let Some(place) = self.path.get(at).copied() else { return };
+            let marks = self.marks(place);
+            let below = number(marks.below);
+            if below == marks.below {
+                return;
+            }
+            self.mark(place, Marks { below, ..marks });
+        }
+    }
+
+    fn marks(&self, place: u32) -> Marks {
+        self.patterns.marks.get(self.patterns.names.value(place) as usize).copied().unwrap_or_default()
+    }
+
+    fn mark(&mut self, place: u32, marks: Marks) {
+        let Patterns { names, marks: all, .. } = &mut self.patterns;
+        let number = *self.known.entry(marks).or_insert_with(|| {
+            all.push(marks);
+            u32::try_from(all.len() - 1).unwrap_or(0)
+        });
+        names.set(place, number);
+    }
+
+    /// The patterns of a set without numbers.
+    pub(super) fn finish_set(self) -> Patterns {
+        self.finish(|number| number, |_| 0)
+    }
+
+    /// The patterns, each number replaced by `number` and each one that is said of names below by `below`.
+    pub(super) fn finish(self, mut number: impl FnMut(u32) -> u32, mut below: impl FnMut(u32) -> u32) -> Patterns {
+        let Patterns { mut names, marks, mut globs } = self.patterns;
+        drop(self.known);
+        let mut replace = |old: u32| if old == 0 { 0 } else { number(old) };
+        // Marks that names had on their way are nobody's now.
+        let mut moved = vec![0; marks.len()];
+        let mut kept = vec![Marks::default()];
+        names.change(|old| {
+            let (Some(to), Some(marks)) = (moved.get_mut(old as usize), marks.get(old as usize)) else { return 0 };
+            if *to == 0 && old > 0 {
+                kept.push(Marks {
+                    exact: replace(marks.exact),
+                    one: replace(marks.one),
+                    many: replace(marks.many),
+                    globs: marks.globs,
+                    below: if marks.below == 0 { 0 } else { below(marks.below) },
+                });
+                *to = u32::try_from(kept.len() - 1).unwrap_or(0);
+            }
+            *to
+        });
+        for (_, number) in globs.iter_mut().flatten() {
+            *number = replace(*number);
+        }
+        names.shrink();
+        kept.shrink_to_fit();
+        Patterns { names, marks: kept, globs }
+    }
+}
