@@ -142,7 +142,8 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     let mut shard = || shards.next().ok_or_else(|| Failure::Failed("the log gave too few shards".into()));
 
     let registry = Registry::new(WORDS);
-    let rulebook = Rulebook::new(policy, zones, 1, clock.now().wall, registry.tallies());
+    let rulebook = Rulebook::new(policy, zones, 1, clock.now().wall, registry.tallies())
+        .designating(identity.as_ref().and_then(|identity| doors.designation(identity)));
     let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
     let build = |settings: &firewall::Settings| {
         let name = &settings.common.name;

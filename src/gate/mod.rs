@@ -5,6 +5,7 @@
 //! an [`Outbox`] seals: bytes and record together. The bytes come out of it only after the record has been handed to
 //! the kernel.
 
+mod designation;
 mod fast;
 mod granter;
 mod inflight;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+pub use designation::{Designation, Door};
 pub use fast::{Arrival, Fast, Finished, Job};
 pub use granter::{
     EnforcerCounts, GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, NotGranted,

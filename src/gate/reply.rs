@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::audit::{AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Shard, Transport};
 use crate::cache::{Covered, Local};
+use crate::gate::designation::{self, Designation};
 use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
@@ -89,6 +90,8 @@ pub enum Conclusion {
         /// What the cache did for it.
         cache: CacheUse,
     },
+    /// It asks for our encrypted doors.
+    Designated(Arc<Designation>),
     /// The policy refuses it.
     Refused(Refusal),
     /// The client is in no segment.
@@ -304,6 +307,7 @@ impl<R> Batch<R> {
         let policy = &sealing.rulebook.policy;
         let told = match conclusion {
             Conclusion::Told { covered, cache } => return self.tell(sealing, query, covered, *cache, route),
+            Conclusion::Designated(designation) => return self.designate(sealing, query, designation, route),
             Conclusion::Refused(refusal) => {
                 let rcode = match refusal.shown {
                     Shown::NxDomain => Rcode::NXDOMAIN,
@@ -358,6 +362,33 @@ impl<R> Batch<R> {
             upstream: Some(&prepared.upstream),
             origin: (prepared.origin != sealing.id).then_some(prepared.origin),
             ..Told::nothing(prepared.outcome, prepared.reason)
+        };
+        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
+        self.replies.push((start..self.bytes.len(), route()));
+    }
+
+    /// Seals the designation of our own doors: the addresses in it are ours, and nothing is opened for them.
+    fn designate(
+        &mut self,
+        sealing: &Sealing<'_>,
+        query: &Query<'_>,
+        designation: &Designation,
+        route: impl FnOnce() -> R,
+    ) {
+        let start = self.bytes.len();
+        let limit = limit(sealing, query);
+        let (written, answers) = if Designation::is_asked(query) {
+            let template = &designation.template;
+            (template.write(&mut self.bytes, &query.echo, designation::LIFE, limit), &*designation.records)
+        } else {
+            (wire::write_refusal(&mut self.bytes, &query.echo, Rcode::NOERROR, None, limit), [].as_slice())
+        };
+        let told = Told {
+            rcode: Some(Rcode::NOERROR),
+            written: self.extend(written, &query.echo, sealing.arrival.transport),
+            answers,
+            ttl: designation::LIFE,
+            ..Told::nothing(Outcome::Allow, Reason::Special)
         };
         self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
         self.replies.push((start..self.bytes.len(), route()));

@@ -102,7 +102,7 @@ fn http_says_what_became_of_it() {
             "/dns-query",
             &[message[0], message[1], message[2], "@query"],
             " 200",
-            &["application/dns-message", "private, max-age=300"],
+            &["application/dns-message", "private, max-age="],
         ),
         ("/dns-query", &[message[0], message[1], message[2], "@refused"], " 200", &["private, max-age=5"]),
         ("/dns-query", &[message[0], message[1], message[2], "@iquery"], " 200", &["no-store"]),
@@ -112,7 +112,7 @@ fn http_says_what_became_of_it() {
         ("/dns-query", &[], " 400", &["no-store"]),
         ("/dns-query", &["-X", "DELETE"], " 405", &["allow: get, post"]),
         ("/", &[], " 404", &["no-store"]),
-        ("/dns-query?dns=AAABAAABAAAAAAAAA3d3dwRjb3JwB2V4YW1wbGUAAAEAAQ", &[], " 200", &["private, max-age=300"]),
+        ("/dns-query?dns=AAABAAABAAAAAAAAA3d3dwRjb3JwB2V4YW1wbGUAAAEAAQ", &[], " 200", &["private, max-age="]),
     ];
     for version in ["--http2", "--http1.1"] {
         for (path, arguments, status, headers) in rows {

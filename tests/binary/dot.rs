@@ -12,7 +12,7 @@ use rcgen::KeyPair;
 use tokio_rustls::rustls::HandshakeKind;
 
 use crate::dns::{Client, Stream, a, addresses, code, framed};
-use crate::harness::{Ended, Site, end, until};
+use crate::harness::{Ended, POLICY, Site, end, free_port, until};
 use crate::tls::{client, connect, connect_from, renew};
 use crate::upstream::Upstream;
 
@@ -285,4 +285,41 @@ fn a_client_that_connects_without_end_keeps_to_its_seats() {
     let mut other = connect_from([127, 0, 0, 9], address, &client(&site, &[b"dot"]));
     assert_eq!(code(&other.ask(&a("www.corp.example"))), ResponseCode::NoError);
     drop(flood);
+}
+
+#[test]
+fn clients_that_know_the_address_alone_are_told_of_the_encrypted_doors() {
+    let upstream = Upstream::start();
+    let (site, address) = site();
+    let https = free_port();
+    let listen = format!("{}\nhttps = [\"127.0.0.1:{https}\"]", site.tables["listen"]);
+    let site = site.with("listen", listen).with_servers(&[upstream.address]);
+    let mut node = site.start();
+    let (host, port) = (format!("@{}", site.dns.ip()), site.dns.port().to_string());
+    let ask = |kind: &str| {
+        end(Command::new("kdig").args([&*host, "-p", &*port, "+short", "_dns.resolver.arpa", kind])).stdout
+    };
+    let tls = address.port();
+    let told = format!(
+        "1 dns.example.org. alpn=dot port={tls} ipv4hint=127.0.0.1\n\
+         2 dns.example.org. alpn=h2,http/1.1 port={https} ipv4hint=127.0.0.1 key7="
+    );
+    let said = ask("SVCB").replace('"', "").replace("dohpath=", "key7=");
+    assert!(said.starts_with(&told), "{said}");
+    assert!(said.contains("/dns-query{?dns}"), "{said}");
+    assert_eq!(ask("A"), "");
+    let records: Vec<_> = site.queries().into_iter().map(|record| record["reason"].clone()).collect();
+    assert_eq!(records, ["special", "special"]);
+    assert_eq!(upstream.asked(), 0);
+    // Nothing is opened for what is ours.
+    assert_eq!(site.metric("outgate_grants"), 0.0);
+    // A rule may deny it.
+    let deny =
+        "\n[[rule]]\nid = \"no-upgrade\"\naction = \"deny\"\nsegments = [\"loop\"]\nnames = [\"_dns.resolver.arpa\"]\n";
+    site.file("policy/loop.toml", &format!("{POLICY}{deny}"));
+    assert_eq!(site.run(&["reload"]).code, Some(0));
+    assert_eq!(ask("SVCB"), "");
+    assert_eq!(site.queries().pop().unwrap()["rule"], "no-upgrade");
+    assert_eq!(node.stop(), Some(0));
+    site.verified();
 }

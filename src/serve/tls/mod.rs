@@ -4,9 +4,10 @@
 //! (aws-lc wants CMake on some targets and doubles the build). TLS 1.2 and 1.3. No early data: it can be replayed, and
 //! a query may open a firewall.
 
+mod certificate;
 mod files;
-mod validity;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +17,9 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, TlsAcceptor};
 
+use self::certificate::Certificate;
 use crate::document::{Mistake, Place, Table};
+use crate::name::Name;
 use crate::time::Wall;
 
 /// What is spoken over TLS. A client that does not say what it wants (ALPN) gets it all the same; one that wants
@@ -72,7 +75,7 @@ impl Settings {
 pub struct Identity {
     /// SHA-256 over both files: whether a reload found others.
     digest: [u8; 32],
-    not_after: Wall,
+    own: Certificate,
     dot: Arc<ServerConfig>,
     http: Arc<ServerConfig>,
 }
@@ -83,13 +86,21 @@ impl Identity {
     /// # Errors
     /// Every mistake of both.
     pub fn load(settings: &Settings, now: Wall, warnings: &mut Vec<Mistake>) -> Result<Self, Vec<Mistake>> {
-        let files::Read { digest, not_after, config } = files::read(settings, now, warnings)?;
+        let files::Read { digest, own, config } = files::read(settings, now, warnings)?;
         let speaking = |protocol: Alpn| {
             let mut config = config.clone();
             config.alpn_protocols = protocol.names();
             Arc::new(config)
         };
-        Ok(Self { digest, not_after, dot: speaking(Alpn::Dot), http: speaking(Alpn::Http) })
+        Ok(Self { digest, own, dot: speaking(Alpn::Dot), http: speaking(Alpn::Http) })
+    }
+}
+
+impl Identity {
+    /// The first name of a host in the certificate, and all its addresses.
+    #[must_use]
+    pub fn names(&self) -> Option<(&Name, &[IpAddr])> {
+        Some((self.own.names.first()?, &self.own.addresses))
     }
 }
 
@@ -116,7 +127,7 @@ impl Tls {
     /// The end of the certificate's life.
     #[must_use]
     pub fn not_after(&self) -> Wall {
-        self.0.load().not_after
+        self.0.load().own.not_after
     }
 
     /// The handshake of a connection that is to speak this.
