@@ -12,6 +12,8 @@ class Row:
     # How many patterns outgate's policy has, and how many workers it serves with.
     policy: int = 10_000
     workers: int = 1
+    # How many cores it has; the second is the load's.
+    cores: int = 1
     # Each answer's addresses are opened in nftables.
     firewall: bool = False
     # More for the load.
@@ -113,8 +115,8 @@ CASES = (
         warm=True, options=("--each", "4"),
     ),
     Case(
-        "workers", "as hot, with two workers on both cores, one of them the load's", ALLOWED, 1_000, "zipf",
-        (ECHO, *(Row(f"{workers} workers", "outgate", workers=workers) for workers in (1, 2))),
+        "workers", "as hot, on two cores, of which one has the load as well", ALLOWED, 1_000, "zipf",
+        (ECHO, *(Row(name, "outgate", workers=workers, cores=2) for name, workers in (("one worker", 1), ("two workers", 2)))),
         warm=True, options=("--ports", "16"),
     ),
 )

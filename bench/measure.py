@@ -1,6 +1,7 @@
 """One case: its servers side by side, asked in turn, and what each answer cost."""
 
 import contextlib
+import functools
 import json
 import subprocess
 import time
@@ -23,7 +24,11 @@ class Stage:
     def __init__(self, directory, cores, binaries, say):
         self.directory, self.binaries, self.say = directory, binaries, say
         self.server_core, self.load_core = cores
-        self.identity = machine.identity(directory)
+
+    @functools.cached_property
+    def identity(self):
+        """Certificate and key of the servers."""
+        return machine.identity(self.directory)
 
     def upstream(self, network, directory, stack):
         """Starts the upstream in this network: its port."""
@@ -33,6 +38,7 @@ class Stage:
             knot = machine.Process(upstream.knot(directory, port), [self.load_core], directory)
             stack.callback(knot.stop)
             machine.wait_until_ready(knot, port, "n00001.svc.example.net", True)
+            knot.pin()
         return port
 
 
@@ -54,12 +60,13 @@ class Server:
         with network:
             self.port, self.tls_port = machine.free_port(), machine.free_port()
             collector = self.collect(stack) if self.system.log else None
+            identity = stage.identity if case.transport == "tls" else (None, None)
             setting = systems.Setting(
-                case, row, directory, self.port, self.tls_port, upstream_port, stage.identity, bool(self.system.log),
-                collector, stage.binaries,
+                case, row, directory, self.port, self.tls_port, upstream_port, identity, bool(self.system.log), collector,
+                stage.binaries,
             )
             command = self.system.start(setting)
-            cores = [stage.server_core, stage.load_core][: row.workers]
+            cores = [stage.server_core, stage.load_core][: row.cores]
             began = time.monotonic()
             self.process = machine.Process(command, cores, directory)
             stack.callback(self.process.stop)
@@ -89,7 +96,6 @@ class Server:
 
     def load(self, *options):
         """Asks once: what the load reports, and the server's CPU time for it."""
-        # Who takes two cores is not alone on either.
         core = self.stage.server_core
         began, rested = time.monotonic(), machine.idle(core)
         threads, before = self.process.threads(), self.process.cpu()
@@ -112,7 +118,8 @@ class Server:
             "cpu_us": (after - before - sealing) / 1000 / report["answered"],
             "sealing_us": sealing / 1000 / report["answered"],
             "busy": (after - before) / 1e9 / report["seconds"],
-            "disturbed": 1 - (rested + (after - before) / 1e9) / (ended - began) if self.row.workers == 1 else 0,
+            # Who has two cores shares one with the load.
+            "disturbed": 1 - (rested + (after - before) / 1e9) / (ended - began) if self.row.cores == 1 else 0,
             "per_second": report["answered"] / report["seconds"],
             "wrong": self.wrong(report),
         }

@@ -197,3 +197,57 @@ impl Questions {
         Some((asked.client, self.names.query(asked.name, &mut self.random)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(pattern: &str, number: u64) -> String {
+        let mut names = Names::new(pattern).unwrap();
+        let query = names.query(number, &mut Random::new(1)).to_vec();
+        let mut labels = Vec::new();
+        let mut rest = &query[12..];
+        while rest[0] > 0 {
+            labels.push(String::from_utf8(rest[1..=usize::from(rest[0])].to_vec()).unwrap());
+            rest = &rest[1 + usize::from(rest[0])..];
+        }
+        labels.join(".")
+    }
+
+    #[test]
+    fn writes_the_number_into_the_pattern() {
+        for (pattern, number, expected) in [
+            ("n#####.example.net", 0, "n00000.example.net"),
+            ("n###.a##.example.net", 12_345, "n123.a45.example.net"),
+            ("h-10-%%%-%%%-%%%.example.net", 1, "h-10-100-100-101.example.net"),
+            ("h-10-%%%-%%%-%%%.example.net", 128 * 128 + 127, "h-10-101-100-227.example.net"),
+        ] {
+            assert_eq!(name(pattern, number), expected);
+        }
+        assert_ne!(name("????????.example.com", 0), "????????.example.com");
+        assert!(Names::new("a..example.net").is_err());
+    }
+
+    #[test]
+    fn a_sequence_asks_every_client_for_each_of_its_names() {
+        let mut mix = Mix::new(Order::Sequence, 4, 10);
+        (mix.clients, mix.each, mix.step) = (3, 2, 2);
+        let mut random = Random::new(1);
+        let asked: Vec<(u64, u64)> =
+            std::iter::from_fn(|| mix.ask(&mut random)).map(|asked| (asked.client, asked.name)).collect();
+        assert_eq!(asked, [(0, 10), (0, 11), (1, 12), (1, 13), (2, 10), (2, 11)]);
+    }
+
+    #[test]
+    fn the_second_of_a_zipf_order_is_half_as_frequent_as_the_first() {
+        let mut mix = Mix::new(Order::Zipf, 100, 0);
+        let mut random = Random::new(1);
+        let mut counts = [0_u32; 100];
+        for _ in 0..100_000 {
+            counts[usize::try_from(mix.ask(&mut random).unwrap().name).unwrap()] += 1;
+        }
+        assert!((18_000..20_500).contains(&counts[0]), "{counts:?}");
+        assert!((9_000..10_500).contains(&counts[1]), "{counts:?}");
+        assert!(counts[99] > 100, "{counts:?}");
+    }
+}

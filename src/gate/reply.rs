@@ -5,7 +5,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::audit::{AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Shard, Transport};
+use crate::audit::{
+    AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shard, Stated, Statement, Transport,
+};
 use crate::cache::{Covered, Local};
 use crate::gate::designation::{self, Designation};
 use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
@@ -13,7 +15,7 @@ use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
 use crate::policy::{Asker, Reason, Refusal, Shown};
-use crate::record::{ExtendedError, Rcode, Record, RecordType};
+use crate::record::{ExtendedError, Rcode, RecordType};
 use crate::time::{Clock, Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
 
@@ -21,15 +23,10 @@ use crate::wire::{self, Malformed, Query, Template, Written};
 #[derive(Debug)]
 pub struct Prepared {
     template: Template,
-    records: Box<[Record]>,
-    services: Box<[Services]>,
+    /// What every record of it says.
+    rendered: Rendered,
     outcome: Outcome,
-    enforced: bool,
     reason: Reason,
-    rule: Option<Arc<str>>,
-    why: Option<Box<str>>,
-    upstream: Arc<str>,
-    origin: RecordId,
 }
 
 impl Prepared {
@@ -58,25 +55,29 @@ impl Prepared {
             (None, None) => (Outcome::Allow, true, Reason::Rule, permit.rule()),
         };
         let services: Vec<Service> = cleared.openings().iter().map(|opening| opening.element.service).collect();
-        Self {
-            template,
-            records: answer.records.clone().into(),
-            services: Services::merge(&services).into(),
+        let rendered = Rendered::new(&Statement {
+            qname: Some(permit.question().name.as_wire()),
+            qtype: Some(permit.question().kind),
             outcome,
             enforced,
             reason,
-            rule: rule.map(|rule| Arc::clone(policy.rule_id(rule))),
-            why: withheld.map(|withheld| withheld.why.clone()),
-            upstream: Arc::clone(&answer.origin.name),
-            origin,
-        }
+            rule: rule.map(|rule| &**policy.rule_id(rule)),
+            policy: policy.revision(),
+            rcode: Some(answer.rcode),
+            answers: &answer.records,
+            services: &Services::merge(&services),
+            ede: ede.as_ref(),
+            why: withheld.map(|withheld| &*withheld.why),
+            upstream: Some(&answer.origin.name),
+            origin: Some(origin),
+        });
+        Self { template, rendered, outcome, reason }
     }
 
     /// About how many bytes it takes.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let records: usize = self.records.iter().map(|record| 96 + record.data.len()).sum();
-        size_of::<Self>() + self.template.weight() + records
+        size_of::<Self>() + self.template.weight() + self.rendered.weight()
     }
 }
 
@@ -185,19 +186,18 @@ pub(super) struct Sealing<'a> {
 /// What became of a query, as its record says it.
 struct Told<'a> {
     outcome: Outcome,
-    enforced: bool,
     reason: Reason,
-    rule: Option<&'a str>,
     rcode: Option<Rcode>,
     written: Written,
     cache: Option<CacheUse>,
-    answers: &'a [Record],
     ttl: Ttl,
-    grant: Option<(&'a [Services], Tick)>,
+    open_until: Option<Tick>,
+    /// Of a prepared reply: what is said of it instead of the fields below.
+    rendered: Option<&'a Rendered>,
+    rule: Option<&'a str>,
     ede: Option<&'a ExtendedError>,
     why: Option<&'a str>,
     upstream: Option<&'a str>,
-    origin: Option<RecordId>,
 }
 
 /// Replies per reading of the clock.
@@ -349,18 +349,12 @@ impl<R> Batch<R> {
         let written = prepared.template.write(&mut self.bytes, &query.echo, ttl, limit(sealing, query));
         let written = self.extend(written, &query.echo, sealing.arrival.transport);
         let told = Told {
-            enforced: prepared.enforced,
-            rule: prepared.rule.as_deref(),
             rcode: Some(prepared.template.rcode()),
             written,
             cache: Some(cache),
-            answers: &prepared.records,
             ttl,
-            grant: covered.open_until.map(|until| (&*prepared.services, until)),
-            ede: prepared.template.ede(),
-            why: prepared.why.as_deref(),
-            upstream: Some(&prepared.upstream),
-            origin: (prepared.origin != sealing.id).then_some(prepared.origin),
+            open_until: covered.open_until,
+            rendered: Some(&prepared.rendered),
             ..Told::nothing(prepared.outcome, prepared.reason)
         };
         self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
@@ -439,24 +433,30 @@ impl<R> Batch<R> {
             asked_by: asker.and_then(|asker| policy.forwarder(asker)).map(|name| &**name),
             segment: segment.map(|segment| (&*segment.name, &*segment.tags_json)),
             qid,
-            qname: asked.map(|(name, _)| name),
-            qtype: asked.map(|(_, kind)| kind),
-            outcome: told.outcome,
-            enforced: told.enforced,
-            reason: told.reason,
-            rule: told.rule,
-            policy: policy.revision(),
-            rcode: told.rcode,
+            stated: match told.rendered {
+                Some(rendered) => Stated::Rendered(rendered),
+                None => Stated::Plain(Statement {
+                    qname: asked.map(|(name, _)| name),
+                    qtype: asked.map(|(_, kind)| kind),
+                    outcome: told.outcome,
+                    enforced: true,
+                    reason: told.reason,
+                    rule: told.rule,
+                    policy: policy.revision(),
+                    rcode: told.rcode,
+                    answers: &[],
+                    services: &[],
+                    ede: told.ede,
+                    why: told.why,
+                    upstream: told.upstream,
+                    origin: None,
+                }),
+            },
             flags: told.written.flags,
             bytes: told.written.len,
             cache: told.cache,
-            answers: if told.written.truncated { &[] } else { told.answers },
             ttl: told.ttl.seconds(),
-            grant: told.grant.map(|(services, until)| (services, now.wall_at(until))),
-            ede: told.ede,
-            why: told.why,
-            upstream: told.upstream,
-            origin: told.origin,
+            until: told.open_until.map(|until| now.wall_at(until)),
             latency_us: micros,
         };
         self.samples.push(Sample {
@@ -490,19 +490,17 @@ impl<'a> Told<'a> {
     const fn nothing(outcome: Outcome, reason: Reason) -> Self {
         Self {
             outcome,
-            enforced: true,
             reason,
-            rule: None,
             rcode: None,
             written: SILENCE,
             cache: None,
-            answers: &[],
             ttl: Ttl::ZERO,
-            grant: None,
+            open_until: None,
+            rendered: None,
+            rule: None,
             ede: None,
             why: None,
             upstream: None,
-            origin: None,
         }
     }
 

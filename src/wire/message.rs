@@ -115,13 +115,13 @@ pub fn parse_message(packet: &[u8]) -> Result<Message, Fault> {
 }
 
 fn read_question(reader: &mut Reader<'_>) -> Result<(Box<[u8]>, Question), Fault> {
-    let start = reader.position();
+    let start = reader.clone();
     let name = Name::from_wire(reader.plain_name()?).map_err(|_| Fault::Label)?;
     let (kind, class) = (RecordType(reader.u16()?), reader.u16()?);
     if class != IN {
         return Err(Fault::Class);
     }
-    Ok((reader.since(start).into(), Question { name, kind }))
+    Ok((reader.since(&start).into(), Question { name, kind }))
 }
 
 /// The three sections of records, read one after the other.
