@@ -14,7 +14,7 @@
 //! # The walk
 //!
 //! ```text
-//! serve/udp worker, serve/tcp connection                         one thread or task; one shard of the log
+//! serve/udp worker, serve/tcp or https connection                one thread or task; one shard of the log
 //!   wire::parse ───────────── Malformed ───────────────► FORMERR, NOTIMP … or silence  ┐
 //!      │ Query                                                                         │
 //!   policy.asker(client) ──── none ────────────────────► REFUSED + EDE 18              │
@@ -55,7 +55,7 @@
 //! | level | room | what it is |
 //! |---|---|---|
 //! | app | [`app`] | wiring: configuration, start, reload, stop; one file per verb of the command line |
-//! | serve | [`serve`] | doors: UDP workers, TCP, the admin socket, health and metrics |
+//! | serve | [`serve`] | doors: UDP workers, TCP, TLS, HTTPS, the admin socket, health and metrics |
 //! | gate | [`gate`] | the two paths, the reply, and the granter with its journal |
 //! | edge | [`upstream`] | forwarders over UDP and TCP |
 //! | edge | [`zones`] | local authoritative data |

@@ -46,6 +46,8 @@ pub(super) struct Listen {
     pub(super) dns: Vec<SocketAddr>,
     /// DNS over TLS.
     pub(super) tls: Vec<SocketAddr>,
+    /// DNS over HTTPS.
+    pub(super) https: Vec<SocketAddr>,
     /// UDP worker threads; at least 1.
     pub(super) workers: usize,
 }
@@ -127,26 +129,29 @@ fn host_name() -> String {
 
 fn read_listen(root: &Table) -> Listen {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut listen = Listen { dns: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], tls: Vec::new(), workers: 0 };
+    let mut listen =
+        Listen { dns: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], tls: Vec::new(), https: Vec::new(), workers: 0 };
     if let Some(table) = root.table("listen") {
         let remedy = "write an address with its port: \"0.0.0.0:53\" or \"[::]:53\"";
         if table.strings("dns").is_some_and(|addresses| addresses.is_empty()) {
             table.document().note(&table.span_of("dns"), "`dns` is empty: nobody could ask", remedy);
         }
-        let addresses = |key, remedy| {
+        let addresses = |key, remedy: &str| {
             let found = table.parsed_list::<SocketAddr>(key, remedy)?;
             Some(found.into_iter().map(|found| found.value).collect())
         };
         listen.dns = addresses("dns", remedy).unwrap_or(listen.dns);
-        let remedy = "write an address with its port: \"0.0.0.0:853\" or \"[::]:853\"";
-        listen.tls = addresses("tls", remedy).unwrap_or_default();
-        if !listen.tls.is_empty() && !root.has("tls") {
-            let remedy = "add [tls] with `certificate` and `key`";
-            table.document().note(&table.span_of("tls"), "`tls` has no certificate to show", remedy);
+        for (key, port, door) in [("tls", 853, &mut listen.tls), ("https", 443, &mut listen.https)] {
+            let remedy = format!("write an address with its port: \"0.0.0.0:{port}\" or \"[::]:{port}\"");
+            *door = addresses(key, &remedy).unwrap_or_default();
+            if !door.is_empty() && !root.has("tls") {
+                let remedy = "add [tls] with `certificate` and `key`";
+                table.document().note(&table.span_of(key), format!("`{key}` has no certificate to show"), remedy);
+            }
         }
         let workers = table.integer("workers", 0..=256).unwrap_or(0);
         listen.workers = usize::try_from(workers).unwrap_or(0);
-        table.finish(&["https", "quic"]);
+        table.finish(&["quic"]);
     }
     if listen.workers == 0 {
         listen.workers = cores();

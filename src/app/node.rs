@@ -12,12 +12,12 @@ use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
 use crate::audit::{Event, Meter, PolicyEvent, Shard, Transport};
 use crate::document::Mistake;
-use crate::gate::{EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook};
+use crate::gate::{Designation, Door, EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
 use crate::policy::Policy;
 use crate::serve::tcp::Streams;
-use crate::serve::tls::Tls;
+use crate::serve::tls::{Identity, Tls};
 use crate::serve::{GrantFilter, GrantRow, Node, Readiness, Who};
 use crate::time::Wall;
 
@@ -42,13 +42,30 @@ pub(super) struct Doors {
     pub(super) dns: Vec<SocketAddr>,
     /// Over TLS.
     pub(super) tls: Vec<SocketAddr>,
+    /// Over HTTPS.
+    pub(super) https: Vec<SocketAddr>,
 }
 
 impl Doors {
     /// Each address with each transport that it takes.
     fn each(&self) -> impl Iterator<Item = (&SocketAddr, Transport)> {
         let dns = self.dns.iter().flat_map(|address| [(address, Transport::Udp), (address, Transport::Tcp)]);
-        dns.chain(self.tls.iter().map(|address| (address, Transport::Dot)))
+        let tls = self.tls.iter().map(|address| (address, Transport::Dot));
+        dns.chain(tls).chain(self.https.iter().map(|address| (address, Transport::Doh)))
+    }
+}
+
+impl Doors {
+    /// What clients that know only our address are told of the encrypted ones.
+    pub(super) fn designation(&self, identity: &Identity) -> Option<Designation> {
+        let (name, addresses) = identity.names()?;
+        let tls = self.tls.first().map(|address| Door { protocols: &["dot"], port: address.port(), path: None });
+        let https = self.https.first().map(|address| Door {
+            protocols: &["h2", "http/1.1"],
+            port: address.port(),
+            path: Some("/dns-query{?dns}"),
+        });
+        Designation::new(name, addresses, &tls.into_iter().chain(https).collect::<Vec<_>>())
     }
 }
 
@@ -67,8 +84,8 @@ pub(super) struct RunningNode {
 impl RunningNode {
     pub(super) fn new(mut parts: NodeParts, warnings: Vec<Mistake>, shard: Shard) -> Self {
         let started = parts.gate.clock.now().wall;
-        parts.doors.dns.sort();
-        parts.doors.tls.sort();
+        let Doors { dns, tls, https } = &mut parts.doors;
+        [dns, tls, https].into_iter().for_each(|addresses| addresses.sort());
         Self {
             warnings: ArcSwap::from_pointee(warnings),
             started,
@@ -161,7 +178,9 @@ impl RunningNode {
         let gate = &self.parts.gate;
         let now = gate.clock.now().wall;
         let Loaded { policy, zones, identity, warnings } = loaded;
-        let rulebook = Arc::new(Rulebook::new(policy, zones, before.epoch + 1, now, self.parts.registry.tallies()));
+        let designation = identity.as_ref().and_then(|identity| self.parts.doors.designation(identity));
+        let rulebook = Rulebook::new(policy, zones, before.epoch + 1, now, self.parts.registry.tallies());
+        let rulebook = Arc::new(rulebook.designating(designation));
         let revoked = gate.swap(Arc::clone(&rulebook)).await.map_err(|(name, error)| {
             vec![Mistake::general(format!("firewall \"{name}\" refused the new policy: {error}"), "")]
         })?;

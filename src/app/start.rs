@@ -45,6 +45,7 @@ pub(super) struct Started {
     pub(super) log: Log,
     pub(super) streams: Vec<tokio::net::TcpListener>,
     pub(super) tls_streams: Vec<tokio::net::TcpListener>,
+    pub(super) https_streams: Vec<tokio::net::TcpListener>,
     pub(super) health: Option<tokio::net::TcpListener>,
     pub(super) admin: admin::Socket,
     pub(super) stop: (watch::Sender<bool>, watch::Receiver<bool>),
@@ -70,7 +71,7 @@ struct Parts {
     no_upstream: Option<Mistake>,
     loaded: Loaded,
     sockets: Bound,
-    tls_addresses: Vec<SocketAddr>,
+    doors: Doors,
     meter: Meter,
     boot: u64,
 }
@@ -92,6 +93,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     };
     let streams = listen(&config.listen.dns, LISTEN)?;
     let tls_streams = listen(&config.listen.tls, "[listen].tls")?;
+    let https_streams = listen(&config.listen.https, "[listen].https")?;
     let udp: Vec<SocketAddr> =
         config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
     let sockets = bind(&udp, config.listen.workers).map_err(|error| Failure::Failed(error.to_string()))?;
@@ -107,9 +109,22 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let meter = log.meter();
     // Port 0 asks the kernel for a port: what it gave is what is shown.
-    let tls_addresses = tls_streams.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-    match build(Parts { config, clock, upstreams, no_upstream, loaded, sockets, tls_addresses, meter, boot }, shards) {
-        Ok(built) => Ok(Started { built, log, streams, tls_streams, health, admin, stop: watch::channel(false), lock }),
+    let bound = |listeners: &[tokio::net::TcpListener]| {
+        listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    };
+    let doors = Doors { dns: sockets.addresses(), tls: bound(&tls_streams), https: bound(&https_streams) };
+    match build(Parts { config, clock, upstreams, no_upstream, loaded, sockets, doors, meter, boot }, shards) {
+        Ok(built) => Ok(Started {
+            built,
+            log,
+            streams,
+            tls_streams,
+            https_streams,
+            health,
+            admin,
+            stop: watch::channel(false),
+            lock,
+        }),
         Err(failure) => {
             // A log without its last record is that of a process that was killed. The failure matters more than
             // one of this.
@@ -121,13 +136,14 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
 
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
-    let Parts { config, clock, upstreams, no_upstream, loaded, sockets, tls_addresses, meter, boot } = parts;
+    let Parts { config, clock, upstreams, no_upstream, loaded, sockets, doors, meter, boot } = parts;
     let Loaded { policy, zones, identity, warnings } = loaded;
     let mut shards = shards.into_iter();
     let mut shard = || shards.next().ok_or_else(|| Failure::Failed("the log gave too few shards".into()));
 
     let registry = Registry::new(WORDS);
-    let rulebook = Rulebook::new(policy, zones, 1, clock.now().wall, registry.tallies());
+    let rulebook = Rulebook::new(policy, zones, 1, clock.now().wall, registry.tallies())
+        .designating(identity.as_ref().and_then(|identity| doors.designation(identity)));
     let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
     let build = |settings: &firewall::Settings| {
         let name = &settings.common.name;
@@ -169,7 +185,6 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     for _ in 0..config.listen.workers {
         outboxes.push((shard()?, registry.tallies().register()));
     }
-    let doors = Doors { dns: sockets.addresses(), tls: tls_addresses };
     let workers = sockets
         .workers(&gate, outboxes)
         .map_err(|error| Failure::Failed(format!("no runtime for a worker: {error}; raise the limit of open files")))?;

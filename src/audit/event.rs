@@ -64,6 +64,8 @@ pub enum Transport {
     Tcp,
     /// A stream message over TLS.
     Dot,
+    /// An HTTPS request.
+    Doh,
 }
 
 impl Transport {
@@ -74,6 +76,7 @@ impl Transport {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::Dot => "dot",
+            Self::Doh => "doh",
         }
     }
 }

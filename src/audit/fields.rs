@@ -26,7 +26,7 @@ pub const FIELDS: &[Field] = &[
     field("*", "node", "string", "`node` of the configuration"),
     field("query", "client", "address", "who asked; behind a forwarder without identity, the forwarder"),
     field("query", "port", "integer", "the port it asked from"),
-    field("query", "transport", "string", "`udp`, `tcp` or `dot`"),
+    field("query", "transport", "string", "`udp`, `tcp`, `dot` or `doh`"),
     field("query", "asked_by", "string", "the forwarder that asked for the client; absent: the client itself"),
     field("query", "segment", "string", "the client's segment; absent: none"),
     field("query", "tags", "object", "the segment's tags; absent: none, or more than 3,072 bytes of them"),

@@ -7,7 +7,7 @@ use crate::audit::{CacheUse, RecordId, Transport};
 use crate::cache::Wanted;
 use crate::gate::inflight::Slot;
 use crate::gate::reply::{Conclusion, Failure, Outbox, Sealing};
-use crate::gate::{Gate, Rulebook, who};
+use crate::gate::{Designation, Gate, Rulebook, who};
 use crate::metric::Path;
 use crate::net::canonical;
 use crate::policy::{Permit, Reason, Verdict, decide};
@@ -127,7 +127,14 @@ impl Gate {
             batch.seal(&sealing(Some(asker)), &query, conclusion, route);
             Fast::Done
         };
-        let permit = match decide(policy, asker, query.name, query.kind, arrival.at.wall) {
+        let verdict = decide(policy, asker, query.name, query.kind, arrival.at.wall);
+        // RFC 9462 §6.4: who answers it serves all of resolver.arpa. A rule may deny it.
+        if let Some(designation) = rulebook.designation.as_ref().filter(|_| Designation::answers(&query))
+            && !matches!(&verdict, Verdict::Refuse(refusal) if refusal.reason == Reason::Rule)
+        {
+            return settle(&Conclusion::Designated(Arc::clone(designation)));
+        }
+        let permit = match verdict {
             Verdict::Permit(permit) => permit,
             Verdict::Refuse(refusal) => return settle(&Conclusion::Refused(refusal)),
         };

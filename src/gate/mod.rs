@@ -5,6 +5,7 @@
 //! an [`Outbox`] seals: bytes and record together. The bytes come out of it only after the record has been handed to
 //! the kernel.
 
+mod designation;
 mod fast;
 mod granter;
 mod inflight;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+pub use designation::{Designation, Door};
 pub use fast::{Arrival, Fast, Finished, Job};
 pub use granter::{
     EnforcerCounts, GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, NotGranted,
@@ -36,7 +38,8 @@ use crate::time::Clock;
 use crate::upstream::Upstreams;
 
 const VERDICTS: [&str; 3] = [Outcome::Allow.as_str(), Outcome::Deny.as_str(), Outcome::Error.as_str()];
-const TRANSPORTS: [&str; 3] = [Transport::Udp.as_str(), Transport::Tcp.as_str(), Transport::Dot.as_str()];
+const TRANSPORTS: [&str; 4] =
+    [Transport::Udp.as_str(), Transport::Tcp.as_str(), Transport::Dot.as_str(), Transport::Doh.as_str()];
 const REASONS: [&str; Reason::ALL.len()] = {
     let mut words = [""; Reason::ALL.len()];
     let mut at = 0;

@@ -9,12 +9,13 @@ use crate::audit::{
     AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shard, Stated, Statement, Transport,
 };
 use crate::cache::{Covered, Local};
+use crate::gate::designation::{self, Designation};
 use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
 use crate::policy::{Asker, Reason, Refusal, Shown};
-use crate::record::{ExtendedError, Rcode, RecordType};
+use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Clock, Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
 
@@ -90,6 +91,8 @@ pub enum Conclusion {
         /// What the cache did for it.
         cache: CacheUse,
     },
+    /// It asks for our encrypted doors.
+    Designated(Arc<Designation>),
     /// The policy refuses it.
     Refused(Refusal),
     /// The client is in no segment.
@@ -191,6 +194,7 @@ struct Told<'a> {
     open_until: Option<Tick>,
     /// Of a prepared reply: what is said of it instead of the fields below.
     rendered: Option<&'a Rendered>,
+    answers: &'a [Record],
     rule: Option<&'a str>,
     ede: Option<&'a ExtendedError>,
     why: Option<&'a str>,
@@ -227,6 +231,12 @@ impl<R> Outbox<R> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.batch.samples.is_empty()
+    }
+
+    /// The octets of the replies that wait to be recorded.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.batch.bytes.len()
     }
 
     /// Writes the batch's records, in one write; then its bytes may leave.
@@ -298,6 +308,7 @@ impl<R> Batch<R> {
         let policy = &sealing.rulebook.policy;
         let told = match conclusion {
             Conclusion::Told { covered, cache } => return self.tell(sealing, query, covered, *cache, route),
+            Conclusion::Designated(designation) => return self.designate(sealing, query, designation, route),
             Conclusion::Refused(refusal) => {
                 let rcode = match refusal.shown {
                     Shown::NxDomain => Rcode::NXDOMAIN,
@@ -351,6 +362,33 @@ impl<R> Batch<R> {
         self.replies.push((start..self.bytes.len(), route()));
     }
 
+    /// Seals the designation of our own doors: the addresses in it are ours, and nothing is opened for them.
+    fn designate(
+        &mut self,
+        sealing: &Sealing<'_>,
+        query: &Query<'_>,
+        designation: &Designation,
+        route: impl FnOnce() -> R,
+    ) {
+        let start = self.bytes.len();
+        let limit = limit(sealing, query);
+        let (written, answers) = if Designation::is_asked(query) {
+            let template = &designation.template;
+            (template.write(&mut self.bytes, &query.echo, designation::LIFE, limit), &*designation.records)
+        } else {
+            (wire::write_refusal(&mut self.bytes, &query.echo, Rcode::NOERROR, None, limit), [].as_slice())
+        };
+        let told = Told {
+            rcode: Some(Rcode::NOERROR),
+            written: self.extend(written, &query.echo, sealing.arrival.transport),
+            answers,
+            ttl: designation::LIFE,
+            ..Told::nothing(Outcome::Allow, Reason::Special)
+        };
+        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
+        self.replies.push((start..self.bytes.len(), route()));
+    }
+
     /// Seals the reply to what is not a query, or records the silence that it gets.
     pub(super) fn seal_malformed(
         &mut self,
@@ -377,6 +415,8 @@ impl<R> Batch<R> {
             Transport::Udp => return written,
             Transport::Tcp => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: false },
             Transport::Dot => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: true },
+            // HTTP keeps its connections by its own rules.
+            Transport::Doh => wire::StreamOptions { idle: None, encrypted: true },
         };
         wire::extend(&mut self.bytes, written, echo, options)
     }
@@ -405,7 +445,7 @@ impl<R> Batch<R> {
                     rule: told.rule,
                     policy: policy.revision(),
                     rcode: told.rcode,
-                    answers: &[],
+                    answers: told.answers,
                     services: &[],
                     ede: told.ede,
                     why: told.why,
@@ -443,7 +483,7 @@ impl<R> Batch<R> {
 fn limit(sealing: &Sealing<'_>, query: &Query<'_>) -> usize {
     match sealing.arrival.transport {
         Transport::Udp => query.echo.udp_limit(),
-        Transport::Tcp | Transport::Dot => wire::TCP_LIMIT,
+        Transport::Tcp | Transport::Dot | Transport::Doh => wire::TCP_LIMIT,
     }
 }
 
@@ -458,6 +498,7 @@ impl<'a> Told<'a> {
             ttl: Ttl::ZERO,
             open_until: None,
             rendered: None,
+            answers: &[],
             rule: None,
             ede: None,
             why: None,

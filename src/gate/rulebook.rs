@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::Guard;
 
 use crate::firewall::FirewallError;
-use crate::gate::Gate;
+use crate::gate::{Designation, Gate};
 use crate::metric::{SegmentSlot, Tallies};
 use crate::policy::{Asker, Policy};
 use crate::time::Wall;
@@ -29,6 +29,8 @@ pub struct Rulebook {
     pub epoch: u64,
     /// When it was loaded.
     pub loaded: Wall,
+    /// What is told of our encrypted doors.
+    pub designation: Option<Arc<Designation>>,
     /// The places of the segments' counters, in the order of the policy's segments.
     slots: Box<[SegmentSlot]>,
 }
@@ -38,7 +40,13 @@ impl Rulebook {
     #[must_use]
     pub fn new(policy: Arc<Policy>, zones: Zones, epoch: u64, now: Wall, tallies: &Tallies) -> Self {
         let slots = policy.segments().iter().map(|segment| tallies.segment(&segment.name));
-        Self { slots: slots.collect(), policy, zones, epoch, loaded: now }
+        Self { slots: slots.collect(), policy, zones, epoch, loaded: now, designation: None }
+    }
+
+    /// The same, with what is told of our encrypted doors.
+    #[must_use]
+    pub fn designating(self, designation: Option<Designation>) -> Self {
+        Self { designation: designation.map(Arc::new), ..self }
     }
 
     /// The place of the counters of an asker's segment.

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod health;
 mod http;
+mod https;
 mod node;
 mod stream;
 pub mod tcp;

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
-use super::tcp::{Standing, StreamGate};
+use super::tcp::{Frames, Round, Standing, StreamGate};
 use crate::audit::Transport;
-use crate::gate::{Arrival, Fast, Gate, Outbox};
+use crate::gate::{Arrival, Fast, Finished, Gate, Job, Outbox};
 use crate::net::canonical;
 use crate::upstream::Ports;
 
@@ -37,6 +37,9 @@ impl StreamDoor {
 }
 
 impl StreamGate for StreamDoor {
+    type Job = Job;
+    type Finished = Finished;
+
     fn standing(&self, peer: IpAddr) -> Standing {
         let policy = &self.gate.rulebook.load().policy;
         match policy.asker(canonical(peer)) {
@@ -46,30 +49,44 @@ impl StreamGate for StreamDoor {
         }
     }
 
-    async fn answer(&self, packet: Vec<u8>, peer: SocketAddr, transport: Transport) -> Option<Vec<u8>> {
+    fn answer(&self, frames: &mut Frames, peer: SocketAddr, transport: Transport, round: &mut Round<Job>) {
+        let Desk { outbox, passed } = &mut *self.desk.lock();
+        let rulebook = self.gate.use_rulebook(passed);
         let arrival = Arrival { peer, transport, at: self.gate.clock.now() };
-        let mut job = {
-            let Desk { outbox, passed } = &mut *self.desk.lock();
-            let rulebook = self.gate.use_rulebook(passed);
-            match self.gate.fast(&rulebook, &packet, arrival, outbox, || ()) {
-                Fast::Done => return release(outbox),
-                Fast::Slow(job) => job,
-            }
-        };
-        loop {
-            let finished = self.gate.slow(job, &self.ports).await;
-            let Desk { outbox, passed } = &mut *self.desk.lock();
-            let _rulebook = self.gate.use_rulebook(passed);
-            match self.gate.finish(finished, outbox, || ()) {
-                None => return release(outbox),
-                Some(again) => job = again,
+        while !round.is_full(outbox.size())
+            && let Some(packet) = frames.take()
+        {
+            if let Fast::Slow(job) = self.gate.fast(&rulebook, packet, arrival, outbox, || ()) {
+                round.wait(job);
             }
         }
+        release(outbox, round);
+    }
+
+    async fn wait(&self, job: Job) -> Finished {
+        self.gate.slow(job, &self.ports).await
+    }
+
+    fn finish(&self, finished: Vec<Finished>, round: &mut Round<Job>) {
+        let Desk { outbox, passed } = &mut *self.desk.lock();
+        let _rulebook = self.gate.use_rulebook(passed);
+        for finished in finished {
+            if let Some(again) = self.gate.finish(finished, outbox, || ()) {
+                round.wait(again);
+            }
+        }
+        release(outbox, round);
     }
 }
 
-/// Records the one reply in the outbox, and only then takes its bytes.
-fn release(outbox: &mut Outbox<()>) -> Option<Vec<u8>> {
-    let released = outbox.release().ok()?;
-    released.iter().next().map(|(bytes, ())| bytes.to_vec())
+/// Records the replies in the outbox, and only then takes their bytes.
+fn release(outbox: &mut Outbox<()>, round: &mut Round<Job>) {
+    if outbox.is_empty() {
+        return;
+    }
+    // Without a record there is no answer; the outbox has said so.
+    match outbox.release() {
+        Ok(released) => released.iter().for_each(|(bytes, ())| round.reply(bytes)),
+        Err(_) => round.fail(),
+    }
 }

@@ -215,6 +215,30 @@ impl Sections<'_> {
     }
 }
 
+/// How long a reply may be kept: the smallest TTL of its answer section, or of its authority section where there is no
+/// answer (RFC 8484 §5.1). `None` for failures, for what was cut short and for what has no records.
+#[must_use]
+pub fn freshness(reply: &[u8]) -> Option<Ttl> {
+    let mut reader = Reader::new(reply);
+    let _id = reader.u16().ok()?;
+    let flags = reader.u16().ok()?;
+    let told = [Rcode::NOERROR, Rcode::NXDOMAIN].contains(&Rcode(flags & 0xf));
+    if flags & flag::TC != 0 || !told {
+        return None;
+    }
+    let [questions, answers, authority, _] = [(); 4].map(|()| reader.u16());
+    for _ in 0..questions.ok()? {
+        reader.skip_name().ok()?;
+        reader.take(4).ok()?;
+    }
+    let (answers, authority) = (answers.ok()?, authority.ok()?);
+    let ttls = (0..if answers > 0 { answers } else { authority }).map(|_| {
+        reader.skip_name().ok()?;
+        Some(Ttl::from_wire(reader.record().ok()?.ttl))
+    });
+    ttls.collect::<Option<Vec<_>>>()?.into_iter().min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -351,5 +375,31 @@ mod tests {
         }
         let most = packet([1, 256, 0, 0], &[QUESTION, &a.repeat(256)]);
         assert_eq!(parse_message(&most).unwrap().answers.len(), 256);
+    }
+
+    #[test]
+    fn a_reply_is_fresh_as_long_as_its_shortest_record() {
+        const NXDOMAIN: u16 = 0x8183;
+        let question = b"\x01a\x00\x00\x01\x00\x01";
+        let record =
+            |ttl: u32| [b"\xc0\x0c\x00\x01\x00\x01", &ttl.to_be_bytes()[..], b"\x00\x04\xc0\x00\x02\x01"].concat();
+        let reply = |flags: u16, counts: [u16; 2], ttls: &[u32]| {
+            let header = [0, flags, 1, counts[0], counts[1], 0].map(u16::to_be_bytes).concat();
+            [header, question.to_vec(), ttls.iter().flat_map(|ttl| record(*ttl)).collect()].concat()
+        };
+        let rows: [(&str, Vec<u8>, Option<u32>); 9] = [
+            ("one record", reply(0x8180, [1, 0], &[60]), Some(60)),
+            ("the shortest", reply(0x8180, [3, 0], &[60, 5, 300]), Some(5)),
+            ("the answer counts, not the authority", reply(0x8180, [1, 1], &[60, 5]), Some(60)),
+            ("a denial has its SOA", reply(NXDOMAIN, [0, 1], &[5]), Some(5)),
+            ("nothing to go by", reply(0x8180, [0, 0], &[]), None),
+            ("a failure", reply(0x8182, [0, 1], &[5]), None),
+            ("a refusal", reply(0x8185, [1, 0], &[5]), None),
+            ("cut short", reply(0x8380, [1, 0], &[5]), None),
+            ("fewer records than it says", reply(0x8180, [2, 0], &[5]), None),
+        ];
+        for (reason, reply, expected) in rows {
+            assert_eq!(freshness(&reply), expected.map(Ttl::from_wire), "{reason}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::harness::{Site, privileged, small_disk, until, with_own_mounts};
 use crate::upstream::Upstream;
 
 /// Takes all the room that is left on the disk of `path`.
-fn fill(path: &Path) {
+pub(crate) fn fill(path: &Path) {
     let mut file = fs::File::create(path).unwrap();
     while file.write_all(&[0; 4096]).is_ok() {}
     while file.write_all(&[0]).is_ok() {}

@@ -5,54 +5,20 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
 use nix::sys::signal::Signal;
-use rcgen::{CertificateParams, KeyPair};
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
+use rcgen::KeyPair;
+use tokio_rustls::rustls::HandshakeKind;
 
 use crate::dns::{Client, Stream, a, addresses, code, framed};
-use crate::harness::{BOUND, Ended, Site, end, free_port, loopback, until};
+use crate::harness::{Ended, POLICY, Site, end, free_port, until};
+use crate::tls::{client, connect, connect_from, renew};
 use crate::upstream::Upstream;
-
-type Encrypted = Stream<StreamOwned<ClientConnection, TcpStream>>;
 
 /// A site that serves DNS over TLS, and its address.
 fn site() -> (Site, SocketAddr) {
-    let site = Site::new();
-    let address = loopback(free_port());
-    let listen = format!("[listen]\ndns = [\"{}\"]\nworkers = 1\ntls = [\"{address}\"]", site.dns);
-    let site = site.with("listen", listen).with("tls", "[tls]\ncertificate = \"tls/cert.pem\"\nkey = \"tls/key.pem\"");
-    renew(&site);
-    (site, address)
-}
-
-/// Another key and a certificate of it.
-fn renew(site: &Site) {
-    let key = KeyPair::generate().unwrap();
-    let names = ["dns.example.org".to_owned(), "127.0.0.1".to_owned()];
-    let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
-    site.file("tls/cert.pem", &certificate.pem());
-    site.file("tls/key.pem", &key.serialize_pem());
-    fs::set_permissions(site.path("tls/key.pem"), Permissions::from_mode(0o600)).unwrap();
-}
-
-/// A client that trusts the present certificate of the site, and nothing else.
-fn client(site: &Site, protocols: &[&[u8]]) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(site.path("tls/cert.pem")).unwrap()).unwrap();
-    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    Arc::new(config)
-}
-
-fn connect(address: SocketAddr, config: &Arc<ClientConfig>) -> Encrypted {
-    let name = ServerName::try_from("dns.example.org").unwrap();
-    let connection = ClientConnection::new(Arc::clone(config), name).unwrap();
-    Stream(StreamOwned::new(connection, Stream::new(address).0))
+    crate::tls::site("tls")
 }
 
 /// `kdig` over TLS, the certificate checked.
@@ -316,13 +282,44 @@ fn a_client_that_connects_without_end_keeps_to_its_seats() {
     until("most are turned away", || closed(&site, "client") >= 1_900.0);
     assert!(site.metric("outgate_streams") <= 16.0);
     assert!(node.descriptors() <= before + 64, "{} of {before}", node.descriptors());
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&"127.0.0.9:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.connect(&address.into()).unwrap();
-    socket.set_read_timeout(Some(BOUND)).unwrap();
-    let config = client(&site, &[b"dot"]);
-    let connection = ClientConnection::new(config, ServerName::try_from("dns.example.org").unwrap()).unwrap();
-    let mut other = Stream(StreamOwned::new(connection, TcpStream::from(socket)));
+    let mut other = connect_from([127, 0, 0, 9], address, &client(&site, &[b"dot"]));
     assert_eq!(code(&other.ask(&a("www.corp.example"))), ResponseCode::NoError);
     drop(flood);
+}
+
+#[test]
+fn clients_that_know_the_address_alone_are_told_of_the_encrypted_doors() {
+    let upstream = Upstream::start();
+    let (site, address) = site();
+    let https = free_port();
+    let listen = format!("{}\nhttps = [\"127.0.0.1:{https}\"]", site.tables["listen"]);
+    let site = site.with("listen", listen).with_servers(&[upstream.address]);
+    let mut node = site.start();
+    let (host, port) = (format!("@{}", site.dns.ip()), site.dns.port().to_string());
+    let ask = |kind: &str| {
+        end(Command::new("kdig").args([&*host, "-p", &*port, "+short", "_dns.resolver.arpa", kind])).stdout
+    };
+    let tls = address.port();
+    let told = format!(
+        "1 dns.example.org. alpn=dot port={tls} ipv4hint=127.0.0.1\n\
+         2 dns.example.org. alpn=h2,http/1.1 port={https} ipv4hint=127.0.0.1 key7="
+    );
+    let said = ask("SVCB").replace('"', "").replace("dohpath=", "key7=");
+    assert!(said.starts_with(&told), "{said}");
+    assert!(said.contains("/dns-query{?dns}"), "{said}");
+    assert_eq!(ask("A"), "");
+    let records: Vec<_> = site.queries().into_iter().map(|record| record["reason"].clone()).collect();
+    assert_eq!(records, ["special", "special"]);
+    assert_eq!(upstream.asked(), 0);
+    // Nothing is opened for what is ours.
+    assert_eq!(site.metric("outgate_grants"), 0.0);
+    // A rule may deny it.
+    let deny =
+        "\n[[rule]]\nid = \"no-upgrade\"\naction = \"deny\"\nsegments = [\"loop\"]\nnames = [\"_dns.resolver.arpa\"]\n";
+    site.file("policy/loop.toml", &format!("{POLICY}{deny}"));
+    assert_eq!(site.run(&["reload"]).code, Some(0));
+    assert_eq!(ask("SVCB"), "");
+    assert_eq!(site.queries().pop().unwrap()["rule"], "no-upgrade");
+    assert_eq!(node.stop(), Some(0));
+    site.verified();
 }

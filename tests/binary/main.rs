@@ -8,10 +8,12 @@
 
 mod dns;
 mod harness;
+mod tls;
 mod upstream;
 
 mod crash;
 mod disk;
+mod doh;
 mod dot;
 mod errors;
 mod explain;

@@ -15,6 +15,7 @@ use crate::app::node::{Doors, RunningNode};
 use crate::app::start::{Built, Started, start};
 use crate::audit::Log;
 use crate::net::local_addresses;
+use crate::serve::tcp::Speech;
 use crate::serve::{admin, health, tcp};
 
 /// How often the log looks after itself.
@@ -68,18 +69,21 @@ impl Signals {
 }
 
 fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let Started { built, log, streams, tls_streams, health, admin, stop, lock } = started;
+    let Started { built, log, streams, tls_streams, https_streams, health, admin, stop, lock } = started;
     let Built { node, workers, granter, stream_door, stream_limits, tls } = built;
     announce(&node);
     runtime.block_on(node.record_start());
     let (stop_doors, stopped) = stop;
     let mut doors = Vec::new();
-    let plain = streams.into_iter().map(|listener| (listener, None));
+    let mut listeners: Vec<_> = streams.into_iter().map(|listener| (listener, Speech::Tcp)).collect();
     // Without a certificate nothing is served there, least of all clear text.
-    let encrypted = tls_streams.into_iter().filter_map(|listener| Some((listener, Some(tls.clone()?))));
-    for (listener, tls) in plain.chain(encrypted) {
+    if let Some(tls) = tls {
+        listeners.extend(tls_streams.into_iter().map(|listener| (listener, Speech::Dot(Arc::clone(&tls)))));
+        listeners.extend(https_streams.into_iter().map(|listener| (listener, Speech::Doh(Arc::clone(&tls)))));
+    }
+    for (listener, speech) in listeners {
         let (door, limits, stopped) = (Arc::clone(&stream_door), Arc::clone(&stream_limits), stopped.clone());
-        doors.push(runtime.spawn(tcp::serve(listener, tls, door, limits, stopped)));
+        doors.push(runtime.spawn(tcp::serve(listener, speech, door, limits, stopped)));
     }
     // Monitoring sees the node drain: its doors close last.
     let (stop_side_doors, drained) = watch::channel(false);
@@ -219,12 +223,15 @@ fn announce(node: &RunningNode) {
     if let Some(address) = config.health {
         tracing::info!(%address, "health and metrics");
     }
-    let Doors { dns, tls } = node.doors();
+    let Doors { dns, tls, https } = node.doors();
     for address in dns {
         tracing::info!(%address, workers = config.listen.workers, "serving DNS over UDP and TCP");
     }
     for address in tls {
         tracing::info!(%address, "serving DNS over TLS");
+    }
+    for address in https {
+        tracing::info!(%address, "serving DNS over HTTPS");
     }
     let local = local_addresses();
     if config.firewalls.iter().any(|firewall| firewall.plan.local_clients_only()) && local.is_empty() {

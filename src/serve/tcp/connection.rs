@@ -1,7 +1,8 @@
-//! One connection: read, answer, write, end. One task, and one more for each query in flight.
+//! One connection: read, answer, write, end. One task, and one more for each query that waits.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -10,9 +11,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frames::Frames;
-use super::{Ending, Limits, StreamGate};
+use super::{Ending, Limits, Round, StreamGate};
 use crate::audit::Transport;
 use crate::serve::stopped;
+
+/// The room for replies that a connection keeps, in octets.
+const KEPT: usize = 8 * 1024;
 
 /// Serves `stream` to its end. Whatever ends the reading, the queries that were read are answered first, or at
 /// least decided and recorded where the client cannot be written to any more.
@@ -28,24 +32,44 @@ where
     G: StreamGate,
 {
     let mut frames = Frames::new(limits.message);
+    let mut round = Round::new(limits.in_flight);
     let mut queries = JoinSet::new();
     // Set once nothing more is read.
     let mut ending = None;
     let mut writable = true;
     // The beginning of the present wait for the client: the last message, answer, or first byte of a message.
     let mut waiting = Instant::now();
+    let mut timer = pin!(sleep_until(waiting + limits.idle));
     loop {
         // RFC 7766 §6.2.1.1: pipelined queries are to be expected, and processed concurrently as over UDP.
-        while ending.is_none() && queries.len() < limits.in_flight {
-            match frames.take() {
-                Ok(Some(packet)) => {
-                    let gate = Arc::clone(gate);
-                    queries.spawn(async move { gate.answer(packet, peer, transport).await });
-                    waiting = Instant::now();
-                }
-                Ok(None) => break,
+        let mut answered = false;
+        if ending.is_none() && queries.len() < limits.in_flight {
+            match frames.ready() {
+                Ok(ready) => answered = ready,
                 Err(error) => ending = Some(error),
             }
+        }
+        if answered {
+            round.set_room(limits.in_flight - queries.len());
+            gate.answer(&mut frames, peer, transport, &mut round);
+            waiting = Instant::now();
+        }
+        for job in round.jobs() {
+            let gate = Arc::clone(gate);
+            queries.spawn(async move { gate.wait(job).await });
+        }
+        if !round.replies().is_empty() {
+            if writable && let Err(error) = write(&mut stream, round.replies(), limits).await {
+                ending = Some(error);
+                writable = false;
+            }
+            // What one long reply took is not kept for as long as the connection lives.
+            round.clear(KEPT);
+            waiting = Instant::now();
+        }
+        // A round is full before everything is taken.
+        if answered {
+            continue;
         }
         if let Some(ending) = ending
             && queries.is_empty()
@@ -59,24 +83,36 @@ where
         let (patience, impatient) =
             if frames.begun() { (limits.receive, Ending::Partial) } else { (limits.idle, Ending::Idle) };
         let timed = reading && (frames.begun() || queries.is_empty());
+        // The timer is set anew where it would ring too late; where it rings too early it is told so then, not at every
+        // message.
+        let due = waiting + patience;
+        if timed && due < timer.deadline() {
+            timer.as_mut().reset(due);
+        }
         tokio::select! {
             biased;
             // RFC 7766 §7: answers are matched by id, so each leaves when it is ready.
-            Some(answer) = queries.join_next() => {
-                match answer {
-                    Ok(Some(answer)) if writable => {
-                        if let Err(error) = write(&mut stream, &answer, limits).await {
-                            ending = Some(error);
-                            writable = false;
-                        }
+            Some(finished) = queries.join_next() => {
+                let mut all = Vec::new();
+                let mut next = Some(finished);
+                while let Some(finished) = next {
+                    match finished {
+                        Ok(finished) => all.push(finished),
+                        Err(error) => tracing::error!(%error, %peer, "a query over a stream ended without an answer"),
                     }
-                    Ok(_) => {}
-                    Err(error) => tracing::error!(%error, %peer, "a query over a stream ended without an answer"),
+                    next = queries.try_join_next();
                 }
+                gate.finish(all, &mut round);
                 waiting = Instant::now();
             }
             () = stopped(&mut stop), if ending.is_none() => ending = Some(Ending::Stopped),
-            () = sleep_until(waiting + patience), if timed => ending = Some(impatient),
+            () = timer.as_mut(), if timed => {
+                if Instant::now() < due {
+                    timer.as_mut().reset(due);
+                } else {
+                    ending = Some(impatient);
+                }
+            }
             read = stream.read_buf(frames.buffer()), if reading => match read {
                 // The client may have closed its half only and still wait for answers.
                 Ok(0) => ending = Some(Ending::Peer),
@@ -90,12 +126,10 @@ where
 }
 
 /// RFC 7766 §8: "DNS clients and servers SHOULD pass the two-octet length field, and the message described by that
-/// length field, to the TCP layer at the same time (e.g., in a single "write" system call)".
-async fn write<S: AsyncWrite + Unpin>(stream: &mut S, answer: &[u8], limits: &Limits) -> Result<(), Ending> {
-    let length = u16::try_from(answer.len()).map_err(|_| Ending::Broken)?;
-    let framed = [&length.to_be_bytes(), answer].concat();
+/// length field, to the TCP layer at the same time (e.g., in a single "write" system call)"; so do several of them.
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, replies: &[u8], limits: &Limits) -> Result<(), Ending> {
     let written = async {
-        stream.write_all(&framed).await?;
+        stream.write_all(replies).await?;
         // TLS keeps what it has encrypted and the socket has not taken yet.
         stream.flush().await
     };

@@ -4,44 +4,59 @@ use super::Ending;
 
 /// What was read of a stream and not taken yet: at most one message of the largest size.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub struct Frames {
     buffer: Vec<u8>,
+    /// How much of the buffer was taken.
+    taken: usize,
     largest: usize,
 }
 
 impl Frames {
     pub(super) fn new(largest: usize) -> Self {
-        Self { buffer: Vec::with_capacity(largest + 2), largest }
+        Self { buffer: Vec::with_capacity(largest + 2), taken: 0, largest }
     }
 
-    /// Where to read to. There is room whenever [`Frames::take`] has nothing to give, so the buffer never grows.
-    pub(super) const fn buffer(&mut self) -> &mut Vec<u8> {
+    /// One message that came whole; one that no length can say is none.
+    pub(in crate::serve) fn of(message: &[u8]) -> Self {
+        let length = u16::try_from(message.len()).unwrap_or(0);
+        Self { buffer: [&length.to_be_bytes(), message].concat(), taken: 0, largest: message.len() }
+    }
+
+    /// Where to read to. There is room whenever there is nothing to take, so the buffer never grows.
+    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+        self.buffer.drain(..self.taken);
+        self.taken = 0;
         &mut self.buffer
     }
 
-    /// The next message, once it is complete, however many segments it came in (RFC 7766 §8).
+    /// Whether a message is complete, however many segments it came in (RFC 7766 §8).
     ///
     /// # Errors
     /// A length of 0 or above the limit: what follows cannot be trusted.
-    pub(super) fn take(&mut self) -> Result<Option<Vec<u8>>, Ending> {
-        let Some((length, rest)) = self.buffer.split_first_chunk::<2>() else { return Ok(None) };
+    pub(super) fn ready(&self) -> Result<bool, Ending> {
+        let rest = self.buffer.get(self.taken..).unwrap_or_default();
+        let Some((length, rest)) = rest.split_first_chunk::<2>() else { return Ok(false) };
+        match usize::from(u16::from_be_bytes(*length)) {
+            0 => Err(Ending::Empty),
+            length if length > self.largest => Err(Ending::Oversize),
+            length => Ok(rest.len() >= length),
+        }
+    }
+
+    /// The next message, once it is complete.
+    pub fn take(&mut self) -> Option<&[u8]> {
+        if !self.ready().unwrap_or(false) {
+            return None;
+        }
+        let (length, rest) = self.buffer.get(self.taken..)?.split_first_chunk::<2>()?;
         let length = usize::from(u16::from_be_bytes(*length));
-        if length == 0 {
-            return Err(Ending::Empty);
-        }
-        if length > self.largest {
-            return Err(Ending::Oversize);
-        }
-        let message = rest.get(..length).map(<[u8]>::to_vec);
-        if message.is_some() {
-            self.buffer.drain(..length + 2);
-        }
-        Ok(message)
+        self.taken += length + 2;
+        rest.get(..length)
     }
 
     /// Whether a message has begun that is not complete.
     pub(super) const fn begun(&self) -> bool {
-        !self.buffer.is_empty()
+        self.buffer.len() > self.taken
     }
 }
 
@@ -62,9 +77,10 @@ mod tests {
             let piece = (*pieces.next().unwrap()).min(free).min(rest.len());
             frames.buffer().extend_from_slice(&rest[..piece]);
             rest = &rest[piece..];
-            while let Some(message) = frames.take()? {
-                taken.push(message);
+            while frames.ready()? {
+                taken.push(frames.take().unwrap().to_vec());
             }
+            assert_eq!(frames.take(), None);
         }
         assert_eq!(frames.buffer().capacity(), room, "the buffer grew");
         assert!(!frames.begun(), "bytes left over");

@@ -6,46 +6,66 @@
 
 mod connection;
 mod frames;
+mod round;
 mod streams;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use frames::Frames;
+pub use round::Round;
 pub use streams::{Ending, Limits, Standing, Streams};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::https;
 use super::stopped;
-use super::tls::{Encrypted, Tls};
+use super::tls::{Alpn, Encrypted, Tls};
 use crate::audit::Transport;
 
 /// How long accepting rests after an error: most often the process is out of file descriptors.
 const REST: Duration = Duration::from_millis(50);
 
-/// What answers stream messages.
+/// What is spoken at a listener.
+#[derive(Clone)]
+pub enum Speech {
+    /// DNS over TCP.
+    Tcp,
+    /// DNS over TLS.
+    Dot(Arc<Tls>),
+    /// DNS over HTTPS.
+    Doh(Arc<Tls>),
+}
+
+/// What answers stream messages: all that need no waiting at once, the others when they are ready.
 pub trait StreamGate: Send + Sync + 'static {
+    /// A query that waits for others.
+    type Job: Send + 'static;
+    /// One that waits no more.
+    type Finished: Send + 'static;
+
     /// Who a peer is, before it is given a seat.
     fn standing(&self, peer: IpAddr) -> Standing;
 
-    /// The answer to one message (both without the length prefix, an answer of at most 65,535 bytes); `None`:
-    /// silence. Whatever it returns, its record is written by then. It is always run to its end, also where the
-    /// client has gone, and must end by itself within the deadline of a query.
-    fn answer(
-        &self,
-        packet: Vec<u8>,
-        peer: SocketAddr,
-        transport: Transport,
-    ) -> impl Future<Output = Option<Vec<u8>>> + Send;
+    /// Answers what is complete in `frames` while the round has room. The records of its replies are written.
+    fn answer(&self, frames: &mut Frames, peer: SocketAddr, transport: Transport, round: &mut Round<Self::Job>);
+
+    /// Works on one that waits. It is always run to its end, also where the client has gone, and must end by itself
+    /// within the deadline of a query.
+    fn wait(&self, job: Self::Job) -> impl Future<Output = Self::Finished> + Send;
+
+    /// Answers what waits no more. The records of its replies are written.
+    fn finish(&self, finished: Vec<Self::Finished>, round: &mut Round<Self::Job>);
 }
 
-/// Serves one listener until `stop`, over TLS where there is one; returns when the last connection has ended. Listeners
-/// that share `streams` share its limits. Dropping the future cuts all connections.
+/// Serves one listener until `stop`; returns when the last connection has ended. Listeners that share `streams`
+/// share its limits. Dropping the future cuts all connections.
 pub async fn serve<G: StreamGate>(
     listener: TcpListener,
-    tls: Option<Arc<Tls>>,
+    speech: Speech,
     gate: Arc<G>,
     streams: Arc<Streams>,
     mut stop: watch::Receiver<bool>,
@@ -64,9 +84,9 @@ pub async fn serve<G: StreamGate>(
                             // Answers are written whole; nothing is gained by waiting for more. A socket that
                             // refuses the option works all the same.
                             let _ = stream.set_nodelay(true);
-                            let (tls, gate, stop) = (tls.clone(), Arc::clone(&gate), stop.clone());
+                            let (speech, gate, stop) = (speech.clone(), Arc::clone(&gate), stop.clone());
                             connections.spawn(async move {
-                                let ending = converse(stream, peer, tls, &gate, seat.limits(), stop).await;
+                                let ending = converse(stream, peer, speech, &gate, seat.limits(), stop).await;
                                 seat.leave(ending);
                             });
                         }
@@ -91,25 +111,30 @@ pub async fn serve<G: StreamGate>(
 async fn converse<G: StreamGate>(
     stream: TcpStream,
     peer: SocketAddr,
-    tls: Option<Arc<Tls>>,
+    speech: Speech,
     gate: &Arc<G>,
     limits: &Limits,
     mut stop: watch::Receiver<bool>,
 ) -> Ending {
-    let Some(tls) = tls else { return connection::run(stream, (peer, Transport::Tcp), gate, limits, stop).await };
+    let (tls, protocol) = match &speech {
+        Speech::Tcp => return connection::run(stream, (peer, Transport::Tcp), gate, limits, stop).await,
+        Speech::Dot(tls) => (tls, Alpn::Dot),
+        Speech::Doh(tls) => (tls, Alpn::Http),
+    };
     let encrypted = tokio::select! {
-        encrypted = handshake(&tls, stream, limits) => encrypted,
+        encrypted = handshake(tls, protocol, stream, limits) => encrypted,
         () = stopped(&mut stop) => Err(Ending::Stopped),
     };
-    match encrypted {
-        Ok(stream) => connection::run(stream, (peer, Transport::Dot), gate, limits, stop).await,
-        Err(ending) => ending,
+    match (encrypted, protocol) {
+        (Ok(stream), Alpn::Dot) => connection::run(stream, (peer, Transport::Dot), gate, limits, stop).await,
+        (Ok(stream), Alpn::Http) => https::run(stream, peer, gate, limits, stop).await,
+        (Err(ending), _) => ending,
     }
 }
 
 /// It holds a seat like any connection, and has no longer than a message.
-async fn handshake(tls: &Tls, stream: TcpStream, limits: &Limits) -> Result<Encrypted, Ending> {
-    match timeout(limits.handshake, tls.accept_dot(stream)).await {
+async fn handshake(tls: &Tls, protocol: Alpn, stream: TcpStream, limits: &Limits) -> Result<Encrypted, Ending> {
+    match timeout(limits.handshake, tls.accept(protocol, stream)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a TLS handshake failed");

@@ -1,18 +1,20 @@
 //! Connections over memory pipes where only time matters (paused), over loopback where the kernel does.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use super::Standing;
-use super::{Ending, Limits, StreamGate, Streams, connection, serve};
+use super::{Ending, Frames, Limits, Round, Speech, Standing, StreamGate, Streams, connection, serve};
 use crate::audit::Transport;
 
 const PEER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
@@ -32,23 +34,50 @@ impl Echo {
         let forwarders = forwarders.iter().map(|address| address.parse().unwrap()).collect();
         Arc::new(Self { forwarders, held: Semaphore::new(0), begun: AtomicUsize::new(0), done: AtomicUsize::new(0) })
     }
+
+    /// The octets of the reply.
+    fn tell(&self, packet: &[u8], round: &mut Round<Vec<u8>>) -> usize {
+        self.done.fetch_add(1, SeqCst);
+        let long = [b'b'; 65_535];
+        match packet[0] {
+            b's' => return 0,
+            b'b' => round.reply(&long),
+            _ => round.reply(packet),
+        }
+        if packet[0] == b'b' { long.len() } else { packet.len() }
+    }
 }
 
 impl StreamGate for Echo {
+    type Job = Vec<u8>;
+    type Finished = Vec<u8>;
+
     fn standing(&self, peer: IpAddr) -> Standing {
         if self.forwarders.contains(&peer) { Standing::Forwarder } else { Standing::Client }
     }
 
-    async fn answer(&self, packet: Vec<u8>, _: SocketAddr, _: Transport) -> Option<Vec<u8>> {
-        self.begun.fetch_add(1, SeqCst);
-        if packet.first() == Some(&b'h') {
-            self.held.acquire().await.unwrap().forget();
+    fn answer(&self, frames: &mut Frames, _: SocketAddr, _: Transport, round: &mut Round<Vec<u8>>) {
+        let mut ready = 0;
+        while !round.is_full(ready)
+            && let Some(packet) = frames.take()
+        {
+            self.begun.fetch_add(1, SeqCst);
+            if packet[0] == b'h' {
+                round.wait(packet.to_vec());
+            } else {
+                ready += self.tell(packet, round);
+            }
         }
-        self.done.fetch_add(1, SeqCst);
-        match packet.first() {
-            Some(b's') => None,
-            Some(b'b') => Some(vec![b'b'; 65_535]),
-            _ => Some(packet),
+    }
+
+    async fn wait(&self, job: Vec<u8>) -> Vec<u8> {
+        self.held.acquire().await.unwrap().forget();
+        job
+    }
+
+    fn finish(&self, finished: Vec<Vec<u8>>, round: &mut Round<Vec<u8>>) {
+        for packet in finished {
+            self.tell(&packet, round);
         }
     }
 }
@@ -57,7 +86,7 @@ fn framed(message: &[u8]) -> Vec<u8> {
     [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat()
 }
 
-async fn receive<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
+async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
     let length = timeout(BOUND, stream.read_u16()).await.expect("an answer in time").expect("an answer");
     let mut message = vec![0; usize::from(length)];
     timeout(BOUND, stream.read_exact(&mut message)).await.unwrap().unwrap();
@@ -65,7 +94,7 @@ async fn receive<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
 }
 
 /// Everything up to the end of the stream, however it ends.
-async fn rest<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
+async fn rest<S: AsyncRead + Unpin>(stream: &mut S) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = timeout(BOUND, stream.read_to_end(&mut bytes)).await.expect("the connection is closed in time");
     bytes
@@ -183,6 +212,51 @@ async fn answers_leave_as_they_are_ready() {
     assert_eq!(receive(&mut pipe.client).await, b"held");
 }
 
+/// A stream that counts the writes to it.
+struct Counting {
+    stream: DuplexStream,
+    writes: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Counting {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, SeqCst);
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_together_is_answered_in_one_write() {
+    let (mut client, server) = duplex(64 * 1024);
+    let writes = Arc::new(AtomicUsize::new(0));
+    let stream = Counting { stream: server, writes: Arc::clone(&writes) };
+    let (_stop, stopping) = watch::channel(false);
+    let gate = Echo::new(&[]);
+    tokio::spawn(async move {
+        connection::run(stream, (PEER.into(), Transport::Tcp), &gate, &Limits::default(), stopping).await
+    });
+    let queries: Vec<u8> = (0..50_u8).flat_map(|n| framed(&[b'x', n])).collect();
+    client.write_all(&queries).await.unwrap();
+    for n in 0..50 {
+        assert_eq!(receive(&mut client).await, [b'x', n]);
+    }
+    assert_eq!(writes.load(SeqCst), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_more_than_sixteen_are_in_flight() {
     let mut pipe = pipe(64 * 1024);
@@ -261,7 +335,7 @@ async fn door(limits: Limits, forwarders: &[&str]) -> Door {
     let (stop, stopping) = watch::channel(false);
     let gate = Echo::new(forwarders);
     let streams = Streams::new(limits);
-    let served = tokio::spawn(serve(listener, None, Arc::clone(&gate), Arc::clone(&streams), stopping));
+    let served = tokio::spawn(serve(listener, Speech::Tcp, Arc::clone(&gate), Arc::clone(&streams), stopping));
     Door { address, gate, streams, stop, served }
 }
 

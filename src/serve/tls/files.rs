@@ -14,7 +14,7 @@ use tokio_rustls::rustls::server::NoServerSessionStorage;
 use tokio_rustls::rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use tokio_rustls::rustls::{Error, InconsistentKeys, ServerConfig};
 
-use super::validity::validity;
+use super::certificate::Certificate;
 use super::{Named, Settings};
 use crate::document::Mistake;
 use crate::time::Wall;
@@ -28,7 +28,8 @@ const SOON: u64 = 7 * 24 * 60 * 60 * 1_000_000;
 /// What was made of the files.
 pub(super) struct Read {
     pub(super) digest: [u8; 32],
-    pub(super) not_after: Wall,
+    /// The server's own.
+    pub(super) own: Certificate,
     /// Without application protocols.
     pub(super) config: ServerConfig,
 }
@@ -48,7 +49,7 @@ pub(super) fn read(settings: &Settings, now: Wall, warnings: &mut Vec<Mistake>) 
             return Err(mistakes);
         }
     };
-    let (certificate_pem, Chain { certificates, not_after, warning }) = chain;
+    let (certificate_pem, Chain { certificates, own, warning }) = chain;
     let (key_pem, signing) = signing;
     let certified = CertifiedKey::new(certificates, signing);
     match certified.keys_match() {
@@ -71,7 +72,7 @@ pub(super) fn read(settings: &Settings, now: Wall, warnings: &mut Vec<Mistake>) 
     warnings.extend(warning);
     warnings.extend(key.open_to_all());
     let digest = Sha256::new_with_prefix(&certificate_pem).chain_update(&key_pem).finalize().into();
-    Ok(Read { digest, not_after, config })
+    Ok(Read { digest, own, config })
 }
 
 fn config(provider: Arc<CryptoProvider>, certified: CertifiedKey) -> Result<ServerConfig, Error> {
@@ -88,7 +89,7 @@ fn config(provider: Arc<CryptoProvider>, certified: CertifiedKey) -> Result<Serv
 /// A chain of certificates, the server's own first.
 struct Chain {
     certificates: Vec<CertificateDer<'static>>,
-    not_after: Wall,
+    own: Certificate,
     /// What should be known of its life.
     warning: Option<Mistake>,
 }
@@ -126,14 +127,15 @@ impl Named {
         let certificates = certificates.map_err(|error| {
             self.mistake(format!("{} is not PEM: {error}", self.shown()), "write the chain in PEM: BEGIN CERTIFICATE")
         })?;
-        let Some(own) = certificates.first() else {
+        let Some(first) = certificates.first() else {
             let fact = format!("{} holds no certificate", self.shown());
             return Err(self.mistake(fact, "write the chain in PEM: BEGIN CERTIFICATE"));
         };
-        let Some((not_before, not_after)) = validity(own) else {
+        let Some(own) = Certificate::read(first) else {
             let fact = format!("the first certificate in {} cannot be read", self.shown());
             return Err(self.mistake(fact, "have it issued anew: X.509 in DER, written as PEM"));
         };
+        let Certificate { not_before, not_after, .. } = own;
         let ending = |verb| format!("the certificate in {} {verb} {}", self.shown(), day(not_after));
         let warning = if now > not_after {
             Some(self.mistake(ending("ended on"), "renew it and reload: clients that look at it refuse it"))
@@ -145,7 +147,7 @@ impl Named {
         } else {
             None
         };
-        Ok(Chain { certificates, not_after, warning })
+        Ok(Chain { certificates, own, warning })
     }
 
     fn key(&self, pem: &[u8], provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, Mistake> {

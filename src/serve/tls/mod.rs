@@ -4,9 +4,10 @@
 //! (aws-lc wants CMake on some targets and doubles the build). TLS 1.2 and 1.3. No early data: it can be replayed, and
 //! a query may open a firewall.
 
+mod certificate;
 mod files;
-mod validity;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,11 +17,30 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, TlsAcceptor};
 
+use self::certificate::Certificate;
 use crate::document::{Mistake, Place, Table};
+use crate::name::Name;
 use crate::time::Wall;
 
-/// The application protocol of DNS over TLS. A client that offers none is served all the same.
-const DOT: &[u8] = b"dot";
+/// What is spoken over TLS. A client that does not say what it wants (ALPN) gets it all the same; one that wants
+/// something else alone is turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Alpn {
+    /// DNS over TLS.
+    Dot,
+    /// DNS over HTTPS.
+    Http,
+}
+
+impl Alpn {
+    /// Its names, the preferred one first.
+    fn names(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Dot => vec![b"dot".to_vec()],
+            Self::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        }
+    }
+}
 
 /// `[tls]`: where certificate and key are.
 #[derive(Clone, Debug)]
@@ -55,8 +75,9 @@ impl Settings {
 pub struct Identity {
     /// SHA-256 over both files: whether a reload found others.
     digest: [u8; 32],
-    not_after: Wall,
+    own: Certificate,
     dot: Arc<ServerConfig>,
+    http: Arc<ServerConfig>,
 }
 
 impl Identity {
@@ -65,9 +86,21 @@ impl Identity {
     /// # Errors
     /// Every mistake of both.
     pub fn load(settings: &Settings, now: Wall, warnings: &mut Vec<Mistake>) -> Result<Self, Vec<Mistake>> {
-        let files::Read { digest, not_after, mut config } = files::read(settings, now, warnings)?;
-        config.alpn_protocols = vec![DOT.to_vec()];
-        Ok(Self { digest, not_after, dot: Arc::new(config) })
+        let files::Read { digest, own, config } = files::read(settings, now, warnings)?;
+        let speaking = |protocol: Alpn| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocol.names();
+            Arc::new(config)
+        };
+        Ok(Self { digest, own, dot: speaking(Alpn::Dot), http: speaking(Alpn::Http) })
+    }
+}
+
+impl Identity {
+    /// The first name of a host in the certificate, and all its addresses.
+    #[must_use]
+    pub fn names(&self) -> Option<(&Name, &[IpAddr])> {
+        Some((self.own.names.first()?, &self.own.addresses))
     }
 }
 
@@ -94,12 +127,17 @@ impl Tls {
     /// The end of the certificate's life.
     #[must_use]
     pub fn not_after(&self) -> Wall {
-        self.0.load().not_after
+        self.0.load().own.not_after
     }
 
-    /// The handshake of DNS over TLS.
-    pub(super) fn accept_dot(&self, stream: TcpStream) -> Accept<TcpStream> {
-        TlsAcceptor::from(Arc::clone(&self.0.load().dot)).accept(stream)
+    /// The handshake of a connection that is to speak this.
+    pub(super) fn accept(&self, protocol: Alpn, stream: TcpStream) -> Accept<TcpStream> {
+        let identity = self.0.load();
+        let config = match protocol {
+            Alpn::Dot => &identity.dot,
+            Alpn::Http => &identity.http,
+        };
+        TlsAcceptor::from(Arc::clone(config)).accept(stream)
     }
 }
 

@@ -76,7 +76,7 @@ fn reads_the_common_kinds_of_keys() {
             files.write("key.pem", &files.key.serialize_pem());
         }
         let (read, warnings) = files.read();
-        assert_eq!(read.unwrap().not_after.to_string(), "2040-01-01T00:00:00.000000Z");
+        assert_eq!(read.unwrap().own.not_after.to_string(), "2040-01-01T00:00:00.000000Z");
         assert_eq!(warnings, "");
     }
 }
