@@ -15,7 +15,7 @@ use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
 use crate::policy::{Asker, Reason, Refusal, Shown};
-use crate::record::{ExtendedError, Rcode, RecordType};
+use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Clock, Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
 
@@ -194,6 +194,7 @@ struct Told<'a> {
     open_until: Option<Tick>,
     /// Of a prepared reply: what is said of it instead of the fields below.
     rendered: Option<&'a Rendered>,
+    answers: &'a [Record],
     rule: Option<&'a str>,
     ede: Option<&'a ExtendedError>,
     why: Option<&'a str>,
@@ -444,7 +445,7 @@ impl<R> Batch<R> {
                     rule: told.rule,
                     policy: policy.revision(),
                     rcode: told.rcode,
-                    answers: &[],
+                    answers: if told.written.truncated { &[] } else { told.answers },
                     services: &[],
                     ede: told.ede,
                     why: told.why,
@@ -497,6 +498,7 @@ impl<'a> Told<'a> {
             ttl: Ttl::ZERO,
             open_until: None,
             rendered: None,
+            answers: &[],
             rule: None,
             ede: None,
             why: None,

@@ -179,7 +179,7 @@ pub fn freshness(reply: &[u8]) -> Option<Ttl> {
     let [questions, answers, authority, _] = [(); 4].map(|()| reader.u16());
     for _ in 0..questions.ok()? {
         reader.skip_name().ok()?;
-        reader.u32().ok()?;
+        reader.take(4).ok()?;
     }
     let (answers, authority) = (answers.ok()?, authority.ok()?);
     let ttls = (0..if answers > 0 { answers } else { authority }).map(|_| {
