@@ -16,6 +16,7 @@ PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:" + os.path.expanduser("~/
 # command: Debian package
 PACKAGES = {
     "taskset": "util-linux",
+    "setpriv": "util-linux",
     "ip": "iproute2",
     "nft": "nftables",
     "knotd": "knot",
@@ -24,8 +25,8 @@ PACKAGES = {
     "dnsdist": "dnsdist",
     "kresd": "knot-resolver",
     "pdns_recursor": "pdns-recursor",
-    "dnsperf": "dnsperf",
     "fstrm_capture": "fstrm-bin",
+    "openssl": "openssl",
 }
 
 
@@ -65,12 +66,65 @@ def cores():
     return usable[0], usable[1]
 
 
-def own_network():
-    """Moves this process, and all that it starts, into a network namespace that ends with it; its loopback is up."""
+class Network:
+    """A network namespace with a loopback alone; what is started within the block is in it, and it ends with the last of
+    them. Without root: the machine's own."""
+
     CLONE_NEWNET = 0x40000000
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
-        raise Failure(f"no network namespace could be made: {os.strerror(ctypes.get_errno())}; run as root")
-    subprocess.run([which("ip"), "link", "set", "lo", "up"], check=True)
+    LIBC = ctypes.CDLL(None, use_errno=True)
+
+    def __init__(self):
+        self.outside = os.open("/proc/self/ns/net", os.O_RDONLY)
+        self.inside = self.outside
+        if os.geteuid() == 0:
+            if self.LIBC.unshare(self.CLONE_NEWNET) != 0:
+                raise Failure(f"no network namespace can be made: {os.strerror(ctypes.get_errno())}")
+            self.inside = os.open("/proc/self/ns/net", os.O_RDONLY)
+            subprocess.run([which("ip"), "link", "set", "lo", "up"], check=True)
+            self.move(self.outside)
+
+    def move(self, namespace):
+        if self.inside != self.outside and self.LIBC.setns(namespace, self.CLONE_NEWNET) != 0:
+            raise Failure(f"the network namespace cannot be entered: {os.strerror(ctypes.get_errno())}")
+
+    def __enter__(self):
+        self.move(self.inside)
+
+    def __exit__(self, *_):
+        self.move(self.outside)
+
+    def close(self):
+        for namespace in {self.inside, self.outside}:
+            os.close(namespace)
+
+
+def identity(directory):
+    """A certificate for 127.0.0.1 and its key: files."""
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    command = [
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+        "-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+        "-keyout", key, "-out", certificate,
+    ]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise Failure(f"openssl made no certificate: {made.stderr.strip()}")
+    return certificate, key
+
+
+def description():
+    """The machine and the versions, as far as they can be had."""
+    def lines(*command):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        return done.stdout.strip().splitlines()
+
+    with open("/proc/cpuinfo") as info:
+        model = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), "unknown")
+    versions = lines("dpkg-query", "-W", "-f", "${Package} ${Version}\n", *sorted(set(PACKAGES.values()))) if which("dpkg-query") else []
+    return {
+        "processor": model, "kernel": os.uname().release, "outgate": "".join(lines("git", "describe", "--always", "--dirty")),
+        "packages": dict(line.split(" ", 1) for line in versions if " " in line),
+    }
 
 
 def build(binary):
@@ -120,18 +174,17 @@ def idle(core):
 class Process:
     """A process on one core, ended with the block that it is used in, and with this one should that be killed."""
 
-    def __init__(self, command, core, directory, environment=None):
+    def __init__(self, command, cores, directory):
         self.name = os.path.basename(command[0])
-        self.core = core
         self.said = directory / "output.txt"
-        pinned = ["setpriv", "--pdeathsig", "KILL", "taskset", "-c", str(core), *command]
+        pinned = ["setpriv", "--pdeathsig", "KILL", "taskset", "-c", ",".join(map(str, cores)), *command]
         with open(self.said, "wb") as output:
             self.child = subprocess.Popen(
                 [str(part) for part in pinned],
                 cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                env={**os.environ, "PATH": PATH, **(environment or {})},
+                env={**os.environ, "PATH": PATH},
             )
-        self.pid = self.child.pid
+        self.pid, self.cores = self.child.pid, cores
 
     def check(self):
         if self.child.poll() is not None:
@@ -159,6 +212,12 @@ class Process:
         """Resident bytes."""
         pages = int(pathlib.Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def pin(self):
+        """Puts every thread where it belongs: knotd gives each of its UDP threads a processor, from the first one on."""
+        for task in pathlib.Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), self.cores)
 
     def wait_for(self, door, patience=10):
         """Until it listens on this unix socket or port of 127.0.0.1; it is not connected to."""

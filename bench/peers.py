@@ -16,11 +16,19 @@ def lines(pattern, names):
 
 
 def unbound(setting):
+    certificate, key = setting.identity
+    tls = f"""  interface: 127.0.0.1@{setting.tls_port}
+  tls-port: {setting.tls_port}
+  tls-service-pem: "{certificate}"
+  tls-service-key: "{key}"
+""" if setting.tls else ""
     restricted = f'  local-zone: "." refuse\n{lines("  local-zone: {}. transparent", allowed())}' if setting.allowlist else ""
     setting.write("unbound.conf", f"""
 server:
   interface: 127.0.0.1@{setting.port}
+{tls}
   num-threads: 1
+  incoming-num-tcp: 100
   username: ""
   chroot: ""
   directory: "{setting.directory}"
@@ -54,7 +62,7 @@ def dnsmasq(setting):
     servers = lines("server=/{}/" + server, allowed()) if setting.allowlist else f"server={server}"
     # A table of its own: an element that is there already would cost less.
     table = f"dnsmasq{setting.port}"
-    if setting.case.firewall:
+    if setting.row.firewall:
         opened = f"add table inet {table}\nadd set inet {table} opened {{ type ipv4_addr; flags timeout; timeout 6m; size 2097152; }}\n"
         subprocess.run([machine.which("nft"), "-f", "-"], input=opened, text=True, check=True)
     setting.write("dnsmasq.conf", f"""
@@ -68,7 +76,7 @@ no-daemon
 cache-size=100000
 dns-forward-max=10000
 {servers}
-{f"nftset=/open.example.net/4#inet#{table}#opened" if setting.case.firewall else ""}
+{f"nftset=/open.example.net/4#inet#{table}#opened" if setting.row.firewall else ""}
 {f"log-queries{chr(10)}log-facility={setting.directory}/dnsmasq.log" if setting.log else ""}
 """)
     return ["dnsmasq", "-C", "dnsmasq.conf"]
@@ -107,6 +115,9 @@ local names = {{}}
 for name in io.lines('{setting.directory}/allowed.txt') do table.insert(names, todname(name)) end
 policy.add(policy.suffix({forward}, names))
 policy.add(policy.all(policy.REFUSE))"""
+    tls = f"""
+net.listen('127.0.0.1', {setting.tls_port}, {{ kind = 'tls' }})
+net.tls('{setting.identity[0]}', '{setting.identity[1]}')""" if setting.tls else ""
     log = ""
     if setting.log:
         log = f"""
@@ -115,6 +126,7 @@ dnstap.config({{ socket_path = '{setting.collector}', client = {{ log_responses 
     setting.write("kresd.conf", f"""
 net.ipv6 = false
 net.listen('127.0.0.1', {setting.port}, {{ kind = 'dns' }})
+{tls}
 trust_anchors.remove('.')
 modules.unload('priming')
 modules.unload('ta_update')

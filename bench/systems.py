@@ -1,4 +1,4 @@
-"""The systems: one row each in SYSTEMS.
+"""The systems: one row each in SYSTEMS, and how outgate is configured; `peers` has the others.
 
 Each serves with one thread from a cache big enough for every name, forwards to the same upstream and validates nothing.
 A name with "+log" also has an allowlist of 10,000 names and leaves one record of every query in a file.
@@ -17,18 +17,26 @@ class Setting:
     """What a system is started for."""
 
     case: cases.Case
+    row: cases.Row
     directory: pathlib.Path
+    # Ports of 127.0.0.1: its own for UDP and TCP, its own for TLS, the upstream's.
     port: int
-    # The port of the upstream on 127.0.0.1.
+    tls_port: int
     upstream: int
-    # Where the query log is sent, where it is sent: a path or a port of 127.0.0.1.
-    collector: object
+    # Certificate and key.
+    identity: tuple
+    # Whether it keeps a query log, and where it sends it if it sends it: a path or a port of 127.0.0.1.
     log: bool
+    collector: object
     binaries: dict
 
     @property
     def allowlist(self):
         return self.log or self.case.allowlist
+
+    @property
+    def tls(self):
+        return self.case.transport == "tls"
 
     def write(self, name, text):
         path = self.directory / name
@@ -51,14 +59,17 @@ def echo(setting):
 
 
 def outgate(setting):
+    certificate, key = setting.identity
     # Sets alone, as dnsmasq keeps them: rules would have the kernel track the connections of the load as well.
-    firewall = 'kind = "nftables"\nhook = "sets"' if setting.case.firewall else 'kind = "memory"'
+    firewall = 'kind = "nftables"\nhook = "sets"' if setting.row.firewall else 'kind = "memory"'
     setting.write("outgate.toml", f"""
 node = "bench"
 state = "state"
 [listen]
 dns = ["127.0.0.1:{setting.port}"]
-workers = 1
+{f'tls = ["127.0.0.1:{setting.tls_port}"]' if setting.tls else ""}
+workers = {setting.row.workers}
+{f'[tls]{chr(10)}certificate = "{certificate}"{chr(10)}key = "{key}"' if setting.tls else ""}
 [[upstream]]
 servers = ["udp://127.0.0.1:{setting.upstream}"]
 private = ["198.18.0.0/15", "10.0.0.0/8"]
@@ -66,11 +77,11 @@ private = ["198.18.0.0/15", "10.0.0.0/8"]
 name = "bench"
 {firewall}
 """)
-    names = [*cases.allowed_names(), *(f"*.{suffix}" for suffix in cases.WILDCARDS)]
-    # Segments of 16,382 clients, from 127.0.0.0/18 on: one may have 262,144 addresses open.
+    # Segments of 16,384 clients each, from 127.0.0.0/18 on: one may have 262,144 addresses open.
     segments = "".join(
         f'[[segment]]\nname = "s{number}"\nclients = ["127.{number // 4}.{number % 4 * 64}.0/18"]\n' for number in range(16)
     )
+    names = [*cases.allowed_names(setting.row.policy), *(f"*.{suffix}" for suffix in cases.WILDCARDS)]
     setting.write("policy/bench.toml", f"""
 {segments}
 [[rule]]

@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use outgate::audit::{CacheUse, Event, Outcome, QueryEvent, RecordId, Transport, encode};
+use outgate::audit::{CacheUse, Encoder, Event, Outcome, QueryEvent, RecordId, Rendered, Stated, Statement, Transport};
 use outgate::cache::{Cover, Covered, Who};
 use outgate::name::Name;
 use outgate::net::{SegmentId, Services};
@@ -106,12 +106,13 @@ fn covers() -> Turn {
     let who = Who { segment: SegmentId(7), client: Some(stage::address(1)) };
     let asked: Vec<Name> = (0..QUERIES).map(|n| Name::parse(&stage::allowed(n)).unwrap()).collect();
     for name in &asked {
-        let covered = Covered { epoch: 1, told_until: Tick(300_000_000), reply: Arc::new(()) };
-        cover.put(who, name.as_wire(), RecordType::A, covered, 500);
+        let covered = Covered { epoch: 1, told_until: Tick(300_000_000), open_until: None, reply: Arc::new(()) };
+        cover.put(who, Question { name: name.clone(), kind: RecordType::A }, covered, 500);
     }
     Box::new(move || {
         for name in &asked {
-            assert!(cover.get(who, black_box(name.as_wire()), RecordType::A, 1, Tick(0)).is_some());
+            let asked = cover.asked(black_box(name.as_wire()), RecordType::A);
+            assert!(cover.get(who, &asked, 1, Tick(0)).is_some());
         }
     })
 }
@@ -139,17 +140,34 @@ fn writes() -> Turn {
     })
 }
 
-/// Records of cached answers with two addresses are rendered.
+/// Records of cached answers with two addresses are written into the buffer.
 #[expect(clippy::unwrap_used, reason = "a benchmark's own data")]
 fn records() -> Turn {
-    let asked: Vec<(Name, Vec<Record>)> = (0..QUERIES)
-        .map(|n| Name::parse(&stage::allowed(n)).unwrap())
-        .map(|name| (name.clone(), addresses(&name)))
-        .collect();
+    let rendered = |n: usize| {
+        let name = Name::parse(&stage::allowed(n)).unwrap();
+        Rendered::new(&Statement {
+            qname: Some(name.as_wire()),
+            qtype: Some(RecordType::A),
+            outcome: Outcome::Allow,
+            enforced: true,
+            reason: Reason::Rule,
+            rule: Some("service-100"),
+            policy: 0x9c1f_5be2_7a40_d3e1,
+            rcode: Some(Rcode::NOERROR),
+            answers: &addresses(&name),
+            services: &[Services::Tcp(443, 443)],
+            ede: None,
+            why: None,
+            upstream: Some("default"),
+            origin: Some(RecordId { boot: 7, shard: 1, sequence: 1 }),
+        })
+    };
+    let rendered: Vec<Rendered> = (0..QUERIES).map(rendered).collect();
+    let mut encoder = Encoder::new(7, 1, "og-eu1-a");
     let mut out = Vec::with_capacity(1 << 20);
     Box::new(move || {
         out.clear();
-        for ((name, answers), n) in asked.iter().zip(1_u64..) {
+        for (rendered, n) in rendered.iter().zip(1_u64..) {
             let event = QueryEvent {
                 at: Wall(1_795_233_184_117_302 + n),
                 client: stage::address(1),
@@ -158,27 +176,15 @@ fn records() -> Turn {
                 asked_by: None,
                 segment: Some(("shop", r#"{"service":"shop","stage":"bench"}"#)),
                 qid: Some(4711),
-                qname: Some(name.as_wire()),
-                qtype: Some(RecordType::A),
-                outcome: Outcome::Allow,
-                enforced: true,
-                reason: Reason::Rule,
-                rule: Some("service-100"),
-                policy: 0x9c1f_5be2_7a40_d3e1,
-                rcode: Some(Rcode::NOERROR),
+                stated: Stated::Rendered(rendered),
                 flags: 0x8180,
                 bytes: 90,
                 cache: Some(CacheUse::Hit),
-                answers,
                 ttl: 287,
-                grant: Some((&[Services::Tcp(443, 443)], Wall(1_795_233_584_117_302))),
-                ede: None,
-                why: None,
-                upstream: Some("default"),
-                origin: Some(RecordId { boot: 7, shard: 1, sequence: n }),
+                until: Some(Wall(1_795_233_584_117_302)),
                 latency_us: 17,
             };
-            encode(&mut out, RecordId { boot: 7, shard: 1, sequence: 100_000 + n }, "og-eu1-a", &Event::Query(event));
+            encoder.encode(&mut out, RecordId { boot: 7, shard: 1, sequence: 100_000 + n }, &Event::Query(event));
         }
         black_box(&out);
     })

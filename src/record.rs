@@ -19,6 +19,15 @@ macro_rules! record_types {
             $(#[doc = concat!("`", $text, "`, ", stringify!($value), ".")] pub const $name: Self = Self($value);)*
             /// Every type that has a mnemonic here.
             const KNOWN: &[(Self, &str)] = &[$((Self::$name, $text)),*];
+
+            /// Its mnemonic, where it has one here.
+            #[must_use]
+            pub const fn mnemonic(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$name => Some($text),)*
+                    _ => None,
+                }
+            }
         }
     };
 }
@@ -44,8 +53,8 @@ impl RecordType {
 
 impl fmt::Display for RecordType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match Self::KNOWN.iter().find(|(known, _)| known == self) {
-            Some((_, text)) => f.write_str(text),
+        match self.mnemonic() {
+            Some(text) => f.write_str(text),
             None => write!(f, "TYPE{}", self.0),
         }
     }
@@ -88,11 +97,11 @@ impl Rcode {
     pub const REFUSED: Self = Self(5);
     /// An EDNS version other than 0.
     pub const BADVERS: Self = Self(16);
-}
 
-impl fmt::Display for Rcode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
+    /// Its mnemonic, where it has one here.
+    #[must_use]
+    pub const fn mnemonic(self) -> Option<&'static str> {
+        Some(match self.0 {
             0 => "NOERROR",
             1 => "FORMERR",
             2 => "SERVFAIL",
@@ -106,8 +115,17 @@ impl fmt::Display for Rcode {
             10 => "NOTZONE",
             16 => "BADVERS",
             23 => "BADCOOKIE",
-            other => return write!(f, "RCODE{other}"),
+            _ => return None,
         })
+    }
+}
+
+impl fmt::Display for Rcode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mnemonic() {
+            Some(text) => f.write_str(text),
+            None => write!(f, "RCODE{}", self.0),
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use outgate::audit::{
-    BackendAck, CacheUse, Event, FIELDS, GrantEvent, GrantOp, Log, MAX_LINE, Outcome, PolicyEvent, QueryEvent,
-    RecordId, Settings, Transport, encode,
+    BackendAck, CacheUse, Encoder, Event, FIELDS, GrantEvent, GrantOp, Log, MAX_LINE, Outcome, PolicyEvent, QueryEvent,
+    RecordId, Rendered, Settings, Stated, Statement, Transport,
 };
 use outgate::name::{Name, NameBuf};
 use outgate::net::{Element, Scope, SegmentId, Service, Services};
@@ -99,14 +99,16 @@ fn assert_documented(line: &[u8], record: &str) {
     }
 }
 
+const ID: RecordId = RecordId { boot: u64::MAX, shard: u16::MAX, sequence: u64::MAX };
+
 fn encoded(event: &Event<'_>, node: &str) -> Vec<u8> {
     let mut line = Vec::new();
-    encode(&mut line, RecordId { boot: u64::MAX, shard: u16::MAX, sequence: u64::MAX }, node, event);
+    Encoder::new(ID.boot, ID.shard, node).encode(&mut line, ID, event);
     line
 }
 
 /// What an event borrows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Parts {
     words: Vec<String>,
     qname: Name,
@@ -128,7 +130,27 @@ impl Parts {
         &self.words[index % self.words.len()]
     }
 
-    fn query(&self) -> QueryEvent<'_> {
+    fn statement(&self) -> Statement<'_> {
+        let (large, small, _) = self.numbers;
+        Statement {
+            qname: self.has(4).then_some(self.qname.as_wire()),
+            qtype: self.has(5).then_some(RecordType(small)),
+            outcome: Outcome::ALL[usize::from(small) % 3],
+            enforced: self.has(6),
+            reason: Reason::ALL[usize::from(small) % Reason::ALL.len()],
+            rule: self.has(7).then_some(self.word(2)),
+            policy: large,
+            rcode: self.has(8).then_some(Rcode(small)),
+            answers: &self.answers,
+            services: &self.services,
+            ede: self.has(11).then_some(&self.ede),
+            why: self.has(12).then_some(self.word(3)),
+            upstream: self.has(13).then_some(self.word(4)),
+            origin: self.has(14).then_some(RecordId { sequence: large, ..ID }),
+        }
+    }
+
+    fn query<'a>(&'a self, stated: Stated<'a>) -> QueryEvent<'a> {
         let (large, small, middle) = self.numbers;
         QueryEvent {
             at: Wall(large % 253_402_300_800_000_000),
@@ -138,31 +160,21 @@ impl Parts {
             asked_by: self.has(1).then_some(self.word(0)),
             segment: self.has(2).then_some((self.word(1), self.tags.as_str())),
             qid: self.has(3).then_some(small),
-            qname: self.has(4).then_some(self.qname.as_wire()),
-            qtype: self.has(5).then_some(RecordType(small)),
-            outcome: Outcome::ALL[usize::from(small) % 3],
-            enforced: self.has(6),
-            reason: Reason::ALL[usize::from(small) % Reason::ALL.len()],
-            rule: self.has(7).then_some(self.word(2)),
-            policy: large,
-            rcode: self.has(8).then_some(Rcode(small)),
-            flags: small,
+            stated,
+            // TC more seldom than not: with it there are no answers.
+            flags: if self.has(15) && self.has(16) { 0xffff } else { small & !0x0200 },
             bytes: middle as usize,
             cache: self.has(9).then_some(CacheUse::Zone),
-            answers: &self.answers,
             ttl: middle,
-            grant: self.has(10).then_some((&*self.services, Wall(large % 253_402_300_800_000_000))),
-            ede: self.has(11).then_some(&self.ede),
-            why: self.has(12).then_some(self.word(3)),
-            upstream: self.has(13).then_some(self.word(4)),
-            origin: self.has(14).then_some(RecordId { boot: large, shard: small, sequence: large }),
+            until: self.has(10).then_some(Wall(large % 253_402_300_800_000_000)),
             latency_us: large,
         }
     }
 
     fn check(&self) {
         let (large, small, _) = self.numbers;
-        assert_documented(&encoded(&Event::Query(self.query()), self.word(5)), "query");
+        let plain = Event::Query(self.query(Stated::Plain(self.statement())));
+        assert_documented(&encoded(&plain, self.word(5)), "query");
         let backends: Vec<_> = self.words.iter().map(|name| BackendAck { name, acked_us: large }).collect();
         let grant = GrantEvent {
             at: Wall(1),
@@ -239,6 +251,32 @@ proptest! {
     fn every_event_is_one_documented_line(parts in parts()) {
         parts.check();
     }
+
+    /// One statement, made of a fresh answer and rendered, in the records of several clients.
+    #[test]
+    fn a_rendered_statement_makes_the_same_line(
+        parts in parts(),
+        fetched_here in any::<bool>(),
+        others in prop::collection::vec((0..32_u32, any::<u32>(), any::<IpAddr>(), any::<u32>(), 0..3000_usize), 1..4),
+    ) {
+        let statement =
+            Statement { origin: if fetched_here { Some(ID) } else { parts.statement().origin }, ..parts.statement() };
+        let rendered = Rendered::new(&statement);
+        for (bits, ttl, client, bytes, tags) in others {
+            // What stands before the answers decides how many there is room for.
+            let tags = format!("{{\"a\":\"{}\"}}", "b".repeat(tags));
+            let told = |stated| {
+                let event = parts.query(stated);
+                let flags = event.flags ^ (parts.present >> 17) as u16 & !0x0200;
+                let ttl = ttl.checked_shr(bits).unwrap_or(0);
+                let segment = Some(("segment", tags.as_str()));
+                let event = QueryEvent { ttl, client, bytes: bytes as usize, segment, flags, ..event };
+                encoded(&Event::Query(event), parts.word(5))
+            };
+            let plain = told(Stated::Plain(statement.clone()));
+            prop_assert_eq!(String::from_utf8(plain).unwrap(), String::from_utf8(told(Stated::Rendered(&rendered))).unwrap());
+        }
+    }
 }
 
 #[test]
@@ -286,12 +324,28 @@ fn answers_that_do_not_fit_are_counted() {
         present: u32::MAX,
         address: Ipv4Addr::new(192, 0, 2, 1).into(),
     };
-    let line = encoded(&Event::Query(parts.query()), "node");
-    let record: serde_json::Value = serde_json::from_slice(&line).expect("JSON");
-    let told = record["answers"].as_array().expect("a list").len();
-    assert!(told > 60, "{told}");
-    assert_eq!(record["answers_omitted"], 256 - told);
+    let told = |present| {
+        let parts = Parts { present, ..parts.clone() };
+        let line = encoded(&Event::Query(parts.query(Stated::Plain(parts.statement()))), "node");
+        serde_json::from_slice::<serde_json::Value>(&line).expect("JSON")
+    };
+    let record = told(!(1 << 15));
+    let count = record["answers"].as_array().expect("a list").len();
+    assert!(count > 60, "{count}");
+    assert_eq!(record["answers_omitted"], 256 - count);
     assert_eq!(record["answers"][1]["data"], "198.51.100.1");
+    // The room ends at every place of an answer once, for a rendered statement at the same one.
+    let rendered = Rendered::new(&parts.statement());
+    for node in 0..100 {
+        let told = |stated| {
+            let query = QueryEvent { flags: 0, ..parts.query(stated) };
+            String::from_utf8(encoded(&Event::Query(query), &"n".repeat(node))).expect("UTF-8")
+        };
+        assert_eq!(told(Stated::Plain(parts.statement())), told(Stated::Rendered(&rendered)));
+    }
+    // Truncated, none were told.
+    let record = told(u32::MAX);
+    assert!(record.get("answers").is_none() && record.get("answers_omitted").is_none());
 }
 
 /// Every `log` record that a life of the log brings forth.

@@ -10,19 +10,23 @@
 //! load 127.0.0.1:53 --names '????????????.example.com' --order uniform --seconds 2 --rate 50000
 //! ```
 
+mod door;
 mod mix;
+mod stream;
 mod udp;
 mod window;
 
 use std::net::SocketAddrV4;
-use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use outgate::time::{Clock, Tick};
 
-use mix::{Mix, Names, Order, Random};
+use door::{Door, Failure};
+use mix::{Mix, Names, Order, Questions, Random};
+use stream::Connection;
 use udp::Port;
 use window::Tally;
 
@@ -53,9 +57,18 @@ struct Arguments {
     /// Queries under way at most. More than about 200 do not fit into a socket that was left as the kernel makes it.
     #[arg(long, default_value_t = 128)]
     window: usize,
-    /// Ports that are asked from.
+    /// Ports that are asked from; the window is shared among them.
     #[arg(long, default_value_t = 4)]
     ports: usize,
+    /// Each query leaves as soon as there is room and by a system call of its own, as with most other load generators.
+    #[arg(long)]
+    single: bool,
+    /// Over TCP, a connection per port.
+    #[arg(long)]
+    tcp: bool,
+    /// Over TLS; the server must show this certificate (PEM).
+    #[arg(long)]
+    tls: Option<PathBuf>,
     /// Clients that ask, from 127.1.0.1 on; 1: whoever the kernel chooses.
     #[arg(long, default_value_t = 1)]
     clients: u64,
@@ -87,60 +100,65 @@ fn main() {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<Tally, Box<dyn std::error::Error>> {
+fn run(arguments: &Arguments) -> Result<Tally, Failure> {
     let clock = Clock::system();
-    let mut names = Names::new(&arguments.names)?;
-    let mut random = Random::new(arguments.seed);
     let mut mix = Mix::new(arguments.order, arguments.count, arguments.first);
     (mix.clients, mix.each, mix.step) = (arguments.clients.max(1), arguments.each.max(1), arguments.step);
+    let random = Random::new(arguments.seed);
+    let mut questions = Questions { mix, names: Names::new(&arguments.names)?, random };
     let size = (arguments.window / arguments.ports.max(1)).clamp(1, 1 << 16);
-    let port = |_| Port::new(arguments.server, arguments.clients > 1, size);
-    let mut ports = (0..arguments.ports.max(1)).map(port).collect::<Result<Vec<_>, _>>()?;
+    let door = |_| -> Result<Box<dyn Door>, Failure> {
+        Ok(if arguments.tcp || arguments.tls.is_some() {
+            Box::new(Connection::new(arguments.server, arguments.tls.as_deref(), size)?)
+        } else {
+            Box::new(Port::new(arguments.server, arguments.clients > 1, size)?)
+        })
+    };
+    let mut doors = (0..arguments.ports.max(1)).map(door).collect::<Result<Vec<_>, _>>()?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    for (index, port) in (0_u64..).zip(&ports) {
-        epoll.add(port.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, index))?;
+    for (index, door) in (0_u64..).zip(&doors) {
+        epoll.add(door.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, index))?;
     }
-    let mut events = vec![EpollEvent::empty(); ports.len()];
+    let mut events = vec![EpollEvent::empty(); doors.len()];
     let mut tally = Tally::default();
     let start = clock.tick();
     tally.first = Some(start);
     let end = start + Duration::from_secs_f64(arguments.seconds);
     let mut look = start + LOOK;
+    // In a closed loop a door asks again when a quarter of its window is free, so that both sides work in batches.
+    let least = if arguments.rate.is_some() || arguments.single { 1 } else { size.div_ceil(4) };
+    let most = if arguments.single { 1 } else { size };
     let (mut asking, mut turn) = (true, 0);
     loop {
         let now = clock.tick();
         asking = asking && now < end;
         let mut due = if asking { due(arguments.rate, now.since(start), tally.sent) } else { 0 };
-        // In a closed loop a port asks again when a quarter of its window is free, so that both sides work in batches.
-        let least = if arguments.rate.is_some() { 1 } else { size.div_ceil(4) };
-        for _ in 0..ports.len() {
-            turn = (turn + 1) % ports.len();
-            let Some(port) = ports.get_mut(turn) else { break };
-            if due == 0 || port.window.room() < least {
-                continue;
+        for _ in 0..doors.len() {
+            turn = (turn + 1) % doors.len();
+            let Some(door) = doors.get_mut(turn) else { break };
+            while asking && due > 0 && door.window().room() >= least {
+                let asked = door.ask(most.min(due), &mut questions, clock.tick())?;
+                tally.sent += u64::try_from(asked).unwrap_or(0);
+                due -= asked;
+                asking = asked > 0;
             }
-            let count = port.window.room().min(due);
-            let asked = port.ask(count, &mut mix, &mut names, &mut random, clock.tick())?;
-            tally.sent += u64::try_from(asked).unwrap_or(0);
-            due -= asked;
-            asking = asking && asked > 0;
         }
-        if !asking && ports.iter().all(|port| port.window.waiting() == 0) {
+        if !asking && doors.iter_mut().all(|door| door.window().waiting() == 0) {
             return Ok(tally);
         }
         // An open loop must not sleep through the next query's time.
         let timeout = if arguments.rate.is_some() && asking { EpollTimeout::ZERO } else { EpollTimeout::from(10_u8) };
         let ready = epoll.wait(&mut events, timeout)?;
         for event in events.iter().take(ready) {
-            let port = usize::try_from(event.data()).ok().and_then(|index| ports.get_mut(index));
-            if let Some(port) = port {
-                port.receive(&mut tally, &clock)?;
+            let door = usize::try_from(event.data()).ok().and_then(|index| doors.get_mut(index));
+            if let Some(door) = door {
+                door.receive(&mut tally, &clock)?;
             }
         }
         if now >= look {
             look = now + LOOK;
             let then = Tick(now.0.saturating_sub(u64::try_from(PATIENCE.as_micros()).unwrap_or(0)));
-            tally.lost += ports.iter_mut().map(|port| port.window.expire(then)).sum::<u64>();
+            tally.lost += doors.iter_mut().map(|door| door.window().expire(then)).sum::<u64>();
         }
     }
 }

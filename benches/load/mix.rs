@@ -84,7 +84,7 @@ impl Names {
     }
 
     /// The query for name `number`; its id is the caller's to write.
-    pub(crate) fn query(&mut self, mut number: u64, random: &mut Random) -> &[u8] {
+    fn query(&mut self, mut number: u64, random: &mut Random) -> &[u8] {
         let mut letters = random.next();
         for field in &self.fields {
             match field {
@@ -122,9 +122,9 @@ fn write(packet: &mut [u8], at: usize, byte: u8) {
 
 /// One question: who asks, and for which name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Asked {
-    pub(crate) client: u64,
-    pub(crate) name: u64,
+struct Asked {
+    client: u64,
+    name: u64,
 }
 
 /// The order of questions. With more than one client each asks for `each` names that follow each other, and the first of
@@ -155,7 +155,7 @@ impl Mix {
     }
 
     /// The next question; nothing where a sequence has ended.
-    pub(crate) fn ask(&mut self, random: &mut Random) -> Option<Asked> {
+    fn ask(&mut self, random: &mut Random) -> Option<Asked> {
         if self.clients > 1 {
             let (client, turn) = match self.order {
                 Order::Sequence => (self.next / self.each, self.next % self.each),
@@ -179,5 +179,75 @@ impl Mix {
         let drawn = f64::from(u32::try_from(random.next() >> 32).unwrap_or(0)) / f64::from(u32::MAX) * total;
         let rank = self.sums.partition_point(|sum| *sum < drawn);
         u64::try_from(rank).unwrap_or(0).min(self.names.saturating_sub(1))
+    }
+}
+
+/// The questions of a run, one after the other.
+#[derive(Debug)]
+pub(crate) struct Questions {
+    pub(crate) mix: Mix,
+    pub(crate) names: Names,
+    pub(crate) random: Random,
+}
+
+impl Questions {
+    /// Who asks, and the packet without its id; nothing where there is no more to ask.
+    pub(crate) fn next(&mut self) -> Option<(u64, &[u8])> {
+        let asked = self.mix.ask(&mut self.random)?;
+        Some((asked.client, self.names.query(asked.name, &mut self.random)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(pattern: &str, number: u64) -> String {
+        let mut names = Names::new(pattern).unwrap();
+        let query = names.query(number, &mut Random::new(1)).to_vec();
+        let mut labels = Vec::new();
+        let mut rest = &query[12..];
+        while rest[0] > 0 {
+            labels.push(String::from_utf8(rest[1..=usize::from(rest[0])].to_vec()).unwrap());
+            rest = &rest[1 + usize::from(rest[0])..];
+        }
+        labels.join(".")
+    }
+
+    #[test]
+    fn writes_the_number_into_the_pattern() {
+        for (pattern, number, expected) in [
+            ("n#####.example.net", 0, "n00000.example.net"),
+            ("n###.a##.example.net", 12_345, "n123.a45.example.net"),
+            ("h-10-%%%-%%%-%%%.example.net", 1, "h-10-100-100-101.example.net"),
+            ("h-10-%%%-%%%-%%%.example.net", 128 * 128 + 127, "h-10-101-100-227.example.net"),
+        ] {
+            assert_eq!(name(pattern, number), expected);
+        }
+        assert_ne!(name("????????.example.com", 0), "????????.example.com");
+        assert!(Names::new("a..example.net").is_err());
+    }
+
+    #[test]
+    fn a_sequence_asks_every_client_for_each_of_its_names() {
+        let mut mix = Mix::new(Order::Sequence, 4, 10);
+        (mix.clients, mix.each, mix.step) = (3, 2, 2);
+        let mut random = Random::new(1);
+        let asked: Vec<(u64, u64)> =
+            std::iter::from_fn(|| mix.ask(&mut random)).map(|asked| (asked.client, asked.name)).collect();
+        assert_eq!(asked, [(0, 10), (0, 11), (1, 12), (1, 13), (2, 10), (2, 11)]);
+    }
+
+    #[test]
+    fn the_second_of_a_zipf_order_is_half_as_frequent_as_the_first() {
+        let mut mix = Mix::new(Order::Zipf, 100, 0);
+        let mut random = Random::new(1);
+        let mut counts = [0_u32; 100];
+        for _ in 0..100_000 {
+            counts[usize::try_from(mix.ask(&mut random).unwrap().name).unwrap()] += 1;
+        }
+        assert!((18_000..20_500).contains(&counts[0]), "{counts:?}");
+        assert!((9_000..10_500).contains(&counts[1]), "{counts:?}");
+        assert!(counts[99] > 100, "{counts:?}");
     }
 }

@@ -10,7 +10,8 @@ use nix::sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, recvm
 use outgate::time::{Clock, Tick};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::mix::{Mix, Names, Random};
+use crate::door::{Door, Failure};
+use crate::mix::Questions;
 use crate::window::{Tally, Window};
 
 /// Datagrams per system call.
@@ -31,7 +32,7 @@ pub(crate) struct Port {
     socket: Socket,
     /// With many clients the socket is not connected, and each query says where it comes from.
     server: Option<SocketAddrV4>,
-    pub(crate) window: Window,
+    window: Window,
     received: Vec<[u8; LARGEST]>,
     queries: Vec<([u8; QUERY], usize)>,
     receive: MultiHeaders<SockaddrIn>,
@@ -39,7 +40,7 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    pub(crate) fn new(server: SocketAddrV4, many: bool, window: usize) -> std::io::Result<Self> {
+    pub(crate) fn new(server: SocketAddrV4, many: bool, window: usize) -> Result<Self, Failure> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
         socket.set_recv_buffer_size(BUFFER)?;
         socket.set_send_buffer_size(BUFFER)?;
@@ -59,22 +60,19 @@ impl Port {
             send: MultiHeaders::preallocate(BATCH, control),
         })
     }
+}
 
-    /// Asks up to `count` questions; how many there were to ask.
-    pub(crate) fn ask(
-        &mut self,
-        count: usize,
-        mix: &mut Mix,
-        names: &mut Names,
-        random: &mut Random,
-        now: Tick,
-    ) -> std::io::Result<usize> {
+impl Door for Port {
+    fn window(&mut self) -> &mut Window {
+        &mut self.window
+    }
+
+    fn ask(&mut self, count: usize, questions: &mut Questions, now: Tick) -> Result<usize, Failure> {
         let fd = self.socket.as_raw_fd();
         self.queries.clear();
         for _ in 0..count.min(BATCH).min(self.window.room()) {
-            let Some(asked) = mix.ask(random) else { break };
+            let Some((number, query)) = questions.next() else { break };
             let Some(id) = self.window.take(now) else { break };
-            let query = names.query(asked.name, random);
             let mut packet = ([0; QUERY], query.len());
             for (to, from) in packet.0.iter_mut().zip(id.to_be_bytes().iter().chain(query.iter().skip(2))) {
                 *to = *from;
@@ -82,7 +80,7 @@ impl Port {
             self.queries.push(packet);
             if let Some(server) = self.server {
                 // One control message serves a whole sendmmsg, so each client's query is a call of its own.
-                let source = in_addr { s_addr: u32::from_ne_bytes(client(asked.client).octets()) };
+                let source = in_addr { s_addr: u32::from_ne_bytes(client(number).octets()) };
                 let info = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: in_addr { s_addr: 0 } };
                 let control = [ControlMessage::Ipv4PacketInfo(&info)];
                 let last = self.queries.get(self.queries.len() - 1..).unwrap_or_default();
@@ -95,8 +93,7 @@ impl Port {
         Ok(self.queries.len())
     }
 
-    /// Takes the answers that are there.
-    pub(crate) fn receive(&mut self, tally: &mut Tally, clock: &Clock) -> nix::Result<()> {
+    fn receive(&mut self, tally: &mut Tally, clock: &Clock) -> Result<(), Failure> {
         loop {
             let mut slices: Vec<[IoSliceMut<'_>; 1]> =
                 self.received.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
@@ -105,7 +102,7 @@ impl Port {
                 match recvmmsg(fd, &mut self.receive, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None) {
                     Ok(messages) => messages.map(|message| message.bytes).collect(),
                     Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(error.into()),
                 };
             let now = clock.tick();
             for (buffer, length) in self.received.iter().zip(&lengths) {
@@ -136,7 +133,7 @@ fn send(
     queries: &[([u8; QUERY], usize)],
     to: Option<SockaddrIn>,
     control: &[ControlMessage<'_>],
-) -> std::io::Result<()> {
+) -> Result<(), Failure> {
     let slices: Vec<[IoSlice<'_>; 1]> =
         queries.iter().map(|(bytes, length)| [IoSlice::new(bytes.get(..*length).unwrap_or_default())]).collect();
     let to = [to; BATCH];

@@ -130,3 +130,51 @@ impl Tally {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_is_not_taken_for_the_next_one() {
+        let mut window = Window::new(2);
+        let first = window.take(Tick(0)).unwrap();
+        assert_eq!(window.expire(Tick(1)), 1);
+        let others = [window.take(Tick(2)).unwrap(), window.take(Tick(3)).unwrap()];
+        assert_eq!((window.room(), window.take(Tick(4))), (0, None));
+        assert_eq!(window.answered(first, Tick(5)), None);
+        assert_eq!(others.map(|id| window.answered(id, Tick(7)).unwrap().as_micros()), [5, 4]);
+        assert_eq!(window.answered(others[0], Tick(8)), None);
+    }
+
+    #[test]
+    fn ids_go_round_and_keep_their_place() {
+        let mut window = Window::new(3);
+        for _ in 0..200_000 {
+            let id = window.take(Tick(0)).unwrap();
+            assert!(window.answered(id, Tick(1)).is_some(), "{id}");
+        }
+        assert_eq!(window.waiting(), 0);
+    }
+
+    #[test]
+    fn counts_what_came_back() {
+        let mut window = Window::new(4);
+        let mut tally = Tally { first: Some(Tick(0)), ..Tally::default() };
+        let answer =
+            |id: u16, code: u8, records: u8| [id.to_be_bytes()[0], id.to_be_bytes()[1], 0x81, code, 0, 1, 0, records];
+        let ids: Vec<u16> = (0..4).map(|_| window.take(Tick(0)).unwrap()).collect();
+        tally.message(&answer(ids[0], 0, 1), &mut window, Tick(10));
+        tally.message(&answer(ids[0], 0, 1), &mut window, Tick(10));
+        tally.message(&answer(ids[1], 3, 0), &mut window, Tick(20));
+        tally.message(&answer(ids[2], 0, 0), &mut window, Tick(500_000));
+        tally.message(&[0; 7], &mut window, Tick(500_000));
+        let report = tally.report();
+        assert_eq!(report["answered"], 3);
+        assert_eq!(report["with_records"], 1);
+        assert_eq!(report["strays"], 2);
+        assert_eq!(report["rcodes"][3], 1);
+        assert_eq!(report["seconds"], 0.5);
+        assert_eq!((&report["latency_us"]["p50"], &report["latency_us"]["p99"]), (&json!(20), &json!(500_000)));
+    }
+}

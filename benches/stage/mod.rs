@@ -20,7 +20,9 @@ use outgate::name::Name;
 use outgate::policy::{GrantScope, Settings as PolicySettings, Source, compile};
 use outgate::record::{Question, Rcode, Record, RecordType};
 use outgate::time::{Clock, Ttl};
-use outgate::upstream::{ServerSettings, Settings as UpstreamSettings, Transport as UpstreamTransport, Upstreams};
+use outgate::upstream::{
+    Ports, ServerSettings, Settings as UpstreamSettings, Transport as UpstreamTransport, Upstreams,
+};
 use outgate::wire::{Canonical, Template, encode_query, parse};
 use outgate::zones::Zones;
 
@@ -48,6 +50,7 @@ pub(crate) struct Stage {
     /// The gate.
     pub(crate) gate: Arc<Gate>,
     outbox: Outbox<SocketAddr>,
+    ports: Ports,
     runtime: tokio::runtime::Runtime,
     directory: PathBuf,
     size: Size,
@@ -112,8 +115,10 @@ impl Stage {
             deadlines: Deadlines { query: Duration::from_secs(10), firewall: Duration::from_secs(10) },
             clock,
         };
+        let ports = gate.upstreams.ports();
         Self {
             gate: Arc::new(gate),
+            ports,
             outbox: Outbox::new(shards.next().unwrap(), registry.tallies().register()),
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap(),
             directory,
@@ -156,7 +161,7 @@ impl Stage {
         let arrival = Arrival { peer: asked.peer, transport: Transport::Udp, at: self.gate.clock.now() };
         let rulebook = self.gate.rulebook();
         if let Fast::Slow(job) = self.gate.fast(&rulebook, &asked.packet, arrival, &mut self.outbox, || asked.peer) {
-            let finished = self.runtime.block_on(self.gate.slow(job));
+            let finished = self.runtime.block_on(self.gate.slow(job, &self.ports));
             assert!(self.gate.finish(finished, &mut self.outbox, || asked.peer).is_none());
         }
         assert_eq!(self.outbox.release().unwrap().iter().count(), 1);

@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -57,7 +56,6 @@ pub(super) struct Started {
 pub(super) struct Built {
     pub(super) node: Arc<RunningNode>,
     pub(super) workers: Vec<Worker>,
-    pub(super) stop_workers: Arc<AtomicBool>,
     pub(super) granter: std::thread::JoinHandle<()>,
     pub(super) stream_door: Arc<StreamDoor>,
     pub(super) stream_limits: Arc<Streams>,
@@ -167,16 +165,14 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     });
     let stream_door = StreamDoor::new(Arc::clone(&gate), Outbox::new(shard()?, registry.tallies().register()));
     let node_shard: Shard = shard()?;
-    let stop_workers = Arc::new(AtomicBool::new(false));
     let mut outboxes = Vec::new();
     for _ in 0..config.listen.workers {
         outboxes.push((shard()?, registry.tallies().register()));
     }
     let doors = Doors { dns: sockets.addresses(), tls: tls_addresses };
-    let handle = tokio::runtime::Handle::current();
-    let workers = sockets.workers(&gate, &handle, &stop_workers, outboxes).map_err(|error| {
-        Failure::Failed(format!("no event descriptor for a worker: {error}; raise the limit of open files"))
-    })?;
+    let workers = sockets
+        .workers(&gate, outboxes)
+        .map_err(|error| Failure::Failed(format!("no runtime for a worker: {error}; raise the limit of open files")))?;
     let stream_limits = Streams::new(Limits::default());
     let tls = identity.map(Tls::new);
     let parts = NodeParts {
@@ -194,7 +190,6 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     Ok(Built {
         node: Arc::new(node),
         workers,
-        stop_workers,
         granter: granter_thread,
         stream_door: Arc::new(stream_door),
         stream_limits,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use super::format::json::Rendered;
 use crate::name::Name;
 use crate::net::{Element, Services};
 use crate::policy::Reason;
@@ -146,11 +147,39 @@ pub struct QueryEvent<'a> {
     pub segment: Option<(&'a str, &'a str)>,
     /// The DNS id; `None` where the packet is too short to have one.
     pub qid: Option<u16>,
+    /// What became of it.
+    pub stated: Stated<'a>,
+    /// The reply's header flags, bytes 2 and 3. With TC, no answers were told.
+    pub flags: u16,
+    /// The reply's length; 0: silence.
+    pub bytes: usize,
+    /// What the cache did.
+    pub cache: Option<CacheUse>,
+    /// The TTL that all answers were told with.
+    pub ttl: u32,
+    /// All services of the statement are open until then at least; `None`: nothing had to be opened.
+    pub until: Option<Wall>,
+    /// Receipt to record, in microseconds.
+    pub latency_us: u64,
+}
+
+/// A statement, said once or often.
+#[derive(Clone, Debug)]
+pub enum Stated<'a> {
+    /// For this record alone.
+    Plain(Statement<'a>),
+    /// Of a prepared reply: rendered when that was prepared. The line is the same.
+    Rendered(&'a Rendered),
+}
+
+/// What a record says of a reply: the same each time that it is told, to whomever.
+#[derive(Clone, Debug)]
+pub struct Statement<'a> {
     /// The name in canonical wire form; `None` where it could not be read.
     pub qname: Option<&'a [u8]>,
     /// The type.
     pub qtype: Option<RecordType>,
-    /// What became of it.
+    /// What became of the query.
     pub outcome: Outcome,
     /// False where an observe segment let it pass.
     pub enforced: bool,
@@ -162,28 +191,18 @@ pub struct QueryEvent<'a> {
     pub policy: u64,
     /// The code that the client sees; `None`: silence.
     pub rcode: Option<Rcode>,
-    /// The reply's header flags, bytes 2 and 3.
-    pub flags: u16,
-    /// The reply's length; 0: silence.
-    pub bytes: usize,
-    /// What the cache did.
-    pub cache: Option<CacheUse>,
-    /// The answer section as told.
+    /// The answer section.
     pub answers: &'a [Record],
-    /// The TTL that all of `answers` were told with.
-    pub ttl: u32,
-    /// What was open when it was told, and until when at least.
-    pub grant: Option<(&'a [Services], Wall)>,
+    /// What was opened for the answers.
+    pub services: &'a [Services],
     /// The extended error that was sent, or would have been to a client with EDNS.
     pub ede: Option<&'a ExtendedError>,
     /// One clause more.
     pub why: Option<&'a str>,
     /// The upstream or zone that answered.
     pub upstream: Option<&'a str>,
-    /// The query that fetched a cached answer.
+    /// The query that fetched the answer; not said in its own record.
     pub origin: Option<RecordId>,
-    /// Receipt to record, in microseconds.
-    pub latency_us: u64,
 }
 
 /// What happened to a grant.

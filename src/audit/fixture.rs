@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{CacheUse, Event, Log, Outcome, QueryEvent, Settings, Shard, Transport};
+use super::{CacheUse, Event, Log, Outcome, QueryEvent, Settings, Shard, Stated, Statement, Transport};
 use crate::policy::Reason;
 use crate::record::{Rcode, RecordType};
 use crate::time::{Clock, Wall};
@@ -59,6 +59,19 @@ pub(super) fn query(at: Wall) -> Event<'static> {
         asked_by: None,
         segment: Some(("checkout", "{\"service\":\"checkout\"}")),
         qid: Some(4711),
+        stated: Stated::Plain(statement()),
+        flags: 0x8180,
+        bytes: 90,
+        cache: Some(CacheUse::Miss),
+        ttl: 5,
+        until: None,
+        latency_us: 42,
+    })
+}
+
+/// What became of it.
+pub(super) const fn statement() -> Statement<'static> {
+    Statement {
         qname: Some(b"\x07example\x03org\0"),
         qtype: Some(RecordType::A),
         outcome: Outcome::Deny,
@@ -67,18 +80,13 @@ pub(super) fn query(at: Wall) -> Event<'static> {
         rule: None,
         policy: 0x9c1f_5be2_7a40_d3e1,
         rcode: Some(Rcode::NXDOMAIN),
-        flags: 0x8180,
-        bytes: 90,
-        cache: Some(CacheUse::Miss),
         answers: &[],
-        ttl: 5,
-        grant: None,
+        services: &[],
         ede: None,
         why: None,
         upstream: None,
         origin: None,
-        latency_us: 42,
-    })
+    }
 }
 
 /// Reserves, appends and commits `count` queries.

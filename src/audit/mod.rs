@@ -28,10 +28,11 @@ mod verify;
 
 pub use error::AuditError;
 pub use event::{
-    BackendAck, CacheUse, Event, GrantEvent, GrantOp, Outcome, PolicyEvent, QueryEvent, RecordId, Transport,
+    BackendAck, CacheUse, Event, GrantEvent, GrantOp, Outcome, PolicyEvent, QueryEvent, RecordId, Stated, Statement,
+    Transport,
 };
 pub use fields::{FIELDS, Field};
-pub use format::json::{MAX_LINE, encode};
+pub use format::json::{Encoder, MAX_LINE, Rendered};
 pub use format::text::render_line;
 pub use format::{FORMATS, Render};
 pub use log::Log;

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::error::AuditError;
 use super::event::{Event, RecordId};
 use super::file::Handle;
-use super::format::json;
+use super::format::json::Encoder;
 use super::own::Own;
 use super::ranges::{Range, Ranges};
 use super::settings::OnFull;
@@ -66,6 +66,7 @@ impl Seat {
 pub struct Shard {
     shared: Arc<Shared>,
     seat: Arc<Seat>,
+    encoder: Encoder,
     number: u16,
     on_full: OnFull,
     next: u64,
@@ -91,6 +92,7 @@ impl std::fmt::Debug for Shard {
 impl Shard {
     pub(super) fn new(shared: Arc<Shared>, seat: Arc<Seat>, number: u16, on_full: OnFull) -> Self {
         Self {
+            encoder: Encoder::new(shared.boot, number, &shared.node),
             shared,
             seat,
             number,
@@ -120,7 +122,7 @@ impl Shard {
 
     /// Renders the record that `id` was reserved for, to be written by the next [`Shard::commit`].
     pub fn append(&mut self, id: RecordId, event: &Event<'_>) {
-        json::encode(&mut self.pending, id, &self.shared.node, event);
+        self.encoder.encode(&mut self.pending, id, event);
         self.appended(id);
     }
 
@@ -128,7 +130,7 @@ impl Shard {
     pub(super) fn append_own(&mut self, record: &Own<'_>) {
         let id = self.reserve();
         let at = self.shared.clock.now().wall;
-        json::encode_own(&mut self.pending, id, at, &self.shared.node, record);
+        self.encoder.encode_own(&mut self.pending, id, at, record);
         self.appended(id);
     }
 
@@ -224,7 +226,7 @@ impl Shard {
         let ranges: Vec<Range> = self.lost.iter().take(RANGES_PER_GAP).copied().collect();
         let mut lines = vec![b'\n'];
         let at = self.shared.clock.now().wall;
-        json::encode_own(&mut lines, id, at, &self.shared.node, &Own::Gap { ranges: &ranges, why: &self.why });
+        self.encoder.encode_own(&mut lines, id, at, &Own::Gap { ranges: &ranges, why: &self.why });
         self.pending.splice(..1, lines);
         self.sequences.insert(0, id.sequence);
     }
@@ -255,7 +257,7 @@ impl Drop for Shard {
 mod tests {
     use super::*;
     use crate::audit::fixture::{Directory, query, write};
-    use crate::audit::{Finding, verify};
+    use crate::audit::{Finding, MAX_LINE, verify};
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use std::io::Read;
     use std::os::fd::OwnedFd;
@@ -349,7 +351,7 @@ mod tests {
         for _ in 0..5000 {
             let id = shards[0].reserve();
             shards[0].append(id, &query(clock.now().wall));
-            assert!(shards[0].pending.len() < FLUSH + json::MAX_LINE);
+            assert!(shards[0].pending.len() < FLUSH + MAX_LINE);
         }
         shards[0].commit().unwrap();
         assert_eq!(directory.text().lines().count(), 5001);

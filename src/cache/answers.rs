@@ -1,9 +1,11 @@
 //! What upstream said: (view, name, type) → answer.
 
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
+
 use crate::cache::shards::Shards;
-use crate::name::MAX_WIRE;
 use crate::record::{Answer, Question};
 use crate::time::Tick;
 
@@ -20,33 +22,41 @@ pub struct Known<Id> {
 
 /// Answers, bounded in bytes; what has ended is not given out.
 #[derive(Debug)]
-pub struct Answers<Id>(Shards<Arc<Known<Id>>>);
+pub struct Answers<Id> {
+    table: Shards<(u32, Question), Arc<Known<Id>>>,
+    hasher: RandomState,
+}
 
 impl<Id> Answers<Id> {
     /// An empty table of at most `bytes`.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        Self(Shards::new(bytes))
+        Self { table: Shards::new(bytes), hasher: RandomState::default() }
     }
 
     /// The answer to `question` in an upstream's view, if a whole second of it is left to tell.
     #[must_use]
     pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Arc<Known<Id>>> {
-        let known = self.0.get(&key(view, question))?;
-        (known.told_until.since(now).as_secs() > 0).then_some(known)
+        let is = |key: &(u32, Question)| key.0 == view && key.1 == *question;
+        let lives = |known: &Arc<Known<Id>>| known.told_until.since(now).as_secs() > 0;
+        self.table.get(self.hash(view, question), is, |_, known| lives(known).then(|| Arc::clone(known)))
     }
 
     /// Keeps an answer.
     pub fn put(&self, view: u32, question: &Question, known: Arc<Known<Id>>) {
         let records = known.answer.records.iter().chain(&known.answer.soa);
         let weight = records.map(|record| 64 + record.name.as_wire().len() + record.data.len()).sum::<usize>() + 160;
-        self.0.put(&key(view, question), known, weight);
+        self.table.put(self.hash(view, question), (view, question.clone()), known, weight);
+    }
+
+    fn hash(&self, view: u32, question: &Question) -> u64 {
+        self.hasher.hash_one((view, question))
     }
 
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.table.len()
     }
 
     /// Whether there are none.
@@ -58,16 +68,8 @@ impl<Id> Answers<Id> {
     /// How many bytes, as charged.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.0.bytes()
+        self.table.bytes()
     }
-}
-
-fn key(view: u32, question: &Question) -> Vec<u8> {
-    let mut key = Vec::with_capacity(6 + MAX_WIRE);
-    key.extend_from_slice(&view.to_be_bytes());
-    key.extend_from_slice(&question.kind.0.to_be_bytes());
-    key.extend_from_slice(question.name.as_wire());
-    key
 }
 
 #[cfg(test)]

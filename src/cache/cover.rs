@@ -1,11 +1,14 @@
 //! For whom an answer is open: (who, name, type) → prepared reply, told until, under which epoch.
 
+use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
 
+use foldhash::quality::RandomState;
+
 use crate::cache::shards::Shards;
-use crate::name::MAX_WIRE;
+use crate::name::Name;
 use crate::net::SegmentId;
-use crate::record::RecordType;
+use crate::record::{Question, RecordType};
 use crate::time::Tick;
 
 /// For whom a reply was prepared: a client of a segment, or the whole segment.
@@ -17,6 +20,14 @@ pub struct Who {
     pub client: Option<IpAddr>,
 }
 
+/// What is asked, and its hash: made once a query by [`Cover::asked`].
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) kind: RecordType,
+    pub(super) hash: u64,
+}
+
 /// A prepared reply and what it stands on.
 #[derive(Clone, Debug)]
 pub struct Covered<V> {
@@ -24,41 +35,72 @@ pub struct Covered<V> {
     pub epoch: u64,
     /// It may be told until here; everything it names is open until here at least.
     pub told_until: Tick,
+    /// The first of its openings ends here; `None` where it needed none.
+    pub open_until: Option<Tick>,
     /// The reply.
     pub reply: V,
 }
 
 /// Prepared replies, bounded in bytes.
 #[derive(Debug)]
-pub struct Cover<V>(Shards<Covered<V>>);
+pub struct Cover<V> {
+    table: Shards<(Who, Question), Covered<V>>,
+    hasher: RandomState,
+}
 
 impl<V: Clone> Cover<V> {
     /// An empty table of at most `bytes`.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        Self(Shards::new(bytes))
+        Self { table: Shards::new(bytes), hasher: RandomState::default() }
     }
 
-    /// The reply prepared for `who`, if it stands under `epoch` and a whole second of it is left to tell.
+    /// What is asked, ready to be looked up.
     #[must_use]
-    pub fn get(&self, who: Who, name: &[u8], kind: RecordType, epoch: u64, now: Tick) -> Option<Covered<V>> {
-        let mut buffer = [0; KEY];
-        let covered = self.0.get(key(&mut buffer, who, name, kind)?)?;
-        (covered.epoch == epoch && covered.told_until.since(now).as_secs() > 0).then_some(covered)
+    pub fn asked<'a>(&self, name: &'a [u8], kind: RecordType) -> Asked<'a> {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(name);
+        hasher.write_u16(kind.0);
+        Asked { name, kind, hash: hasher.finish() }
+    }
+
+    /// A client's hash.
+    #[must_use]
+    pub fn client(&self, client: IpAddr) -> u64 {
+        self.hasher.hash_one(bits(client))
+    }
+
+    /// The reply prepared for `who`, if it stands under `epoch` and a whole second of it is left to tell; with the name,
+    /// whose memory may be shared.
+    #[must_use]
+    pub fn get(&self, who: Who, asked: &Asked<'_>, epoch: u64, now: Tick) -> Option<(Name, Covered<V>)> {
+        let is = |(whose, question): &(Who, Question)| {
+            *whose == who && question.kind == asked.kind && question.name.as_wire() == asked.name
+        };
+        self.table.get(asked.hash ^ self.hash(who), is, |(_, question), covered| {
+            let stands = covered.epoch == epoch && covered.told_until.since(now).as_secs() > 0;
+            stands.then(|| (question.name.clone(), covered.clone()))
+        })
     }
 
     /// Keeps a reply that weighs about `weight` bytes.
-    pub fn put(&self, who: Who, name: &[u8], kind: RecordType, covered: Covered<V>, weight: usize) {
-        let mut buffer = [0; KEY];
-        if let Some(key) = key(&mut buffer, who, name, kind) {
-            self.0.put(key, covered, weight);
+    pub fn put(&self, who: Who, question: Question, covered: Covered<V>, weight: usize) {
+        let hash = self.asked(question.name.as_wire(), question.kind).hash ^ self.hash(who);
+        let weight = weight + question.name.as_wire().len();
+        self.table.put(hash, (who, question), covered, weight);
+    }
+
+    fn hash(&self, who: Who) -> u64 {
+        match who.client {
+            Some(client) => self.client(client),
+            None => self.hasher.hash_one(who.segment.0),
         }
     }
 
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.table.len()
     }
 
     /// Whether there are none.
@@ -70,25 +112,16 @@ impl<V: Clone> Cover<V> {
     /// How many bytes, as charged.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.0.bytes()
+        self.table.bytes()
     }
 }
 
-/// segment 4, family 1, address 16, type 2, name.
-const KEY: usize = 4 + 1 + 16 + 2 + MAX_WIRE;
-
-fn key<'a>(buffer: &'a mut [u8; KEY], who: Who, name: &[u8], kind: RecordType) -> Option<&'a [u8]> {
-    let (family, address) = match who.client {
-        None => (0, [0; 16]),
-        Some(IpAddr::V4(address)) => (4, address.to_ipv6_mapped().octets()),
-        Some(IpAddr::V6(address)) => (6, address.octets()),
-    };
-    let mut length = 0;
-    for part in [&who.segment.0.to_be_bytes()[..], &[family], &address, &kind.0.to_be_bytes(), name] {
-        buffer.get_mut(length..length + part.len())?.copy_from_slice(part);
-        length += part.len();
+/// An address of either family; what is no canonical address may share its bits with one.
+fn bits(client: IpAddr) -> u128 {
+    match client {
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => address.to_bits(),
     }
-    buffer.get(..length)
 }
 
 #[cfg(test)]
@@ -107,8 +140,11 @@ mod tests {
         let name = Name::parse("api.example.com").unwrap();
         let who = |client: &str| Who { segment: SegmentId(7), client: Some(client.parse().unwrap()) };
         let told_until = Tick(100_000_000);
-        cover.put(who("192.0.2.1"), name.as_wire(), RecordType::A, Covered { epoch: 3, told_until, reply: 1 }, 8);
-        let get = |client, kind, epoch, now| cover.get(who(client), name.as_wire(), kind, epoch, Tick(now)).is_some();
+        let question = Question { name: name.clone(), kind: RecordType::A };
+        cover.put(who("192.0.2.1"), question, Covered { epoch: 3, told_until, open_until: None, reply: 1 }, 8);
+        let get = |client, kind, epoch, now| {
+            cover.get(who(client), &cover.asked(name.as_wire(), kind), epoch, Tick(now)).is_some()
+        };
         assert!(get("192.0.2.1", RecordType::A, 3, 99_000_000));
         assert!(!get("192.0.2.2", RecordType::A, 3, 0), "another client");
         assert!(!get("192.0.2.1", RecordType::AAAA, 3, 0), "another type");
@@ -146,12 +182,15 @@ mod tests {
                 let key = (who.segment, who.client, name.clone(), kind);
                 if fill {
                     let told_until = Tick(moment);
-                    cover.put(who, name.as_wire(), kind, Covered { epoch, told_until, reply: put }, weight);
+                    cover.put(who, Question { name, kind }, Covered { epoch, told_until, open_until: None, reply: put }, weight);
                     model.insert(key, (epoch, told_until, put));
                     continue;
                 }
-                let found = cover.get(who, name.as_wire(), kind, epoch, Tick(moment));
-                let found = found.map(|covered| (covered.epoch, covered.told_until, covered.reply));
+                let found = cover.get(who, &cover.asked(name.as_wire(), kind), epoch, Tick(moment));
+                let found = found.map(|(known, covered)| {
+                    assert_eq!(known, name);
+                    (covered.epoch, covered.told_until, covered.reply)
+                });
                 let known = model.get(&key).copied();
                 let known = known.filter(|(of, told, _)| *of == epoch && told.0 >= moment + 1_000_000);
                 prop_assert!(found.is_none() || found == known, "{found:?}, not {known:?}");

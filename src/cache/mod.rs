@@ -2,11 +2,14 @@
 //!
 //! [`Answers`] maps (upstream view, name, type) to what upstream said; [`Cover`] maps (who, name, type) to the
 //! prepared reply and the moment until which its addresses are open for that client. A new client of a known
-//! name misses `Cover` and goes to *offer*; it never asks upstream again.
+//! name misses `Cover` and goes to *offer*; it never asks upstream again. Each door's thread has a [`Local`] in front of
+//! `Cover`: the few that it told last.
 
 mod answers;
 mod cover;
+mod local;
 mod shards;
 
 pub use answers::{Answers, Known};
-pub use cover::{Cover, Covered, Who};
+pub use cover::{Asked, Cover, Covered, Who};
+pub use local::{Local, Wanted};

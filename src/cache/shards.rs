@@ -1,71 +1,108 @@
-//! A map in shards, each a least-recently-used list bounded in bytes. Keys are byte strings, so that a look-up
-//! borrows a key built on the stack.
+//! A map in shards, each bounded in bytes. Room is made by a hand that goes round: what was used since it last came by
+//! stays for another round, what was not goes (the clock algorithm; F. J. Corbató, "A paging experiment with the Multics
+//! system", 1968). So a look-up sets one flag of the entry that it found, and relinks nothing.
 
-use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use foldhash::quality::RandomState;
-use lru::LruCache;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use parking_lot::Mutex;
 
-/// Shards: a power of two well above the number of cores, so that two threads seldom meet.
-const SHARDS: usize = 64;
+/// 2^6 shards, well above the number of cores, so that two threads seldom meet.
+const SHARD_BITS: u32 = 6;
+const SHARDS: usize = 1 << SHARD_BITS;
 
-/// The fixed cost that one entry is charged besides its key and value (list node, table slot): an estimate.
-const OVERHEAD: usize = 96;
+/// What one entry is charged besides what it holds: its place in the table and what the allocator adds, an estimate.
+const OVERHEAD: usize = 24;
 
 #[derive(Debug)]
-struct Shard<V> {
-    entries: LruCache<Box<[u8]>, (V, usize), RandomState>,
-    bytes: usize,
+struct Slot<K, V> {
+    key: K,
+    value: V,
+    hash: u32,
+    charged: usize,
+    used: bool,
 }
 
-/// See the module.
 #[derive(Debug)]
-pub(super) struct Shards<V> {
-    shards: Vec<Mutex<Shard<V>>>,
-    hasher: RandomState,
+struct Shard<K, V> {
+    entries: HashTable<Box<Slot<K, V>>>,
+    bytes: usize,
+    hand: usize,
+}
+
+/// See the module. A key is given by its hash, of which every bit counts, and by what tells it from others.
+#[derive(Debug)]
+pub(super) struct Shards<K, V> {
+    shards: Box<[Mutex<Shard<K, V>>]>,
     bytes_per_shard: usize,
     len: AtomicUsize,
     bytes: AtomicUsize,
 }
 
-impl<V: Clone> Shards<V> {
+/// The upper bits choose the shard, the lower half is kept with the entry; a table looks at both ends of its 64 bits.
+fn in_table(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+const fn lower(hash: u64) -> u32 {
+    hash as u32
+}
+
+impl<K: Eq, V> Shards<K, V> {
     pub(super) fn new(bytes: usize) -> Self {
-        let shard = || Mutex::new(Shard { entries: LruCache::unbounded_with_hasher(RandomState::default()), bytes: 0 });
+        let shard = |_| Mutex::new(Shard { entries: HashTable::new(), bytes: 0, hand: 0 });
         Self {
-            shards: (0..SHARDS).map(|_| shard()).collect(),
-            hasher: RandomState::default(),
+            shards: (0..SHARDS).map(shard).collect(),
             bytes_per_shard: bytes / SHARDS,
             len: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
         }
     }
 
-    fn shard(&self, key: &[u8]) -> Option<&Mutex<Shard<V>>> {
-        let hash = self.hasher.hash_one(key);
-        self.shards.get(usize::try_from(hash >> 32).unwrap_or(0) % SHARDS)
+    fn shard(&self, hash: u64) -> Option<&Mutex<Shard<K, V>>> {
+        self.shards.get(usize::try_from(hash >> (u64::BITS - SHARD_BITS)).unwrap_or(0))
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Option<V> {
-        self.shard(key)?.lock().entries.get(key).map(|(value, _)| value.clone())
+    /// What `take` makes of the entry whose key `is` knows. Both are called with the shard locked.
+    pub(super) fn get<T>(
+        &self,
+        hash: u64,
+        is: impl Fn(&K) -> bool,
+        take: impl FnOnce(&K, &V) -> Option<T>,
+    ) -> Option<T> {
+        let mut shard = self.shard(hash)?.lock();
+        let hash = lower(hash);
+        let slot = shard.entries.find_mut(in_table(hash), |slot| slot.hash == hash && is(&slot.key))?;
+        if !slot.used {
+            slot.used = true;
+        }
+        take(&slot.key, &slot.value)
     }
 
-    /// Stores a value that weighs `weight` bytes; the least recently used entries make room. A value heavier than
-    /// a shard is not stored.
-    pub(super) fn put(&self, key: &[u8], value: V, weight: usize) {
-        let charged = weight + key.len() + OVERHEAD;
-        let Some(shard) = self.shard(key).filter(|_| charged <= self.bytes_per_shard) else { return };
+    /// Stores a value that weighs `weight` bytes besides itself; what is not used makes room. A value heavier than a
+    /// shard is not stored.
+    pub(super) fn put(&self, hash: u64, key: K, value: V, weight: usize) {
+        let charged = weight + size_of::<Slot<K, V>>() + OVERHEAD;
+        let Some(shard) = self.shard(hash).filter(|_| charged <= self.bytes_per_shard) else { return };
+        let hash = lower(hash);
         let mut shard = shard.lock();
         let (len, bytes) = (shard.entries.len(), shard.bytes);
         shard.bytes += charged;
-        if let Some((_, (_, old))) = shard.entries.push(Box::from(key), (value, charged)) {
-            shard.bytes -= old;
+        let is = |slot: &Box<Slot<K, V>>| slot.hash == hash && slot.key == key;
+        match shard.entries.entry(in_table(hash), is, |slot| in_table(slot.hash)) {
+            Entry::Occupied(mut entry) => {
+                let slot = entry.get_mut();
+                let old = std::mem::replace(&mut slot.charged, charged);
+                slot.value = value;
+                shard.bytes -= old;
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(Box::new(Slot { key, value, hash, charged, used: false }));
+            }
         }
-        while shard.bytes > self.bytes_per_shard {
-            let Some((_, (_, old))) = shard.entries.pop_lru() else { break };
-            shard.bytes -= old;
-        }
+        while shard.bytes > self.bytes_per_shard && shard.evict() {}
         // Wrapping differences: each shard's change is exact, the sum is read for metrics alone.
         self.len.fetch_add(shard.entries.len().wrapping_sub(len), Ordering::Relaxed);
         self.bytes.fetch_add(shard.bytes.wrapping_sub(bytes), Ordering::Relaxed);
@@ -80,10 +117,39 @@ impl<V: Clone> Shards<V> {
     }
 }
 
+impl<K, V> Shard<K, V> {
+    /// Drops the next entry that was not used; false where there is none at all.
+    fn evict(&mut self) -> bool {
+        let places = self.entries.num_buckets();
+        // Twice round: the first time may only clear flags.
+        for _ in 0..places.saturating_mul(2) {
+            self.hand = if self.hand + 1 < places { self.hand + 1 } else { 0 };
+            let Ok(mut entry) = self.entries.get_bucket_entry(self.hand) else { continue };
+            if !std::mem::take(&mut entry.get_mut().used) {
+                self.bytes -= entry.remove().0.charged;
+                return true;
+            }
+        }
+        false
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// As good a hash as any: splitmix64.
+    fn hash(key: u64) -> u64 {
+        let mut hash = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        hash ^ hash >> 31
+    }
+
+    fn get(shards: &Shards<u64, u64>, key: u64) -> Option<u64> {
+        shards.get(hash(key), |known| *known == key, |_, value| Some(*value))
+    }
 
     proptest! {
         /// I5: whatever is put, the bytes stay under the bound and the counts are true.
@@ -91,13 +157,29 @@ mod tests {
         fn stays_within_its_bytes(puts in prop::collection::vec((any::<u8>(), 0usize..3000), 0..400)) {
             let shards = Shards::new(SHARDS * 4096);
             for (key, weight) in puts {
-                shards.put(&[key], weight, weight);
+                shards.put(hash(key.into()), key, weight, weight);
                 let held: usize = shards.shards.iter().map(|shard| shard.lock().bytes).sum();
                 let len: usize = shards.shards.iter().map(|shard| shard.lock().entries.len()).sum();
+                let charged: usize =
+                    shards.shards.iter().map(|shard| shard.lock().entries.iter().map(|slot| slot.charged).sum::<usize>()).sum();
                 prop_assert!(held <= SHARDS * 4096);
+                prop_assert_eq!(charged, held);
                 prop_assert_eq!(shards.bytes(), held);
                 prop_assert_eq!(shards.len(), len);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_used_outlives_what_is_not() {
+        let shards = Shards::new(SHARDS * 8192);
+        for key in 0..500 {
+            shards.put(hash(key), key, key, 0);
+        }
+        for flood in 1_000..20_000 {
+            shards.put(hash(flood), flood, flood, 0);
+            let used = flood % 500;
+            assert_eq!(get(&shards, used), Some(used), "a flood of names that nobody asks for again evicts no other");
         }
     }
 }

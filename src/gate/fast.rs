@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::audit::{CacheUse, RecordId, Transport};
+use crate::cache::Wanted;
 use crate::gate::inflight::Slot;
 use crate::gate::reply::{Conclusion, Failure, Outbox, Sealing};
 use crate::gate::{Gate, Rulebook, who};
 use crate::metric::Path;
 use crate::net::canonical;
-use crate::policy::{Reason, Verdict, decide};
+use crate::policy::{Permit, Reason, Verdict, decide};
 use crate::record::{ExtendedError, Question};
 use crate::time::Now;
 use crate::wire;
@@ -45,6 +46,8 @@ pub struct Job {
     pub arrival: Arrival,
     /// What is asked.
     pub question: Question,
+    /// That it may be resolved, as the fast path decided; the slow path takes it, or decides anew.
+    pub permit: Option<Permit>,
     /// Its record's id.
     pub id: RecordId,
     /// Its place on the slow path.
@@ -66,6 +69,7 @@ pub struct Finished {
 
 /// What the fast path made of a packet.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is returned; a box would allocate")]
 pub enum Fast {
     /// Sealed in the outbox, or recorded as silence.
     Done,
@@ -84,38 +88,55 @@ impl Gate {
         route: impl FnOnce() -> R,
     ) -> Fast {
         let id = outbox.reserve();
-        let asker = rulebook.policy.asker(arrival.client());
-        let sealing = || Sealing { id, arrival, asker, rulebook, now: self.clock.now(), path: Path::Fast };
+        let (policy, client, tick) = (&rulebook.policy, arrival.client(), arrival.at.tick);
+        let Outbox { near, batch } = outbox;
+        near.enter(rulebook.epoch);
+        let now = batch.now(&self.clock, &arrival);
+        let sealing = |asker| Sealing { id, arrival, asker, rulebook, now, path: Path::Fast };
+        let of_client = self.cover.client(client);
         let mut room = wire::Canonical::new();
         let query = match wire::parse(packet, &mut room) {
             Ok(query) => query,
             Err(malformed) => {
-                outbox.seal_malformed(&sealing(), &malformed, route);
+                let asker = near.client(client, of_client, || policy.asker(client));
+                batch.seal_malformed(&sealing(asker), &malformed, route);
                 return Fast::Done;
             }
         };
+        let asked = self.cover.asked(query.name, query.kind);
+        let wanted = Wanted::new(client, of_client, &asked);
+        // While it is not known what a firewall holds, the granter has the word.
+        let ready = self.granter.counts().ready();
+        if ready && let Some((asker, covered)) = near.get(&wanted, tick) {
+            batch.tell(&sealing(Some(*asker)), &query, covered, CacheUse::Hit, route);
+            return Fast::Done;
+        }
+        let asker = near.client(client, of_client, || policy.asker(client));
+        let Some(asker) = asker else {
+            batch.seal(&sealing(None), &query, &Conclusion::NoSegment, route);
+            return Fast::Done;
+        };
+        let who = who(policy, asker);
+        if ready && let Some((name, covered)) = self.cover.get(who, &asked, rulebook.epoch, tick) {
+            batch.tell(&sealing(Some(asker)), &query, &covered, CacheUse::Hit, route);
+            let (weight, told_until) = (covered.reply.weight(), covered.told_until);
+            near.put(&wanted, name, (asker, covered), weight, told_until, tick);
+            return Fast::Done;
+        }
         let settle = |conclusion: &Conclusion| {
-            outbox.seal(&sealing(), &query, conclusion, route);
+            batch.seal(&sealing(Some(asker)), &query, conclusion, route);
             Fast::Done
         };
-        let Some(asker) = asker else { return settle(&Conclusion::NoSegment) };
-        let who = who(&rulebook.policy, asker);
-        // While it is not known what a firewall holds, the granter has the word.
-        if self.granter.counts().ready()
-            && let Some(covered) = self.cover.get(who, query.name, query.kind, rulebook.epoch, arrival.at.tick)
-        {
-            return settle(&Conclusion::Told { prepared: covered.reply, cache: CacheUse::Hit });
-        }
-        if let Verdict::Refuse(refusal) = decide(&rulebook.policy, asker, query.name, query.kind, arrival.at.wall) {
-            return settle(&Conclusion::Refused(refusal));
-        }
-        let Some(slot) = self.slots.take(who.segment, arrival.client(), rulebook.policy.forwarder(asker).is_some())
-        else {
+        let permit = match decide(policy, asker, query.name, query.kind, arrival.at.wall) {
+            Verdict::Permit(permit) => permit,
+            Verdict::Refuse(refusal) => return settle(&Conclusion::Refused(refusal)),
+        };
+        let Some(slot) = self.slots.take(who.segment, client, policy.forwarder(asker).is_some()) else {
             let text = "too many queries of this client wait for an answer";
             return settle(&Conclusion::Failed(Failure::new(Reason::Rate, ExtendedError::OTHER, text)));
         };
-        let question = query.question();
-        Fast::Slow(Job { packet: packet.into(), arrival, question, id, slot, tries: TRIES })
+        let question = permit.question().clone();
+        Fast::Slow(Job { packet: packet.into(), arrival, question, permit: Some(permit), id, slot, tries: TRIES })
     }
 
     /// Seals what the slow path concluded, on the door's own thread. An answer whose rulebook is not in force any more may
@@ -136,8 +157,8 @@ impl Gate {
         let sealing = Sealing { id, arrival, asker, rulebook: &rulebook, now, path: Path::Slow };
         // It was parsed before it became a job; that it parses again is not taken on faith.
         match wire::parse(&job.packet, &mut wire::Canonical::new()) {
-            Ok(query) => outbox.seal(&sealing, &query, &conclusion, route),
-            Err(malformed) => outbox.seal_malformed(&sealing, &malformed, route),
+            Ok(query) => outbox.batch.seal(&sealing, &query, &conclusion, route),
+            Err(malformed) => outbox.batch.seal_malformed(&sealing, &malformed, route),
         }
         None
     }

@@ -5,38 +5,33 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::audit::{AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Shard, Transport};
+use crate::audit::{
+    AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shard, Stated, Statement, Transport,
+};
+use crate::cache::{Covered, Local};
 use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
 use crate::policy::{Asker, Reason, Refusal, Shown};
-use crate::record::{ExtendedError, Rcode, Record, RecordType};
-use crate::time::{Now, Tick, Ttl};
+use crate::record::{ExtendedError, Rcode, RecordType};
+use crate::time::{Clock, Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
 
-/// A granted answer, ready to be told to any client it was granted to.
+/// A granted answer, ready to be told to any client it was granted to, for as long as its [`Covered`] says.
 #[derive(Debug)]
 pub struct Prepared {
     template: Template,
-    records: Box<[Record]>,
-    services: Box<[Services]>,
+    /// What every record of it says.
+    rendered: Rendered,
     outcome: Outcome,
-    enforced: bool,
     reason: Reason,
-    rule: Option<Arc<str>>,
-    ede: Option<ExtendedError>,
-    why: Option<Box<str>>,
-    upstream: Arc<str>,
-    origin: RecordId,
-    told_until: Tick,
-    open_until: Option<Tick>,
 }
 
 impl Prepared {
     /// Prepares what was granted; `origin` is the query that fetched it.
     #[must_use]
-    pub fn new(granted: Granted, origin: RecordId) -> Self {
+    pub fn new(granted: &Granted, origin: RecordId) -> Self {
         let cleared = granted.cleared();
         let (permit, answer) = (cleared.permit(), cleared.answer());
         let policy = permit.policy();
@@ -59,28 +54,29 @@ impl Prepared {
             (None, None) => (Outcome::Allow, true, Reason::Rule, permit.rule()),
         };
         let services: Vec<Service> = cleared.openings().iter().map(|opening| opening.element.service).collect();
-        Self {
-            template,
-            records: answer.records.clone().into(),
-            services: Services::merge(&services).into(),
+        let rendered = Rendered::new(&Statement {
+            qname: Some(permit.question().name.as_wire()),
+            qtype: Some(permit.question().kind),
             outcome,
             enforced,
             reason,
-            rule: rule.map(|rule| Arc::clone(policy.rule_id(rule))),
-            ede,
-            why: withheld.map(|withheld| withheld.why.clone()),
-            upstream: Arc::clone(&answer.origin.name),
-            origin,
-            told_until: granted.told_until(),
-            open_until: granted.open_until(),
-        }
+            rule: rule.map(|rule| &**policy.rule_id(rule)),
+            policy: policy.revision(),
+            rcode: Some(answer.rcode),
+            answers: &answer.records,
+            services: &Services::merge(&services),
+            ede: ede.as_ref(),
+            why: withheld.map(|withheld| &*withheld.why),
+            upstream: Some(&answer.origin.name),
+            origin: Some(origin),
+        });
+        Self { template, rendered, outcome, reason }
     }
 
     /// About how many bytes it takes.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let records: usize = self.records.iter().map(|record| 96 + record.data.len()).sum();
-        size_of::<Self>() + 2 * records
+        size_of::<Self>() + self.template.weight() + self.rendered.weight()
     }
 }
 
@@ -89,8 +85,8 @@ impl Prepared {
 pub enum Conclusion {
     /// It is told.
     Told {
-        /// What.
-        prepared: Arc<Prepared>,
+        /// What, and for how long.
+        covered: Covered<Arc<Prepared>>,
         /// What the cache did for it.
         cache: CacheUse,
     },
@@ -124,14 +120,26 @@ impl Failure {
     }
 }
 
-/// The replies of one batch and their records. Owned by one thread, with its shard of the log and its tally.
+/// What one thread seals its replies with: those that it told last, and the batch that is being sealed.
 #[derive(Debug)]
 pub struct Outbox<R> {
+    pub(super) near: Near,
+    pub(super) batch: Batch<R>,
+}
+
+/// What this thread told last, to whom, and who its clients are.
+pub(super) type Near = Local<(Asker, Covered<Arc<Prepared>>), Option<Asker>>;
+
+/// The replies of one batch and their records, with the thread's shard of the log and its tally.
+#[derive(Debug)]
+pub(super) struct Batch<R> {
     shard: Shard,
     tally: Tally,
     bytes: Vec<u8>,
     replies: Vec<(Range<usize>, R)>,
     samples: Vec<Sample>,
+    /// The last reading of the clock, and how many replies were sealed since.
+    read: (Tick, usize),
     /// The last batch could not be recorded: said once, not once a batch.
     silenced: bool,
 }
@@ -145,14 +153,14 @@ pub struct Released<'a, R> {
 impl<R> Released<'_, R> {
     /// Each reply with its route.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &R)> + Clone {
-        let Outbox { bytes, replies, .. } = &*self.outbox;
+        let Batch { bytes, replies, .. } = &self.outbox.batch;
         replies.iter().filter_map(|(range, route)| Some((bytes.get(range.clone())?, route)))
     }
 }
 
 impl<R> Drop for Released<'_, R> {
     fn drop(&mut self) {
-        self.outbox.clear();
+        self.outbox.batch.clear();
     }
 }
 
@@ -175,39 +183,50 @@ pub(super) struct Sealing<'a> {
 /// What became of a query, as its record says it.
 struct Told<'a> {
     outcome: Outcome,
-    enforced: bool,
     reason: Reason,
-    rule: Option<&'a str>,
     rcode: Option<Rcode>,
     written: Written,
     cache: Option<CacheUse>,
-    answers: &'a [Record],
     ttl: Ttl,
-    grant: Option<(&'a [Services], Tick)>,
+    open_until: Option<Tick>,
+    /// Of a prepared reply: what is said of it instead of the fields below.
+    rendered: Option<&'a Rendered>,
+    rule: Option<&'a str>,
     ede: Option<&'a ExtendedError>,
     why: Option<&'a str>,
     upstream: Option<&'a str>,
-    origin: Option<RecordId>,
 }
+
+/// Replies per reading of the clock.
+const PER_READING: usize = 8;
 
 const SILENCE: Written = Written { len: 0, truncated: false, flags: 0, options: 0 };
 
 impl<R> Outbox<R> {
     /// An empty outbox over a shard.
     #[must_use]
-    pub const fn new(shard: Shard, tally: Tally) -> Self {
-        Self { shard, tally, bytes: Vec::new(), replies: Vec::new(), samples: Vec::new(), silenced: false }
+    pub fn new(shard: Shard, tally: Tally) -> Self {
+        let batch = Batch {
+            shard,
+            tally,
+            bytes: Vec::new(),
+            replies: Vec::new(),
+            samples: Vec::new(),
+            read: (Tick(0), 0),
+            silenced: false,
+        };
+        Self { near: Near::default(), batch }
     }
 
     /// The id of the record of a packet that was just received.
     pub fn reserve(&mut self) -> RecordId {
-        self.shard.reserve()
+        self.batch.shard.reserve()
     }
 
     /// Whether nothing waits to be recorded.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.samples.is_empty()
+        self.batch.samples.is_empty()
     }
 
     /// Writes the batch's records, in one write; then its bytes may leave.
@@ -215,21 +234,23 @@ impl<R> Outbox<R> {
     /// # Errors
     /// The records could not be written: the batch is dropped, its clients hear nothing.
     pub fn release(&mut self) -> Result<Released<'_, R>, AuditError> {
-        let committed = self.shard.commit();
-        for mut sample in self.samples.drain(..) {
+        let batch = &mut self.batch;
+        let committed = batch.shard.commit();
+        for mut sample in batch.samples.drain(..) {
             if committed.is_err() {
                 sample = Sample {
-                    verdict: Outcome::Error as usize,
-                    reason: Reason::Audit as usize,
+                    verdict: Outcome::Error as u8,
+                    reason: Reason::Audit as u8,
                     refused: true,
                     response: None,
                     known: None,
                     ..sample
                 };
             }
-            self.tally.count(&sample);
+            batch.tally.count(&sample);
         }
-        let before = std::mem::replace(&mut self.silenced, committed.is_err());
+        batch.read.1 = 0;
+        let before = std::mem::replace(&mut batch.silenced, committed.is_err());
         match committed {
             Ok(()) => {
                 if before {
@@ -238,7 +259,7 @@ impl<R> Outbox<R> {
                 Ok(Released { outbox: self })
             }
             Err(error) => {
-                self.clear();
+                batch.clear();
                 if !before {
                     tracing::error!(%error, "no record, no answer: clients hear nothing until the query log can be written");
                 }
@@ -246,10 +267,24 @@ impl<R> Outbox<R> {
             }
         }
     }
+}
 
+impl<R> Batch<R> {
     fn clear(&mut self) {
         self.bytes.clear();
         self.replies.clear();
+    }
+
+    /// The time at which a packet's reply is sealed. The clock is read for the first reply of a batch and for every
+    /// eighth: a reading takes as long as looking up an answer does, eight replies take a few microseconds.
+    pub(super) fn now(&mut self, clock: &Clock, arrival: &Arrival) -> Now {
+        let (tick, sealed) = &mut self.read;
+        if *sealed % PER_READING == 0 {
+            *tick = clock.tick();
+        }
+        *sealed += 1;
+        let tick = arrival.at.tick.max(*tick);
+        Now { tick, wall: arrival.at.wall_at(tick) }
     }
 
     /// Seals the reply to a query that could be read.
@@ -260,32 +295,9 @@ impl<R> Outbox<R> {
         conclusion: &Conclusion,
         route: impl FnOnce() -> R,
     ) {
-        let Sealing { id, arrival, rulebook, now, .. } = sealing;
-        let policy = &rulebook.policy;
-        let limit = match arrival.transport {
-            Transport::Udp => query.echo.udp_limit(),
-            Transport::Tcp | Transport::Dot => wire::TCP_LIMIT,
-        };
-        let start = self.bytes.len();
-        let mut told = match conclusion {
-            Conclusion::Told { prepared, cache } => {
-                let ttl = answer_ttl(prepared.told_until, now.tick);
-                Told {
-                    enforced: prepared.enforced,
-                    rule: prepared.rule.as_deref(),
-                    rcode: Some(prepared.template.rcode()),
-                    written: prepared.template.write(&mut self.bytes, &query.echo, ttl, limit),
-                    cache: Some(*cache),
-                    answers: &prepared.records,
-                    ttl,
-                    grant: prepared.open_until.map(|until| (&*prepared.services, until)),
-                    ede: prepared.ede.as_ref(),
-                    why: prepared.why.as_deref(),
-                    upstream: Some(&prepared.upstream),
-                    origin: (prepared.origin != *id).then_some(prepared.origin),
-                    ..Told::nothing(prepared.outcome, prepared.reason)
-                }
-            }
+        let policy = &sealing.rulebook.policy;
+        let told = match conclusion {
+            Conclusion::Told { covered, cache } => return self.tell(sealing, query, covered, *cache, route),
             Conclusion::Refused(refusal) => {
                 let rcode = match refusal.shown {
                     Shown::NxDomain => Rcode::NXDOMAIN,
@@ -304,10 +316,37 @@ impl<R> Outbox<R> {
                 ..Told::refusal(Outcome::Error, failure.reason, Rcode::SERVFAIL, &failure.ede)
             },
         };
-        if let (Some(rcode), 0) = (told.rcode, told.written.len) {
-            told.written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit);
-        }
-        told.written = self.extend(told.written, &query.echo, arrival.transport);
+        let start = self.bytes.len();
+        let rcode = told.rcode.unwrap_or(Rcode::SERVFAIL);
+        let written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit(sealing, query));
+        let written = self.extend(written, &query.echo, sealing.arrival.transport);
+        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &Told { written, ..told });
+        self.replies.push((start..self.bytes.len(), route()));
+    }
+
+    /// Seals an answer that is granted.
+    pub(super) fn tell(
+        &mut self,
+        sealing: &Sealing<'_>,
+        query: &Query<'_>,
+        covered: &Covered<Arc<Prepared>>,
+        cache: CacheUse,
+        route: impl FnOnce() -> R,
+    ) {
+        let prepared = &*covered.reply;
+        let ttl = answer_ttl(covered.told_until, sealing.now.tick);
+        let start = self.bytes.len();
+        let written = prepared.template.write(&mut self.bytes, &query.echo, ttl, limit(sealing, query));
+        let written = self.extend(written, &query.echo, sealing.arrival.transport);
+        let told = Told {
+            rcode: Some(prepared.template.rcode()),
+            written,
+            cache: Some(cache),
+            ttl,
+            open_until: covered.open_until,
+            rendered: Some(&prepared.rendered),
+            ..Told::nothing(prepared.outcome, prepared.reason)
+        };
         self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
         self.replies.push((start..self.bytes.len(), route()));
     }
@@ -346,7 +385,7 @@ impl<R> Outbox<R> {
         let Sealing { id, arrival, asker, rulebook, now, path } = sealing;
         let policy = &rulebook.policy;
         let segment = asker.map(|asker| policy.segment(asker));
-        let latency = now.tick.since(arrival.at.tick);
+        let micros = now.tick.0.saturating_sub(arrival.at.tick.0);
         let event = QueryEvent {
             at: arrival.at.wall,
             client: arrival.client(),
@@ -355,42 +394,56 @@ impl<R> Outbox<R> {
             asked_by: asker.and_then(|asker| policy.forwarder(asker)).map(|name| &**name),
             segment: segment.map(|segment| (&*segment.name, &*segment.tags_json)),
             qid,
-            qname: asked.map(|(name, _)| name),
-            qtype: asked.map(|(_, kind)| kind),
-            outcome: told.outcome,
-            enforced: told.enforced,
-            reason: told.reason,
-            rule: told.rule,
-            policy: policy.revision(),
-            rcode: told.rcode,
+            stated: match told.rendered {
+                Some(rendered) => Stated::Rendered(rendered),
+                None => Stated::Plain(Statement {
+                    qname: asked.map(|(name, _)| name),
+                    qtype: asked.map(|(_, kind)| kind),
+                    outcome: told.outcome,
+                    enforced: true,
+                    reason: told.reason,
+                    rule: told.rule,
+                    policy: policy.revision(),
+                    rcode: told.rcode,
+                    answers: &[],
+                    services: &[],
+                    ede: told.ede,
+                    why: told.why,
+                    upstream: told.upstream,
+                    origin: None,
+                }),
+            },
             flags: told.written.flags,
             bytes: told.written.len,
             cache: told.cache,
-            answers: if told.written.truncated { &[] } else { told.answers },
             ttl: told.ttl.seconds(),
-            grant: told.grant.map(|(services, until)| (services, now.wall_at(until))),
-            ede: told.ede,
-            why: told.why,
-            upstream: told.upstream,
-            origin: told.origin,
-            latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
+            until: told.open_until.map(|until| now.wall_at(until)),
+            latency_us: micros,
         };
         self.samples.push(Sample {
-            segment: segment.map_or(SegmentSlot::NONE, |segment| rulebook.slot(segment.id)),
-            verdict: told.outcome as usize,
-            reason: told.reason as usize,
+            segment: asker.map_or(SegmentSlot::NONE, |asker| rulebook.slot(asker)),
+            verdict: told.outcome as u8,
+            reason: told.reason as u8,
             refused: told.outcome != Outcome::Allow,
             response: told.rcode,
-            transport: arrival.transport as usize,
+            transport: arrival.transport as u8,
             path: *path,
             known: match told.cache {
                 Some(CacheUse::Hit | CacheUse::Open) if told.outcome == Outcome::Allow => Some(true),
                 Some(CacheUse::Miss) if told.outcome == Outcome::Allow => Some(false),
                 _ => None,
             },
-            elapsed: latency,
+            micros,
         });
         self.shard.append(*id, &Event::Query(event));
+    }
+}
+
+/// The most octets that may answer.
+fn limit(sealing: &Sealing<'_>, query: &Query<'_>) -> usize {
+    match sealing.arrival.transport {
+        Transport::Udp => query.echo.udp_limit(),
+        Transport::Tcp | Transport::Dot => wire::TCP_LIMIT,
     }
 }
 
@@ -398,19 +451,17 @@ impl<'a> Told<'a> {
     const fn nothing(outcome: Outcome, reason: Reason) -> Self {
         Self {
             outcome,
-            enforced: true,
             reason,
-            rule: None,
             rcode: None,
             written: SILENCE,
             cache: None,
-            answers: &[],
             ttl: Ttl::ZERO,
-            grant: None,
+            open_until: None,
+            rendered: None,
+            rule: None,
             ede: None,
             why: None,
             upstream: None,
-            origin: None,
         }
     }
 

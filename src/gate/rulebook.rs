@@ -1,19 +1,16 @@
 //! The rulebook: what is decided by, and how one takes the place of another.
 
-use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use arc_swap::Guard;
-use foldhash::quality::RandomState;
 
 use crate::firewall::FirewallError;
 use crate::gate::Gate;
 use crate::metric::{SegmentSlot, Tallies};
-use crate::net::SegmentId;
-use crate::policy::Policy;
+use crate::policy::{Asker, Policy};
 use crate::time::Wall;
 use crate::zones::Zones;
 
@@ -32,22 +29,22 @@ pub struct Rulebook {
     pub epoch: u64,
     /// When it was loaded.
     pub loaded: Wall,
-    /// The places of the segments' counters.
-    pub slots: HashMap<SegmentId, SegmentSlot, RandomState>,
+    /// The places of the segments' counters, in the order of the policy's segments.
+    slots: Box<[SegmentSlot]>,
 }
 
 impl Rulebook {
     /// A rulebook of what was loaded at `now`.
     #[must_use]
     pub fn new(policy: Arc<Policy>, zones: Zones, epoch: u64, now: Wall, tallies: &Tallies) -> Self {
-        let slots = policy.segments().iter().map(|segment| (segment.id, tallies.segment(&segment.name)));
+        let slots = policy.segments().iter().map(|segment| tallies.segment(&segment.name));
         Self { slots: slots.collect(), policy, zones, epoch, loaded: now }
     }
 
-    /// The place of a segment's counters.
+    /// The place of the counters of an asker's segment.
     #[must_use]
-    pub fn slot(&self, segment: SegmentId) -> SegmentSlot {
-        self.slots.get(&segment).copied().unwrap_or(SegmentSlot::OTHER)
+    pub fn slot(&self, asker: Asker) -> SegmentSlot {
+        self.slots.get(asker.place()).copied().unwrap_or(SegmentSlot::OTHER)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::grant::Granted;
 use crate::policy::{Permit, Reason, Verdict, decide, inspect};
 use crate::record::{Answer, ExtendedError, Question, Rcode};
 use crate::time::{Now, Tick};
+use crate::upstream::Ports;
 use crate::wire::REFUSAL_TTL;
 
 /// A chain left open is followed over at most so many answers (as the chain of one answer is).
@@ -33,38 +34,45 @@ struct Resolved {
 }
 
 impl Gate {
-    /// Settles what the fast path could not. Always concludes, closed where anything fails.
-    pub async fn slow(&self, job: Job) -> Finished {
-        let deadline = Instant::now() + self.deadlines.query;
-        let walked = match tokio::time::timeout_at(deadline, self.walk(&job, deadline)).await {
-            Ok(walked) => walked,
-            Err(_) => Err(Failure::new(
-                Reason::Upstream,
-                ExtendedError::NO_REACHABLE_AUTHORITY,
-                "no upstream answered in time",
-            )),
-        };
+    /// Settles what the fast path could not. Always concludes, closed where anything fails. `ports` are those of the
+    /// runtime that this runs on.
+    pub async fn slow(&self, mut job: Job, ports: &Ports) -> Finished {
+        let permit = job.permit.take();
+        let walked = self.walk(&job, permit, ports).await;
         let (conclusion, rulebook) =
             walked.unwrap_or_else(|failure| (Conclusion::Failed(failure), self.rulebook.load_full()));
         Finished { job, conclusion, rulebook }
     }
 
-    /// The conclusion, and the rulebook that it was reached under.
-    async fn walk(&self, job: &Job, deadline: Instant) -> Result<(Conclusion, Arc<Rulebook>), Failure> {
+    /// The conclusion, and the rulebook that it was reached under. Both of its waits end before the deadline by
+    /// themselves.
+    async fn walk(
+        &self,
+        job: &Job,
+        mut decided: Option<Permit>,
+        ports: &Ports,
+    ) -> Result<(Conclusion, Arc<Rulebook>), Failure> {
+        let deadline = Instant::now() + self.deadlines.query;
         for _ in 0..MAX_STALE {
             // A policy that was loaded since the fast path decides: the client has been told nothing yet.
             let rulebook = self.rulebook.load_full();
-            let now = self.clock.now();
-            let Some(asker) = rulebook.policy.asker(job.arrival.client()) else {
-                return Ok((Conclusion::NoSegment, rulebook));
+            let (permit, observing) = match decided.take().filter(|permit| still_decides(&rulebook, permit)) {
+                Some(permit) => (permit, false),
+                None => {
+                    let Some(asker) = rulebook.policy.asker(job.arrival.client()) else {
+                        return Ok((Conclusion::NoSegment, rulebook));
+                    };
+                    let (name, wall) = (job.question.name.as_wire(), self.clock.now().wall);
+                    match decide(&rulebook.policy, asker, name, job.question.kind, wall) {
+                        Verdict::Permit(permit) => {
+                            let observing = permit.segment().observes(wall);
+                            (permit, observing)
+                        }
+                        Verdict::Refuse(refusal) => return Ok((Conclusion::Refused(refusal), rulebook)),
+                    }
+                }
             };
-            let permit = match decide(&rulebook.policy, asker, job.question.name.as_wire(), job.question.kind, now.wall)
-            {
-                Verdict::Permit(permit) => permit,
-                Verdict::Refuse(refusal) => return Ok((Conclusion::Refused(refusal), rulebook)),
-            };
-            let observing = permit.segment().observes(now.wall);
-            let resolved = self.resolve_chain(&rulebook, &permit, job.id, deadline).await?;
+            let resolved = self.resolve_chain(&rulebook, &permit, job.id, ports, deadline).await?;
             let now = self.clock.now();
             if observing && !permit.segment().observes(now.wall) {
                 // What may pass while a segment observes may not any more, and nothing would be opened for it.
@@ -99,21 +107,22 @@ impl Gate {
             if self.rulebook.load().epoch != rulebook.epoch {
                 continue;
             }
-            let prepared = self.keep(&rulebook, granted, resolved.origin);
-            return Ok((Conclusion::Told { prepared, cache: resolved.cache }, rulebook));
+            let covered = self.keep(&rulebook, &granted, resolved.origin);
+            return Ok((Conclusion::Told { covered, cache: resolved.cache }, rulebook));
         }
         Err(Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy is changing too fast; ask again"))
     }
 
     /// Prepares the reply and keeps it for those whom it was granted to.
-    fn keep(&self, rulebook: &Rulebook, granted: Granted, origin: RecordId) -> Arc<Prepared> {
-        let question = granted.cleared().permit().question().clone();
-        let who = who(&rulebook.policy, granted.cleared().permit().asker());
-        let told_until = granted.told_until();
-        let prepared = Arc::new(Prepared::new(granted, origin));
-        let covered = Covered { epoch: rulebook.epoch, told_until, reply: Arc::clone(&prepared) };
-        self.cover.put(who, question.name.as_wire(), question.kind, covered, prepared.weight());
-        prepared
+    fn keep(&self, rulebook: &Rulebook, granted: &Granted, origin: RecordId) -> Covered<Arc<Prepared>> {
+        let permit = granted.cleared().permit();
+        let reply = Arc::new(Prepared::new(granted, origin));
+        let weight = reply.weight();
+        let (told_until, open_until) = (granted.told_until(), granted.open_until());
+        let covered = Covered { epoch: rulebook.epoch, told_until, open_until, reply };
+        let who = who(&rulebook.policy, permit.asker());
+        self.cover.put(who, permit.question().clone(), covered.clone(), weight);
+        covered
     }
 
     /// The answer to a permitted question. An upstream is expected to recurse; a chain that is left open (a local
@@ -123,9 +132,10 @@ impl Gate {
         rulebook: &Rulebook,
         permit: &Permit,
         id: RecordId,
+        ports: &Ports,
         deadline: Instant,
     ) -> Result<Resolved, Failure> {
-        let mut whole = self.resolve(rulebook, permit, id, deadline).await?;
+        let mut whole = self.resolve(rulebook, permit, id, ports, deadline).await?;
         let kind = permit.question().kind;
         for _ in 0..MAX_FOLLOWED {
             let Some(target) = open_end(&whole.answer, permit.question()) else { return Ok(whole) };
@@ -134,7 +144,7 @@ impl Gate {
                 let text = format!("the answer ends in a CNAME to {target}, which this client may not ask for");
                 return Err(Failure::new(Reason::Cname, ExtendedError::OTHER, text));
             };
-            let part = self.resolve(rulebook, &next, id, deadline).await?;
+            let part = self.resolve(rulebook, &next, id, ports, deadline).await?;
             whole.told_until = whole.told_until.min(part.told_until);
             whole.answer.rcode = part.answer.rcode;
             whole.answer.authoritative &= part.answer.authoritative;
@@ -155,6 +165,7 @@ impl Gate {
         rulebook: &Rulebook,
         permit: &Permit,
         id: RecordId,
+        ports: &Ports,
         deadline: Instant,
     ) -> Result<Resolved, Failure> {
         let question = permit.question();
@@ -177,7 +188,7 @@ impl Gate {
                 cache: CacheUse::Open,
             });
         }
-        let answer = self.upstreams.resolve(upstream, permit, deadline).await.map_err(|error| Failure {
+        let answer = self.upstreams.resolve(upstream, permit, ports, deadline).await.map_err(|error| Failure {
             reason: Reason::Upstream,
             ede: error.ede(),
             why: error.to_string().into(),
@@ -188,6 +199,12 @@ impl Gate {
         self.answers.put(view, question, Arc::clone(&known));
         Ok(Resolved { answer: known.answer.clone(), told_until, origin: id, cache: CacheUse::Miss })
     }
+}
+
+/// Whether what the fast path permitted would be permitted now: by the same policy, of a segment where time changes
+/// nothing.
+fn still_decides(rulebook: &Rulebook, permit: &Permit) -> bool {
+    Arc::ptr_eq(permit.policy(), &rulebook.policy) && permit.segment().observe_until.is_none()
 }
 
 /// What an observe segment lets pass is told no longer than the segment observes.

@@ -387,7 +387,7 @@ fn an_answer_that_comes_after_the_end_of_observing_is_not_told() {
     let Fast::Slow(job) = gate.fast(&rulebook, &packet, arrival, &mut world.outbox, || ()) else {
         panic!("an observing segment asks");
     };
-    let finished = world.runtime.block_on(gate.slow(job));
+    let finished = world.runtime.block_on(gate.slow(job, &gate.upstreams.ports()));
     upstream.join().unwrap().unwrap();
     assert!(matches!(finished.conclusion, Conclusion::Refused(_)), "{:?}", finished.conclusion);
     assert!(gate.finish(finished, &mut world.outbox, || ()).is_none());

@@ -264,7 +264,7 @@ mod tests {
             transport: 1,
             path: Path::Slow,
             known: None,
-            elapsed: Duration::from_millis(3),
+            micros: 3_000,
         };
         tally.count(&sample);
         let _ = registry.render();

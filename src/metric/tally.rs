@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -71,27 +70,27 @@ impl Path {
     }
 }
 
-/// One query and what became of it. `verdict`, `reason` and `transport` are places in [`Words`].
+/// One query and what became of it, in 24 bytes. `verdict`, `reason` and `transport` are places in [`Words`].
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
     /// The client's segment.
     pub segment: SegmentSlot,
     /// The verdict.
-    pub verdict: usize,
+    pub verdict: u8,
     /// Why.
-    pub reason: usize,
+    pub reason: u8,
     /// Whether it counts as a refusal: denied, or failed.
     pub refused: bool,
     /// What the client was told; `None`: silence.
     pub response: Option<Rcode>,
     /// How it came.
-    pub transport: usize,
+    pub transport: u8,
     /// Who answered it.
     pub path: Path,
     /// Of an allowed query whose answer is cached: whether it was known before.
     pub known: Option<bool>,
-    /// Receipt to record.
-    pub elapsed: Duration,
+    /// Receipt to record, in microseconds.
+    pub micros: u64,
 }
 
 /// One thread's counters.
@@ -102,24 +101,25 @@ impl Tally {
     /// Counts one query.
     pub fn count(&mut self, sample: &Sample) {
         let cells = &*self.0;
-        let cell = cells.queries.get(usize::from(sample.segment.0)).and_then(|row| row.get(sample.verdict));
-        cell.into_iter().for_each(bump);
+        let reason = usize::from(sample.reason);
+        let row = cells.queries.get(usize::from(sample.segment.0));
+        row.and_then(|row| row.get(usize::from(sample.verdict))).into_iter().for_each(bump);
         if sample.refused {
-            cells.refusals.get(sample.reason).into_iter().for_each(bump);
+            cells.refusals.get(reason).into_iter().for_each(bump);
         }
         match sample.response {
             Some(rcode) => {
-                let cell = cells.responses.get(rcode_slot(rcode)).and_then(|row| row.get(sample.transport));
-                cell.into_iter().for_each(bump);
+                let row = cells.responses.get(rcode_slot(rcode));
+                row.and_then(|row| row.get(usize::from(sample.transport))).into_iter().for_each(bump);
             }
-            None => cells.silences.get(sample.reason).into_iter().for_each(bump),
+            None => cells.silences.get(reason).into_iter().for_each(bump),
         }
         match sample.known {
             Some(true) => bump(&cells.hits),
             Some(false) => bump(&cells.misses),
             None => {}
         }
-        cells.durations(sample.path).record_alone(sample.elapsed);
+        cells.durations(sample.path).record_alone(sample.micros);
     }
 }
 
@@ -349,7 +349,7 @@ mod tests {
             transport: 0,
             path: Path::Fast,
             known: None,
-            elapsed: Duration::from_micros(40),
+            micros: 40,
         }
     }
 
@@ -422,7 +422,7 @@ mod tests {
         }
 
         #[test]
-        fn no_sample_panics(verdict in 0..64_usize, reason in 0..64_usize, transport in 0..64_usize) {
+        fn no_sample_panics(verdict in 0..64_u8, reason in 0..64_u8, transport in 0..64_u8) {
             let tallies = Tallies::new(TEST);
             tallies.register().count(&Sample { verdict, reason, transport, ..sample(SegmentSlot::NONE) });
         }

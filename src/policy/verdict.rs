@@ -110,6 +110,14 @@ pub struct Asker {
     pub(in crate::policy) forwarder: Option<u32>,
 }
 
+impl Asker {
+    /// The place of its segment in [`Policy::segments`].
+    #[must_use]
+    pub const fn place(&self) -> usize {
+        self.segment.0 as usize
+    }
+}
+
 /// A segment's place in its policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentIndex(pub(in crate::policy) u32);

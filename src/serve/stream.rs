@@ -10,11 +10,13 @@ use super::tcp::{Standing, StreamGate};
 use crate::audit::Transport;
 use crate::gate::{Arrival, Fast, Gate, Outbox};
 use crate::net::canonical;
+use crate::upstream::Ports;
 
 /// See the module.
 #[derive(Debug)]
 pub struct StreamDoor {
     gate: Arc<Gate>,
+    ports: Ports,
     desk: Mutex<Desk>,
 }
 
@@ -29,7 +31,8 @@ impl StreamDoor {
     #[must_use]
     pub fn new(gate: Arc<Gate>, outbox: Outbox<()>) -> Self {
         let passed = gate.passed.register();
-        Self { gate, desk: Mutex::new(Desk { outbox, passed }) }
+        let ports = gate.upstreams.ports();
+        Self { gate, ports, desk: Mutex::new(Desk { outbox, passed }) }
     }
 }
 
@@ -54,7 +57,7 @@ impl StreamGate for StreamDoor {
             }
         };
         loop {
-            let finished = self.gate.slow(job).await;
+            let finished = self.gate.slow(job, &self.ports).await;
             let Desk { outbox, passed } = &mut *self.desk.lock();
             let _rulebook = self.gate.use_rulebook(passed);
             match self.gate.finish(finished, outbox, || ()) {

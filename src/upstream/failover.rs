@@ -4,13 +4,16 @@
 //! while it is still listened to. The first good answer wins. Servers that are out are asked only once every
 //! other has failed.
 
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep_until};
 
+use super::Ports;
 use super::failure::{Failure, UpstreamError};
 use super::health::Standing;
 use super::server::Server;
@@ -21,108 +24,141 @@ use crate::record::{Answer, Origin, Question};
 ///
 /// # Errors
 /// What each server did.
-pub(super) async fn exchange(
-    servers: &[Arc<Server>],
+pub(super) async fn exchange<'a>(
+    servers: &'a [Server],
     question: &Question,
     origin: &Origin,
+    ports: &Ports,
     deadline: Instant,
 ) -> Result<Answer, UpstreamError> {
-    let (order, ready) = order(servers);
-    let (refused, mut refusals) = mpsc::channel(order.len().max(1));
-    let mut race =
-        Race { question, origin, deadline, rounds: ready, refused, asked: Vec::new(), running: JoinSet::new() };
-    let mut failed = Vec::new();
-    let mut rest = order.iter();
-    let mut next_at = deadline;
-    if let Some(first) = rest.next() {
-        next_at = race.ask(first);
-    }
-    // Every attempt ends by itself at the deadline, and with the last one the loop.
-    while !race.running.is_empty() {
-        let may_hedge = race.asked.len() < ready;
-        let ask_next = tokio::select! {
-            Some(done) = race.running.join_next() => match done {
-                Ok((server, Ok(answer))) => {
-                    race.settle(&server, &failed);
-                    return Ok(answer);
+    let (order, mut ready) = order(servers);
+    // Each server takes its turn: it is sent its query again when all were asked.
+    let turns = u32::try_from(ready).unwrap_or(u32::MAX).max(1);
+    let refused = AtomicBool::new(false);
+    let ask = |server: &'a Server, begin: Instant, patience: Duration| {
+        let resend = patience.saturating_mul(turns).min(Duration::from_secs(60));
+        let pace = Pace { begin, deadline, resend };
+        server.ask(question, origin, pace, ports, || refused.store(true, Ordering::Relaxed))
+    };
+    let mut race = Race { attempts: SmallVec::new() };
+    let mut rest = order.into_iter();
+    let mut ask_next = true;
+    loop {
+        if ask_next {
+            let now = Instant::now();
+            match rest.next() {
+                Some(server) if race.attempts.is_empty() || now < deadline => {
+                    let patience = server.patience();
+                    race.begin(server, now + patience, ask(server, now, patience));
                 }
-                Ok((server, Err(failure))) => {
-                    failed.push((server, failure));
-                    // Those that are out only where nothing else is left to wait for.
-                    may_hedge || race.running.is_empty()
-                }
-                // The task panicked: as good as no reply.
-                Err(_) => true,
-            },
-            Some(()) = refusals.recv() => may_hedge,
-            () = sleep_until(next_at), if may_hedge => true,
-        };
-        if ask_next
-            && Instant::now() < deadline
-            && let Some(server) = rest.next()
-        {
-            next_at = race.ask(server);
+                // Nobody else is asked.
+                _ => ready = 0,
+            }
         }
+        // Every attempt ends by itself at the deadline, and with the last one the loop.
+        if !race.is_running() {
+            return Err(UpstreamError::of(race.failures()));
+        }
+        let may_hedge = race.attempts.len() < ready;
+        let next_at = race.attempts.last().map_or(deadline, |last| last.due);
+        let event = tokio::select! {
+            biased;
+            event = poll_fn(|context| race.poll(context, &refused)) => event,
+            () = sleep_until(next_at), if may_hedge => Event::Late,
+        };
+        ask_next = match event {
+            Event::Answered(winner, answer) => {
+                race.settle(winner);
+                return Ok(answer);
+            }
+            // Those that are out only where nothing else is left to wait for.
+            Event::Failed => may_hedge || !race.is_running(),
+            Event::Refused => may_hedge,
+            Event::Late => true,
+        };
     }
-    Err(UpstreamError::of(failed.into_iter().map(|(server, failure)| (server.address, failure)).collect()))
 }
 
 /// The servers in the order of asking, and how many of them are asked without need.
-fn order(servers: &[Arc<Server>]) -> (Vec<Arc<Server>>, usize) {
-    let mut ranked: Vec<_> = servers.iter().map(|server| (server.rank(), server)).collect();
+fn order(servers: &[Server]) -> (SmallVec<[&Server; 4]>, usize) {
+    let mut ranked: SmallVec<[_; 4]> = servers.iter().map(|server| (server.rank(), server)).collect();
     // Stable: the configured order breaks ties.
     ranked.sort_by_key(|(rank, _)| *rank);
     let out = ranked.iter().filter(|((standing, _), _)| *standing == Standing::Out).count();
     let ready = if out == ranked.len() { out } else { ranked.len() - out };
-    (ranked.into_iter().map(|(_, server)| Arc::clone(server)).collect(), ready)
+    (ranked.into_iter().map(|(_, server)| server).collect(), ready)
 }
 
-/// The attempts under way for one question.
-struct Race<'a> {
-    question: &'a Question,
-    origin: &'a Origin,
-    deadline: Instant,
-    /// How many servers take turns: each is sent its query again when all were asked.
-    rounds: usize,
-    refused: mpsc::Sender<()>,
-    /// Who was asked, and until when it should have answered.
-    asked: Vec<(Arc<Server>, Instant)>,
-    running: JoinSet<(Arc<Server>, Result<Answer, Failure>)>,
+/// The attempts for one question, in the order of asking. They are polled where they are: none is a task of its own.
+struct Race<'a, F> {
+    attempts: SmallVec<[Attempt<'a, F>; 1]>,
 }
 
-impl Race<'_> {
-    /// Asks one more server; until when to wait for it alone.
-    fn ask(&mut self, server: &Arc<Server>) -> Instant {
-        let patience = server.patience();
-        let due = Instant::now() + patience;
-        self.asked.push((Arc::clone(server), due));
-        let turns = u32::try_from(self.rounds).unwrap_or(u32::MAX).max(1);
-        let pace =
-            Pace { deadline: self.deadline, resend: patience.saturating_mul(turns).min(Duration::from_secs(60)) };
-        let (server, question, origin) = (Arc::clone(server), self.question.clone(), self.origin.clone());
-        let refused = self.refused.clone();
-        self.running.spawn(async move {
-            let result = server.ask(&question, &origin, pace, || _ = refused.try_send(())).await;
-            (server, result)
-        });
-        due
+struct Attempt<'a, F> {
+    server: &'a Server,
+    /// Until when it should have answered.
+    due: Instant,
+    state: State<F>,
+}
+
+enum State<F> {
+    Running(Pin<Box<F>>),
+    Failed(Failure),
+}
+
+enum Event {
+    /// The attempt of this index.
+    Answered(usize, Answer),
+    Failed,
+    /// A server's port seems to be closed: another had better be asked already.
+    Refused,
+    /// The last one asked did not answer in its time.
+    Late,
+}
+
+impl<'a, F: Future<Output = Result<Answer, Failure>>> Race<'a, F> {
+    fn begin(&mut self, server: &'a Server, due: Instant, attempt: F) {
+        self.attempts.push(Attempt { server, due, state: State::Running(Box::pin(attempt)) });
     }
 
-    /// `winner` answered: the codes that others gave speak against them, and so does the silence of those whose time
+    fn is_running(&self) -> bool {
+        self.attempts.iter().any(|attempt| matches!(attempt.state, State::Running(_)))
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>, refused: &AtomicBool) -> Poll<Event> {
+        for (index, attempt) in self.attempts.iter_mut().enumerate() {
+            let State::Running(future) = &mut attempt.state else { continue };
+            match future.as_mut().poll(context) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(answer)) => return Poll::Ready(Event::Answered(index, answer)),
+                Poll::Ready(Err(failure)) => {
+                    attempt.state = State::Failed(failure);
+                    return Poll::Ready(Event::Failed);
+                }
+            }
+        }
+        if refused.swap(false, Ordering::Relaxed) { Poll::Ready(Event::Refused) } else { Poll::Pending }
+    }
+
+    /// The winner answered: the codes that others gave speak against them, and so does the silence of those whose time
     /// was up.
-    fn settle(&self, winner: &Arc<Server>, failed: &[(Arc<Server>, Failure)]) {
-        for (server, failure) in failed {
-            if matches!(failure, Failure::Rcode(..)) {
-                server.blame();
+    fn settle(&self, winner: usize) {
+        let others = self.attempts.iter().enumerate().filter(|(index, _)| *index != winner);
+        for (_, attempt) in others {
+            match attempt.state {
+                State::Failed(Failure::Rcode(..)) => attempt.server.blame(),
+                State::Running(_) if attempt.due <= Instant::now() => attempt.server.outrun(),
+                _ => {}
             }
         }
-        let now = Instant::now();
-        for (server, due) in &self.asked {
-            let silent = !Arc::ptr_eq(server, winner) && !failed.iter().any(|(failed, _)| Arc::ptr_eq(failed, server));
-            if silent && *due <= now {
-                server.outrun();
-            }
-        }
+    }
+
+    fn failures(self) -> Vec<(std::net::SocketAddr, Failure)> {
+        let failure = |attempt: Attempt<'_, F>| match attempt.state {
+            State::Failed(failure) => Some((attempt.server.address, failure)),
+            State::Running(_) => None,
+        };
+        self.attempts.into_iter().filter_map(failure).collect()
     }
 }
 
@@ -133,16 +169,18 @@ mod tests {
     use crate::time::{Clock, Ttl};
     use crate::upstream::fake::{Fake, address, changed, closed_port, good, origin, question, response};
     use crate::upstream::{ServerHealth, ServerSettings, Transport};
+    use std::sync::Arc;
 
     /// Longer than any of this takes: what ends early does not end by it.
     const LONG: Duration = Duration::from_secs(30);
 
-    fn servers(settings: &[ServerSettings], clock: &Clock) -> Vec<Arc<Server>> {
-        settings.iter().map(|settings| Arc::new(Server::new(*settings, clock))).collect()
+    fn servers(settings: &[ServerSettings], clock: &Clock) -> Vec<Server> {
+        settings.iter().enumerate().map(|(number, settings)| Server::new(number, *settings, clock)).collect()
     }
 
-    async fn ask(servers: &[Arc<Server>], patience: Duration) -> Result<Answer, UpstreamError> {
-        exchange(servers, &question(), &origin(), Instant::now() + patience).await
+    async fn ask(servers: &[Server], patience: Duration) -> Result<Answer, UpstreamError> {
+        let ports = Ports::new(servers.iter().map(|server| server.address));
+        exchange(servers, &question(), &origin(), &ports, Instant::now() + patience).await
     }
 
     fn report(server: &Server) -> ServerHealth {
@@ -280,11 +318,11 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_failed_thrice_is_left_out_until_its_trial() {
         let clock = Clock::manual();
-        let healed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let healed = Arc::new(AtomicBool::new(false));
         let bad = {
             let healed = Arc::clone(&healed);
             Fake::start(move |seen, _| {
-                let healed = healed.load(std::sync::atomic::Ordering::SeqCst);
+                let healed = healed.load(Ordering::SeqCst);
                 vec![if healed { good(&seen.message) } else { response(&seen.message, Rcode::REFUSED, &[]) }]
             })
             .await
@@ -304,7 +342,7 @@ mod tests {
         }
         assert_eq!(bad.seen().len(), 4, "out");
         assert!(report(&servers[0]).out);
-        healed.store(true, std::sync::atomic::Ordering::SeqCst);
+        healed.store(true, Ordering::SeqCst);
         clock.advance(Duration::from_secs(30));
         ask(&servers, LONG).await.unwrap();
         ask(&servers, LONG).await.unwrap();

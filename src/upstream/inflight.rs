@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::failure::{Attempts, UpstreamError};
@@ -24,82 +24,87 @@ const WORTHWHILE: Duration = Duration::from_millis(100);
 
 type Outcome = Result<Answer, UpstreamError>;
 
-/// Exchanges under way, by what they ask.
+/// Exchanges under way, by what they ask, with those who wait for their outcome.
 #[derive(Debug)]
-pub(super) struct Inflight<K>(Arc<Table<K>>);
-
-type Table<K> = Mutex<HashMap<K, watch::Receiver<Option<Outcome>>>>;
+pub(super) struct Inflight<K>(Mutex<HashMap<K, Vec<oneshot::Sender<Outcome>>, RandomState>>);
 
 /// Takes the question off the table when its exchange ends, in whatever way.
-struct Entered<K: Eq + Hash> {
-    table: Arc<Table<K>>,
-    key: K,
+struct Entered<'a, K: Eq + Hash> {
+    inflight: &'a Inflight<K>,
+    key: &'a K,
 }
 
-impl<K: Eq + Hash> Drop for Entered<K> {
+impl<K: Eq + Hash> Entered<'_, K> {
+    fn leave(&self) -> Vec<oneshot::Sender<Outcome>> {
+        self.inflight.0.lock().remove(self.key).unwrap_or_default()
+    }
+}
+
+impl<K: Eq + Hash> Drop for Entered<'_, K> {
     fn drop(&mut self) {
-        self.table.lock().remove(&self.key);
+        // Those who waited see that nobody asks for them any more.
+        drop(self.leave());
     }
 }
 
-impl<K: Eq + Hash + Clone + Send + 'static> Inflight<K> {
+/// What somebody who asks is to do.
+enum Part<'a, K: Eq + Hash> {
+    /// To make the exchange, for all who come while it is under way.
+    First(Entered<'a, K>),
+    /// To wait for it.
+    Later(oneshot::Receiver<Outcome>),
+}
+
+impl<K: Eq + Hash + Clone> Inflight<K> {
     pub(super) fn new() -> Self {
-        Self(Arc::default())
+        Self(Mutex::default())
     }
 
-    /// The outcome for `key`: that of the exchange under way, else of the one that `begin` makes. It runs on its own,
-    /// whoever stops waiting for it.
+    /// The outcome for `key`: that of the exchange under way, else of the one that `begin` makes, which ends before
+    /// `deadline`. Who begins it makes it, on his own thread; where he gives up, the next one does.
     ///
     /// # Errors
     /// Those of the exchange; [`UpstreamError::Timeout`] at `deadline`; [`UpstreamError::Busy`] at the cap.
     pub(super) async fn join<F>(&self, key: &K, deadline: Instant, begin: impl Fn() -> F) -> Outcome
     where
-        F: Future<Output = Outcome> + Send + 'static,
+        F: Future<Output = Outcome>,
     {
         loop {
-            let (mut outcome, joined) = self.enter(key, &begin)?;
-            let waited = timeout_at(deadline, outcome.wait_for(Option::is_some)).await;
-            let outcome = match waited {
-                Ok(Ok(outcome)) => outcome.clone(),
-                // The exchange panicked.
-                Ok(Err(_)) => None,
-                Err(_) => return Err(UpstreamError::Timeout(Attempts::default())),
+            let outcome = match self.enter(key)? {
+                Part::First(entered) => {
+                    let outcome = begin().await;
+                    // Off the table before it is told: who comes now asks anew.
+                    for waiting in entered.leave() {
+                        let _gone = waiting.send(outcome.clone());
+                    }
+                    return outcome;
+                }
+                Part::Later(outcome) => timeout_at(deadline, outcome).await,
             };
             match outcome {
+                Err(_) => return Err(UpstreamError::Timeout(Attempts::default())),
+                // Who began it gave up.
+                Ok(Err(_)) => {}
                 // It ended at the deadline of who began it; ours is later.
-                Some(Err(UpstreamError::Timeout(_))) if joined && Instant::now() + WORTHWHILE < deadline => {}
-                Some(outcome) => return outcome,
-                None => return Err(UpstreamError::Timeout(Attempts::default())),
+                Ok(Ok(Err(UpstreamError::Timeout(_)))) if Instant::now() + WORTHWHILE < deadline => {}
+                Ok(Ok(outcome)) => return outcome,
             }
         }
     }
 
-    /// The exchange for `key`, begun where there is none; true where there was one.
-    fn enter<F>(
-        &self,
-        key: &K,
-        begin: impl FnOnce() -> F,
-    ) -> Result<(watch::Receiver<Option<Outcome>>, bool), UpstreamError>
-    where
-        F: Future<Output = Outcome> + Send + 'static,
-    {
+    fn enter<'a>(&'a self, key: &'a K) -> Result<Part<'a, K>, UpstreamError> {
         let mut table = self.0.lock();
         let full = table.len() >= CAP;
         match table.entry(key.clone()) {
-            Entry::Occupied(entry) => Ok((entry.get().clone(), true)),
+            Entry::Occupied(mut entry) => {
+                let (sender, receiver) = oneshot::channel();
+                entry.get_mut().push(sender);
+                Ok(Part::Later(receiver))
+            }
             Entry::Vacant(_) if full => Err(UpstreamError::Busy),
             Entry::Vacant(entry) => {
-                let (sender, receiver) = watch::channel(None);
-                entry.insert(receiver.clone());
-                let entered = Entered { table: Arc::clone(&self.0), key: key.clone() };
-                let exchange = begin();
-                tokio::spawn(async move {
-                    let outcome = exchange.await;
-                    // Off the table before it is told: who comes now asks anew.
-                    drop(entered);
-                    sender.send_replace(Some(outcome));
-                });
-                Ok((receiver, false))
+                entry.insert(Vec::new());
+                Ok(Part::First(Entered { inflight: self, key }))
             }
         }
     }
@@ -110,6 +115,7 @@ mod tests {
     use super::*;
     use crate::record::Rcode;
     use crate::upstream::fake::origin;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
     use tokio::sync::{Notify, Semaphore};
 
@@ -129,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_gives_up_disturbs_nobody() {
+    async fn who_stops_waiting_disturbs_nobody() {
         let (inflight, begun, gate) = (Inflight::new(), AtomicU32::new(0), Arc::new(Notify::new()));
         let begin = || {
             begun.fetch_add(1, Ordering::SeqCst);
@@ -139,13 +145,36 @@ mod tests {
                 Ok(answer())
             }
         };
-        let first = inflight.join(&1, Instant::now() + Duration::from_millis(10), begin);
-        assert_eq!(first.await, Err(UpstreamError::Timeout(Attempts::default())));
+        let first = inflight.join(&1, soon(), begin);
+        let second = inflight.join(&1, Instant::now() + Duration::from_millis(10), begin);
+        let third = inflight.join(&1, soon(), begin);
+        let opened = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            gate.notify_one();
+        };
+        let (first, second, third, ()) = tokio::join!(first, second, third, opened);
+        assert_eq!((first, second), (Ok(answer()), Err(UpstreamError::Timeout(Attempts::default()))));
+        assert_eq!((third, begun.load(Ordering::SeqCst)), (Ok(answer()), 1));
+        assert!(inflight.0.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_who_began_gives_up_the_next_one_begins_anew() {
+        let (inflight, begun) = (Inflight::new(), AtomicU32::new(0));
+        let begin = || {
+            let number = begun.fetch_add(1, Ordering::SeqCst);
+            async move {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                assert_ne!(number, 0, "given up");
+                Ok(answer())
+            }
+        };
+        let first = tokio::time::timeout(Duration::from_millis(10), inflight.join(&1, soon(), begin));
         let (second, third) = (inflight.join(&1, soon(), begin), inflight.join(&1, soon(), begin));
-        let opened = async { gate.notify_one() };
-        let (second, third, ()) = tokio::join!(second, third, opened);
+        let (first, second, third) = tokio::join!(first, second, third);
+        assert!(first.is_err());
         assert_eq!((second, third), (Ok(answer()), Ok(answer())));
-        assert_eq!(begun.load(Ordering::SeqCst), 1);
+        assert_eq!(begun.load(Ordering::SeqCst), 2);
         assert!(inflight.0.lock().is_empty());
     }
 
@@ -190,13 +219,5 @@ mod tests {
         assert_eq!(inflight.join(&0, soon(), begin(&gate)).await, Ok(answer()));
         assert!(waiting.join_all().await.iter().all(Result::is_ok));
         assert!(inflight.0.lock().is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_panic_leaves_no_trace() {
-        let inflight = Inflight::new();
-        let outcome = inflight.join(&1, soon(), || async { panic!("in a test") }).await;
-        assert_eq!(outcome, Err(UpstreamError::Timeout(Attempts::default())));
-        assert_eq!(inflight.join(&1, soon(), || async { Ok(answer()) }).await, Ok(answer()));
     }
 }

@@ -11,7 +11,7 @@
 //! ```text
 //! Upstreams.route ─► Upstream ─► inflight: asked once ─► failover: which servers, when
 //!                                    server: one of them ─► query ─► udp ─ truncated, suspect ─► tcp
-//!                                    Answer ◄─ answer ◄─ wire::parse_message ◄─ reply
+//!                                    Answer ◄─ answer ◄─ wire::parse_reply ◄─ reply
 //! ```
 
 mod answer;
@@ -22,6 +22,7 @@ mod fake;
 mod health;
 mod inflight;
 mod query;
+mod random;
 mod server;
 mod settings;
 mod system;
@@ -33,6 +34,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use tokio::time::Instant;
 
 use crate::name::{Name, ancestors};
@@ -59,7 +61,7 @@ pub struct Upstream {
     view: ViewId,
     origin: Origin,
     private: Arc<[crate::net::Prefix]>,
-    servers: Vec<Arc<server::Server>>,
+    servers: Vec<server::Server>,
 }
 
 impl Upstream {
@@ -87,8 +89,23 @@ impl Upstream {
     }
 
     /// Asks the servers. Private: [`Upstreams::resolve`] demands a permit.
-    async fn exchange(self: Arc<Self>, question: Question, deadline: Instant) -> Result<Answer, UpstreamError> {
-        failover::exchange(&self.servers, &question, &self.origin, deadline).await
+    async fn exchange(&self, question: &Question, ports: &Ports, deadline: Instant) -> Result<Answer, UpstreamError> {
+        failover::exchange(&self.servers, question, &self.origin, ports, deadline).await
+    }
+}
+
+/// Where questions leave from: sockets of their own to every server, for each runtime that asks, so that no reply
+/// wakes another thread. Each server has at least 512 ports of each runtime before one is used again.
+#[derive(Debug)]
+pub struct Ports {
+    /// In the order of the servers' numbers.
+    sockets: Vec<udp::Sockets>,
+    random: random::Random,
+}
+
+impl Ports {
+    fn new(servers: impl Iterator<Item = SocketAddr>) -> Self {
+        Self { sockets: servers.map(udp::Sockets::new).collect(), random: random::Random::default() }
     }
 }
 
@@ -96,14 +113,14 @@ impl Upstream {
 #[derive(Debug)]
 pub struct Upstreams {
     upstreams: Vec<Arc<Upstream>>,
-    zones: HashMap<Name, Zone>,
+    zones: HashMap<Name, Zone, RandomState>,
     inflight: inflight::Inflight<(ViewId, Question)>,
 }
 
 /// The upstreams of one zone.
 #[derive(Debug, Default)]
 struct Zone {
-    views: HashMap<Arc<str>, usize>,
+    views: HashMap<Arc<str>, usize, RandomState>,
     rest: Option<usize>,
 }
 
@@ -111,8 +128,9 @@ impl Upstreams {
     /// Upstreams as configured, without mistakes: of two that claim the same, the first has it. Opens nothing yet.
     #[must_use]
     pub fn new(settings: Vec<Settings>, clock: &Clock) -> Self {
-        let mut zones: HashMap<Name, Zone> = HashMap::new();
+        let mut zones: HashMap<Name, Zone, RandomState> = HashMap::default();
         let mut upstreams = Vec::with_capacity(settings.len());
+        let mut numbers = 0..;
         for (index, settings) in settings.into_iter().enumerate() {
             let names = if settings.zones.is_empty() { vec![Name::root()] } else { settings.zones };
             for name in names {
@@ -129,7 +147,9 @@ impl Upstreams {
                 view: ViewId(u32::try_from(index).unwrap_or(u32::MAX)),
                 origin: Origin { name: settings.name, trust: AddressTrust::Upstream(Arc::clone(&private)) },
                 private,
-                servers: settings.servers.into_iter().map(|one| Arc::new(server::Server::new(one, clock))).collect(),
+                servers: (numbers.by_ref().zip(settings.servers))
+                    .map(|(number, one)| server::Server::new(number, one, clock))
+                    .collect(),
             }));
         }
         Self { upstreams, zones, inflight: inflight::Inflight::new() }
@@ -146,30 +166,37 @@ impl Upstreams {
         self.upstreams.get(index)
     }
 
-    /// The answer of `upstream` to the question that `permit` permits. The same question of the same view is asked
-    /// once, however many wait for it; who stops waiting disturbs nobody.
+    /// Ports for one runtime; none is open yet.
+    #[must_use]
+    pub fn ports(&self) -> Ports {
+        Ports::new(self.upstreams.iter().flat_map(|upstream| upstream.servers()))
+    }
+
+    /// The answer of `upstream` to the question that `permit` permits, asked from `ports`, which are those of the
+    /// runtime that this runs on. The same question of the same view is asked once, however many wait for it.
     ///
     /// # Errors
     /// [`UpstreamError`], at the latest at `deadline`.
     pub async fn resolve(
         &self,
-        upstream: &Arc<Upstream>,
+        upstream: &Upstream,
         permit: &Permit,
+        ports: &Ports,
         deadline: Instant,
     ) -> Result<Answer, UpstreamError> {
-        self.ask_once(upstream, permit.question(), deadline).await
+        self.ask_once(upstream, permit.question(), ports, deadline).await
     }
 
     async fn ask_once(
         &self,
-        upstream: &Arc<Upstream>,
+        upstream: &Upstream,
         question: &Question,
+        ports: &Ports,
         deadline: Instant,
     ) -> Result<Answer, UpstreamError> {
         let key = (upstream.view, question.clone());
         let ends = deadline.checked_sub(MARGIN).unwrap_or(deadline);
-        let begin = || Arc::clone(upstream).exchange(question.clone(), ends);
-        self.inflight.join(&key, deadline, begin).await
+        self.inflight.join(&key, deadline, || upstream.exchange(question, ports, ends)).await
     }
 
     /// Every upstream, in the order of the settings.
@@ -251,12 +278,15 @@ mod tests {
             &Clock::system(),
         ));
         let mut asking = tokio::task::JoinSet::new();
+        let ports = [Arc::new(upstreams.ports()), Arc::new(upstreams.ports())];
         for number in 0..200 {
             let upstreams = Arc::clone(&upstreams);
+            // Of several threads.
+            let ports = Arc::clone(&ports[number / 2 % 2]);
             asking.spawn(async move {
                 let segment = if number % 2 == 0 { "build" } else { "office" };
                 let upstream = upstreams.route(segment, question().name.as_wire()).unwrap();
-                let answer = upstreams.ask_once(upstream, &question(), soon()).await.unwrap();
+                let answer = upstreams.ask_once(upstream, &question(), &ports, soon()).await.unwrap();
                 (segment, answer.origin.name)
             });
         }
@@ -275,7 +305,7 @@ mod tests {
         let asked = Question { name: Name::parse("WWW.Example.ORG.").unwrap(), kind: RecordType::A };
         for (segment, question) in [("build", question()), ("office", asked), ("build", question())] {
             let upstream = upstreams.route(segment, question.name.as_wire()).unwrap();
-            upstreams.ask_once(upstream, &question, soon()).await.unwrap();
+            upstreams.ask_once(upstream, &question, &upstreams.ports(), soon()).await.unwrap();
         }
         let seen = fake.seen();
         let masked = |message: &[u8]| {

@@ -1,5 +1,6 @@
 //! One query as it is sent, and which datagrams are its reply.
 
+use super::random::Random;
 use crate::record::Question;
 use crate::wire;
 
@@ -32,16 +33,21 @@ impl Query {
     ///
     /// # Errors
     /// The system has no randomness to give.
-    pub(super) fn new(question: &Question) -> Result<Self, getrandom::Error> {
-        // A name has at most 253 letters: one bit each.
-        let mut random = [0; 34];
-        getrandom::fill(&mut random)?;
-        let (id, case) = random.split_at(2);
-        let id = id.iter().fold(0, |id, byte| id << 8 | u16::from(*byte));
-        let mut bits = case.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
+    pub(super) fn new(question: &Question, random: &Random) -> Result<Self, getrandom::Error> {
+        let id = u16::from_ne_bytes(random.take()?);
+        // One bit for each letter; a name has fewer letters than octets, and at most 255 of those.
+        let mut case = [0; 32];
+        let case = case.get_mut(..question.name.as_wire().len().div_ceil(8)).unwrap_or_default();
+        random.fill(case)?;
+        let mut letter = 0;
+        let upper = || {
+            let octet = case.get(letter / 8).copied().unwrap_or(0);
+            letter += 1;
+            octet >> (letter % 8) & 1 == 1
+        };
         let end = HEADER + question.name.as_wire().len() + TYPE_AND_CLASS;
         let mut bytes = Vec::with_capacity(end + 11);
-        wire::encode_query(&mut bytes, id, question, false, || bits.next().unwrap_or(false));
+        wire::encode_query(&mut bytes, id, question, false, upper);
         Ok(Self { bytes, end })
     }
 
@@ -112,7 +118,7 @@ mod tests {
     #[test]
     fn only_its_own_reply_is_accepted() {
         // TYPE16705 is 0x4141, "AA": letters where none are compared as such.
-        let query = Query::new(&question("api.example.org", RecordType(0x4141))).unwrap();
+        let query = Query::new(&question("api.example.org", RecordType(0x4141)), &Random::default()).unwrap();
         let last = query.end - 1;
         type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
         let rows: [(&str, Match, Change<'_>); 13] = [
@@ -144,7 +150,7 @@ mod tests {
         let question = question(&name, RecordType::A);
         let (mut upper, mut lower) = (vec![false; 255], vec![false; 255]);
         for _ in 0..64 {
-            let query = Query::new(&question).unwrap();
+            let query = Query::new(&question, &Random::default()).unwrap();
             for (at, byte) in query.bytes()[HEADER..HEADER + 255].iter().enumerate() {
                 upper[at] |= *byte == b'A';
                 lower[at] |= *byte == b'a';
@@ -163,7 +169,7 @@ mod tests {
         ) {
             let text = labels.join(".");
             let masked = |text: &str| {
-                let mut bytes = Query::new(&question(text, RecordType(kind))).unwrap().into_bytes();
+                let mut bytes = Query::new(&question(text, RecordType(kind)), &Random::default()).unwrap().into_bytes();
                 let name = HEADER..HEADER + text.len() + 2;
                 bytes[..2].fill(0);
                 bytes[name].make_ascii_lowercase();
@@ -179,7 +185,7 @@ mod tests {
 
         #[test]
         fn foreign_bytes_never_panic(message in prop::collection::vec(any::<u8>(), 0..64)) {
-            let query = Query::new(&question("a.example", RecordType::A)).unwrap();
+            let query = Query::new(&question("a.example", RecordType::A), &Random::default()).unwrap();
             prop_assert_ne!(query.matches(&message), Match::Reply);
             is_truncated(&message);
         }

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::Ports;
 use super::answer::answer;
 use super::failure::Failure;
 use super::health::{Health, Standing};
 use super::query::Query;
 use super::settings::{ServerSettings, Transport};
 use super::tcp::Connection;
-use super::udp::{Outcome, Pace, Sockets};
+use super::udp::{Outcome, Pace};
 use crate::record::{Answer, Origin, Question};
 use crate::time::Clock;
 use crate::wire;
@@ -21,9 +22,10 @@ use crate::wire;
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) address: SocketAddr,
+    /// Its number among the servers of all upstreams.
+    number: usize,
     transport: Transport,
     clock: Clock,
-    sockets: Sockets,
     connection: Connection,
     health: Mutex<Health>,
     counts: Counts,
@@ -63,12 +65,12 @@ fn count(counter: &AtomicU64) {
 }
 
 impl Server {
-    pub(super) fn new(settings: ServerSettings, clock: &Clock) -> Self {
+    pub(super) fn new(number: usize, settings: ServerSettings, clock: &Clock) -> Self {
         Self {
             address: settings.address,
+            number,
             transport: settings.transport,
             clock: clock.clone(),
-            sockets: Sockets::new(settings.address, clock.clone()),
             connection: Connection::new(settings.address),
             health: Mutex::default(),
             counts: Counts::default(),
@@ -85,9 +87,10 @@ impl Server {
         question: &Question,
         origin: &Origin,
         pace: Pace,
+        ports: &Ports,
         refused: impl FnMut(),
     ) -> Result<Answer, Failure> {
-        let result = self.exchange(question, origin, pace, refused).await;
+        let result = self.exchange(question, origin, pace, ports, refused).await;
         count(match result {
             Ok(_) => &self.counts.answered,
             Err(Failure::Timeout) => &self.counts.timeouts,
@@ -107,15 +110,16 @@ impl Server {
         question: &Question,
         origin: &Origin,
         pace: Pace,
+        ports: &Ports,
         refused: impl FnMut(),
     ) -> Result<Answer, Failure> {
         let started = self.clock.tick();
         let heard = || self.heard(self.clock.tick().since(started));
-        let query = Query::new(question)?;
-        let over_udp = match self.transport {
-            Transport::Tcp => None,
-            Transport::Udp => {
-                match self.sockets.ask(&query, &pace, refused, || count(&self.counts.mismatches)).await? {
+        let random = &ports.random;
+        let over_udp = match (self.transport, ports.sockets.get(self.number)) {
+            (Transport::Udp, Some(sockets)) => {
+                let query = Query::new(question, random)?;
+                match sockets.ask(&query, &pace, started, random, refused, || count(&self.counts.mismatches)).await? {
                     Outcome::Reply(message) => {
                         heard();
                         Some(message)
@@ -127,18 +131,20 @@ impl Server {
                     Outcome::Suspect => None,
                 }
             }
+            (Transport::Tcp, _) | (_, None) => None,
         };
         let message = match over_udp {
             Some(message) => message,
             None => {
-                let message = self.connection.ask(Query::new(question)?, pace.deadline).await?;
+                let message = self.connection.ask(Query::new(question, random)?, pace.deadline).await?;
                 if self.transport == Transport::Tcp {
                     heard();
                 }
                 message
             }
         };
-        answer(question, wire::parse_message(&message).map_err(Failure::Unreadable)?, origin)
+        // It repeats the question: that made it the reply.
+        answer(question, wire::parse_reply(&message, question).map_err(Failure::Unreadable)?, origin)
     }
 
     /// A reply came after this time.
@@ -161,9 +167,9 @@ impl Server {
     /// What servers are ordered by: the standing, then the round trip in steps. A server that failed is ready for the
     /// one question that is its trial, and the caller must ask it.
     pub(super) fn rank(&self) -> (Standing, u128) {
-        let now = self.clock.tick();
         let mut health = self.health.lock();
-        (health.standing(now), health.pace())
+        let standing = if health.is_well() { Standing::Ready } else { health.standing(self.clock.tick()) };
+        (standing, health.pace())
     }
 
     /// How long to wait before another server is asked as well.

@@ -204,6 +204,7 @@ mod tests {
     use crate::name::Name;
     use crate::record::Question;
     use crate::upstream::fake::{Fake, changed, closed_port, good, question};
+    use crate::upstream::random::Random;
     use std::collections::HashSet;
     use std::sync::Arc;
     use tokio::net::TcpListener;
@@ -212,8 +213,12 @@ mod tests {
         Instant::now() + Duration::from_secs(20)
     }
 
+    fn query(question: &Question) -> Query {
+        Query::new(question, &Random::default()).unwrap()
+    }
+
     async fn ask(connection: &Connection) -> Result<Vec<u8>, Failure> {
-        connection.ask(Query::new(&question()).unwrap(), soon()).await
+        connection.ask(query(&question()), soon()).await
     }
 
     #[tokio::test]
@@ -226,7 +231,7 @@ mod tests {
             let connection = Arc::clone(&connection);
             asking.spawn(async move {
                 let question = Question { name: Name::parse(&format!("n{number}.example.org")).unwrap(), ..question() };
-                connection.ask(Query::new(&question).unwrap(), soon()).await.unwrap()
+                connection.ask(query(&question), soon()).await.unwrap()
             });
         }
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -317,8 +322,8 @@ mod tests {
             let connection = Connection::new(fake.address);
             // Well before an idle one.
             let deadline = Instant::now() + STALLED * 3;
-            let query = || Query::new(&question()).unwrap();
-            let both = tokio::join!(connection.ask(query(), deadline), connection.ask(query(), deadline));
+            let ask = || connection.ask(query(&question()), deadline);
+            let both = tokio::join!(ask(), ask());
             let silent = [both.0, both.1].into_iter().filter_map(Result::err).collect::<Vec<_>>();
             assert_eq!(silent, vec![Failure::Network(io::ErrorKind::TimedOut); 2 - answered]);
             assert!(connection.task.lock().as_ref().unwrap().is_closed());

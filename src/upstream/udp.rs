@@ -5,16 +5,19 @@
 //! once a query ended on it without its reply, or was sent on it twice: a late reply would meet the next query.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::net::UdpSocket;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
 
 use super::failure::Failure;
 use super::query::{Match, Query, is_truncated};
-use crate::time::{Clock, Tick};
+use super::random::Random;
+use crate::time::Tick;
 use crate::wire::UDP_SIZE;
 
 /// From this many sockets on they are used again: 9 bits of the port's 16 that a guesser must still hit.
@@ -34,6 +37,9 @@ const SENDS: u32 = 5;
 /// A closed port refuses at once and again; a forged ICMP error would have to guess the port twice.
 const REFUSALS: u32 = 2;
 
+/// What a socket is watched for: datagrams and ICMP errors, and not that each send has left.
+const WATCHED: Interest = Interest::READABLE.add(Interest::ERROR);
+
 /// What UDP came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -47,17 +53,18 @@ pub(super) enum Outcome {
 
 /// How long to try.
 pub(super) struct Pace {
+    /// Now.
+    pub(super) begin: Instant,
     /// The end.
     pub(super) deadline: Instant,
     /// The query is sent again after this, then after twice as long, and so on.
     pub(super) resend: Duration,
 }
 
-/// The sockets to one server.
+/// The sockets to one server. The runtime on which they are first used watches them: they belong to that one.
 #[derive(Debug)]
 pub(super) struct Sockets {
     server: SocketAddr,
-    clock: Clock,
     pool: Mutex<Pool>,
 }
 
@@ -70,7 +77,7 @@ struct Pool {
 
 #[derive(Debug)]
 struct Slot {
-    socket: UdpSocket,
+    socket: AsyncFd<UdpSocket>,
     opened: Tick,
     uses: u32,
 }
@@ -91,11 +98,11 @@ impl Drop for Loan<'_> {
 }
 
 impl Sockets {
-    pub(super) fn new(server: SocketAddr, clock: Clock) -> Self {
-        Self { server, clock, pool: Mutex::default() }
+    pub(super) fn new(server: SocketAddr) -> Self {
+        Self { server, pool: Mutex::default() }
     }
 
-    /// Sends `query` until its reply comes. `refused` is called at each ICMP error, `mismatch` at each message
+    /// Sends `query` from `now` on until its reply comes. `refused` is called at each ICMP error, `mismatch` at each message
     /// that is not the reply; neither ends the wait by itself.
     ///
     /// # Errors
@@ -104,63 +111,60 @@ impl Sockets {
         &self,
         query: &Query,
         pace: &Pace,
+        now: Tick,
+        random: &Random,
         mut refused: impl FnMut(),
         mut mismatch: impl FnMut(),
     ) -> Result<Outcome, Failure> {
-        let (mut loan, slot) = self.borrow().await?;
-        // One octet more than asked for, to see what is too long.
-        let mut buffer = [0; UDP_SIZE as usize + 1];
+        let (mut loan, mut slot) = self.borrow(now, random)?;
         let (mut sends, mut refusals, mut mismatches) = (0, 0, 0);
         // Datagrams get lost. Whatever the server's pace, the query goes out three times: now, after a quarter of the
         // time and after three.
-        let mut resend = pace.resend.min(pace.deadline.saturating_duration_since(Instant::now()) / 4);
+        let mut resend = pace.resend.min(pace.deadline.saturating_duration_since(pace.begin) / 4);
+        let mut until = pace.begin;
         loop {
-            let sent = match slot.socket.send(query.bytes()).await {
+            let sent = match slot.socket.get_ref().send(query.bytes()) {
                 // An ICMP error of the send before is told by this one, which then did not send.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => slot.socket.send(query.bytes()).await,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    slot.socket.get_ref().send(query.bytes())
+                }
                 other => other,
             };
             sends += 1;
             match sent {
-                Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => return Err(error.into()),
+                // No room to send: lost, as on the way.
+                Err(error) if !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock) => {
+                    return Err(error.into());
+                }
                 _ => {}
             }
-            let until = if sends < SENDS { (Instant::now() + resend).min(pace.deadline) } else { pace.deadline };
+            until = if sends < SENDS { (until + resend).min(pace.deadline) } else { pace.deadline };
             resend *= 2;
-            while let Ok(received) = timeout_at(until, slot.socket.recv_from(&mut buffer)).await {
-                let (length, from) = match received {
-                    Ok(received) => received,
+            while let Ok(received) = timeout_at(until, receive(&mut slot.socket, self.server, query)).await {
+                match received {
                     Err(error) => {
                         refusals += 1;
                         refused();
                         if refusals >= REFUSALS {
                             return Err(error.into());
                         }
-                        continue;
                     }
-                };
-                let message = buffer.get(..length).unwrap_or_default();
-                // Before it was connected, the socket took datagrams from anywhere.
-                let matched = if is_same(from, self.server) { query.matches(message) } else { Match::Mismatch };
-                match matched {
-                    Match::Mismatch => {
+                    Ok(Received::Mismatch) => {
                         mismatches += 1;
                         mismatch();
                         if mismatches >= MISMATCHES {
                             return Ok(Outcome::Suspect);
                         }
                     }
-                    Match::OtherCase => {
+                    Ok(Received::OtherCase) => {
                         mismatch();
                         return Ok(Outcome::Incomplete);
                     }
-                    Match::Reply => {
-                        let complete = !is_truncated(message) && length <= usize::from(UDP_SIZE);
-                        let message = message.to_vec();
+                    Ok(Received::Reply(message)) => {
                         if sends == 1 && mismatches == 0 {
-                            loan.back = self.renewable(slot);
+                            loan.back = slot.renewed(now);
                         }
-                        return Ok(if complete { Outcome::Reply(message) } else { Outcome::Incomplete });
+                        return Ok(message.map_or(Outcome::Incomplete, Outcome::Reply));
                     }
                 }
             }
@@ -170,42 +174,36 @@ impl Sockets {
         }
     }
 
-    /// The socket, if it may be used once more.
-    fn renewable(&self, mut slot: Slot) -> Option<Slot> {
-        slot.uses += 1;
-        (slot.uses < USES && self.clock.tick().since(slot.opened) < LIFE).then_some(slot)
-    }
-
-    async fn borrow(&self) -> Result<(Loan<'_>, Slot), Failure> {
-        let now = self.clock.tick();
-        let mut random = [0; 4];
-        getrandom::fill(&mut random)?;
+    fn borrow(&self, now: Tick, random: &Random) -> Result<(Loan<'_>, Slot), Failure> {
+        let dice = u32::from_ne_bytes(random.take()?);
         let reused = {
             let mut pool = self.pool.lock();
             pool.sweep(now);
             pool.busy += 1;
-            if pool.idle.len() + pool.busy > SOCKETS { pool.pick(random) } else { None }
+            if pool.idle.len() + pool.busy > SOCKETS { pool.pick(dice) } else { None }
         };
         // From here on the drop of the loan keeps the count.
         let loan = Loan { sockets: self, back: None };
         let slot = match reused {
             Some(slot) => slot,
             // Out of descriptors, an idle one must do.
-            None => self.open(now).await.or_else(|error| self.pool.lock().pick(random).ok_or(error))?,
+            None => self.open(random, now).or_else(|error| self.pool.lock().pick(dice).ok_or(error))?,
         };
         Ok((loan, slot))
     }
 
-    async fn open(&self, now: Tick) -> io::Result<Slot> {
+    fn open(&self, random: &Random, now: Tick) -> io::Result<Slot> {
         let any: IpAddr = match self.server {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let mut bound = None;
+        let socket = Socket::new(Domain::for_address(self.server), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        let bind = |port| socket.bind(&SocketAddr::new(any, port).into());
+        let mut bound = false;
         for _ in 0..BIND_ATTEMPTS {
-            match UdpSocket::bind((any, random_port()?)).await {
-                Ok(socket) => {
-                    bound = Some(socket);
+            match bind(random_port(random)?) {
+                Ok(()) => {
+                    bound = true;
                     break;
                 }
                 // Also for a port that another program's wildcard socket forbids.
@@ -213,12 +211,24 @@ impl Sockets {
                 Err(error) => return Err(error),
             }
         }
-        let socket = match bound {
-            Some(socket) => socket,
-            None => UdpSocket::bind((any, 0)).await?,
-        };
-        socket.connect(self.server).await?;
+        if !bound {
+            bind(0)?;
+        }
+        socket.connect(&self.server.into())?;
+        #[expect(
+            deprecated,
+            reason = "what replaces it is unsafe for types that change their descriptor; this one does not"
+        )]
+        let socket = AsyncFd::with_interest(UdpSocket::from(socket), WATCHED)?;
         Ok(Slot { socket, opened: now, uses: 0 })
+    }
+}
+
+impl Slot {
+    /// The socket, if it may be used once more.
+    fn renewed(mut self, now: Tick) -> Option<Self> {
+        self.uses += 1;
+        (self.uses < USES && now.since(self.opened) < LIFE).then_some(self)
     }
 }
 
@@ -232,10 +242,50 @@ impl Pool {
     }
 
     /// An idle socket at random.
-    fn pick(&mut self, random: [u8; 4]) -> Option<Slot> {
+    fn pick(&mut self, dice: u32) -> Option<Slot> {
         let length = u32::try_from(self.idle.len()).ok().filter(|length| *length > 0)?;
-        let index = u32::from_ne_bytes(random) % length;
-        Some(self.idle.swap_remove(usize::try_from(index).ok()?))
+        Some(self.idle.swap_remove(usize::try_from(dice % length).ok()?))
+    }
+}
+
+/// What a datagram is to the query in flight.
+enum Received {
+    /// The reply; `None`: not the whole of it.
+    Reply(Option<Vec<u8>>),
+    OtherCase,
+    Mismatch,
+}
+
+/// Waits for one datagram.
+///
+/// # Errors
+/// An ICMP error that came for this socket.
+async fn receive(socket: &mut AsyncFd<UdpSocket>, server: SocketAddr, query: &Query) -> io::Result<Received> {
+    loop {
+        let mut ready = socket.ready_mut(WATCHED).await?;
+        // One octet more than asked for, to see what is too long.
+        let mut buffer = [0; UDP_SIZE as usize + 1];
+        let (length, from) = match ready.get_inner().recv_from(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ready.clear_ready();
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        let message = buffer.get(..length).unwrap_or_default();
+        // Before it was connected, the socket took datagrams from anywhere.
+        let matched = if is_same(from, server) { query.matches(message) } else { Match::Mismatch };
+        return Ok(match matched {
+            Match::Mismatch => Received::Mismatch,
+            Match::OtherCase => Received::OtherCase,
+            Match::Reply => {
+                // Nothing more is awaited; what comes next is told anew.
+                ready.clear_ready();
+                let whole = !is_truncated(message) && length <= usize::from(UDP_SIZE);
+                Received::Reply(whole.then(|| message.to_vec()))
+            }
+        });
     }
 }
 
@@ -245,11 +295,9 @@ fn is_same(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// An even pick of 1024–65535.
-fn random_port() -> io::Result<u16> {
+fn random_port(random: &Random) -> io::Result<u16> {
     loop {
-        let mut random = [0; 2];
-        getrandom::fill(&mut random).map_err(|_| io::ErrorKind::Other)?;
-        let port = u16::from_ne_bytes(random);
+        let port = u16::from_ne_bytes(random.take().map_err(|_| io::ErrorKind::Other)?);
         if port >= FIRST_PORT {
             return Ok(port);
         }
@@ -262,25 +310,30 @@ mod tests {
     use crate::upstream::fake::{Fake, changed, closed_port, good, question};
     use std::collections::{HashMap, HashSet};
     use std::sync::Arc;
+    use tokio::net::UdpSocket;
     use tokio::sync::Barrier;
 
     fn pace(resend_ms: u64, deadline_ms: u64) -> Pace {
-        let (resend, deadline) = (Duration::from_millis(resend_ms), Duration::from_millis(deadline_ms));
-        Pace { deadline: Instant::now() + deadline, resend }
+        let (begin, resend) = (Instant::now(), Duration::from_millis(resend_ms));
+        Pace { begin, deadline: begin + Duration::from_millis(deadline_ms), resend }
     }
 
     async fn ask(sockets: &Sockets, pace: &Pace) -> (Result<Outcome, Failure>, u32) {
+        ask_at(Tick(0), sockets, pace).await
+    }
+
+    async fn ask_at(now: Tick, sockets: &Sockets, pace: &Pace) -> (Result<Outcome, Failure>, u32) {
         let mut mismatches = 0;
-        let query = Query::new(&question()).unwrap();
-        let outcome = sockets.ask(&query, pace, || (), || mismatches += 1).await;
+        let random = Random::default();
+        let query = Query::new(&question(), &random).unwrap();
+        let outcome = sockets.ask(&query, pace, now, &random, || (), || mismatches += 1).await;
         (outcome, mismatches)
     }
 
     #[tokio::test]
     async fn ports_vary_and_are_used_again_only_at_a_rate() {
         let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
-        let clock = Clock::manual();
-        let sockets = Sockets::new(fake.address, clock.clone());
+        let sockets = Sockets::new(fake.address);
         for _ in 0..SOCKETS {
             assert!(matches!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Reply(_)), 0)));
         }
@@ -294,9 +347,8 @@ mod tests {
         let second = ports(SOCKETS);
         assert!(second.len() >= 256, "picked at random: {}", second.len());
         assert!(second.difference(&first).count() < 64, "open ones are used again");
-        clock.advance(LIFE);
         for _ in 0..32 {
-            ask(&sockets, &pace(2000, 9000)).await.0.unwrap();
+            ask_at(Tick(0) + LIFE, &sockets, &pace(2000, 9000)).await.0.unwrap();
         }
         assert!(ports(2 * SOCKETS).intersection(&first).count() < 8, "after 10 s no socket is what it was");
         assert!(sockets.pool.lock().idle.len() <= 32);
@@ -305,7 +357,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_ends_after_its_uses() {
         let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
-        let sockets = Sockets::new(fake.address, Clock::manual());
+        let sockets = Sockets::new(fake.address);
         // As if all the others were busy: the one idle socket is picked each time.
         sockets.pool.lock().busy = SOCKETS;
         for _ in 0..3 * USES {
@@ -320,7 +372,7 @@ mod tests {
     async fn each_socket_has_one_query_in_flight() {
         const QUERIES: usize = 600;
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let sockets = Arc::new(Sockets::new(socket.local_addr().unwrap(), Clock::manual()));
+        let sockets = Arc::new(Sockets::new(socket.local_addr().unwrap()));
         let start = Arc::new(Barrier::new(QUERIES));
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..QUERIES {
@@ -365,7 +417,7 @@ mod tests {
                 if number == 0 { vec![bad, good] } else { vec![bad.clone(), bad, good] }
             })
             .await;
-            let sockets = Sockets::new(fake.address, Clock::manual());
+            let sockets = Sockets::new(fake.address);
             assert!(matches!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Reply(_)), 1)), "{name}");
             assert!(sockets.pool.lock().idle.is_empty(), "a socket that was guessed at is not used again");
             assert_eq!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Suspect), 2), "{name}");
@@ -376,7 +428,7 @@ mod tests {
     async fn a_message_from_elsewhere_never_arrives() {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let elsewhere = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let sockets = Sockets::new(socket.local_addr().unwrap(), Clock::manual());
+        let sockets = Sockets::new(socket.local_addr().unwrap());
         let answering = async {
             let mut buffer = [0; 512];
             let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
@@ -400,7 +452,7 @@ mod tests {
         ];
         for (name, mismatches, spoil) in rows {
             let fake = Fake::start(move |seen, _| vec![spoil(good(&seen.message))]).await;
-            let sockets = Sockets::new(fake.address, Clock::manual());
+            let sockets = Sockets::new(fake.address);
             assert_eq!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Incomplete), mismatches), "{name}");
         }
     }
@@ -408,7 +460,7 @@ mod tests {
     #[tokio::test]
     async fn a_lost_query_is_sent_again_on_its_socket() {
         let fake = Fake::start(|seen, number| if number < 2 { Vec::new() } else { vec![good(&seen.message)] }).await;
-        let sockets = Sockets::new(fake.address, Clock::manual());
+        let sockets = Sockets::new(fake.address);
         assert!(matches!(ask(&sockets, &pace(20, 9000)).await, (Ok(Outcome::Reply(_)), 0)));
         let seen = fake.seen();
         assert!(seen.iter().all(|one| one.from == seen[0].from && one.message == seen[0].message));
@@ -418,7 +470,7 @@ mod tests {
     #[tokio::test]
     async fn silence_ends_at_the_deadline_after_three_queries() {
         let fake = Fake::start(|_, _| Vec::new()).await;
-        let sockets = Sockets::new(fake.address, Clock::manual());
+        let sockets = Sockets::new(fake.address);
         assert_eq!(ask(&sockets, &pace(60_000, 400)).await, (Err(Failure::Timeout), 0));
         assert_eq!(fake.seen().len(), 3);
         assert_eq!(sockets.pool.lock().busy, 0);
@@ -426,10 +478,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_port_is_told_at_once_and_believed_the_second_time() {
-        let sockets = Sockets::new(closed_port().await, Clock::manual());
+        let sockets = Sockets::new(closed_port().await);
         let mut refused = 0;
-        let query = Query::new(&question()).unwrap();
-        let outcome = sockets.ask(&query, &pace(20, 60_000), || refused += 1, || ()).await;
+        let random = Random::default();
+        let query = Query::new(&question(), &random).unwrap();
+        let outcome = sockets.ask(&query, &pace(20, 60_000), Tick(0), &random, || refused += 1, || ()).await;
         assert_eq!(outcome, Err(Failure::Network(io::ErrorKind::ConnectionRefused)));
         assert_eq!(refused, 2);
     }

@@ -8,9 +8,9 @@ use super::{Echo, Fault, TCP_LIMIT, UDP_SIZE, UDP_SIZE_PLAIN, Written};
 use crate::record::{ExtendedError, RecordType};
 
 /// An OPT record without options: root, type, class, TTL, length.
-pub(super) const OPT_LENGTH: usize = 11;
+const OPT_LENGTH: usize = 11;
 /// The option code of an Extended DNS Error, its length field and INFO-CODE: 6 octets before the text.
-pub(super) const EDE_HEAD: usize = 6;
+const EDE_HEAD: usize = 6;
 
 const DNSSEC_OK: u16 = 0x8000;
 const OPTION_KEEPALIVE: u16 = 11;
@@ -111,7 +111,16 @@ impl<'a> Opt<'a> {
     }
 }
 
+/// The octets that [`push_opt`] appends.
+pub(super) const fn opt_length(ede: Option<(u16, &str)>) -> usize {
+    match ede {
+        Some((_, text)) => OPT_LENGTH + EDE_HEAD + text.len(),
+        None => OPT_LENGTH,
+    }
+}
+
 /// Appends our OPT record: version 0, our size, at most one option.
+#[inline]
 pub(super) fn push_opt(out: &mut Vec<u8>, rcode_high: u8, dnssec_ok: bool, ede: Option<(u16, &str)>) {
     let ([kind, kind_low], [size, size_low]) = (RecordType::OPT.0.to_be_bytes(), UDP_SIZE.to_be_bytes());
     let [flags, _] = if dnssec_ok { DNSSEC_OK } else { 0 }.to_be_bytes();

@@ -186,14 +186,14 @@ fn read_questions<'a>(
     asked: &mut Option<Asked<'a>>,
 ) -> Result<(), Fault> {
     for index in 0..count {
-        let start = reader.position();
+        let start = reader.clone();
         let name = reader.plain_name()?;
         let (kind, class) = (RecordType(reader.u16()?), reader.u16()?);
         if index == 0 {
             *asked = Some(Asked { name, kind, class });
         }
         if count == 1 {
-            echo.question = reader.since(start);
+            echo.question = reader.since(&start);
         }
     }
     Ok(())

@@ -101,9 +101,9 @@ pub(super) fn compressible(kind: RecordType, data: &[u8]) -> Option<Parts<'_>> {
     let prefix = reader.take(layout.prefix).ok()?;
     let mut names = SmallVec::new();
     for _ in 0..layout.names {
-        let start = reader.position();
+        let start = reader.clone();
         reader.plain_name().ok()?;
-        names.push(reader.since(start));
+        names.push(reader.since(&start));
     }
     Some(Parts { prefix, names, tail: reader.rest() })
 }

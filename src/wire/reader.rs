@@ -6,11 +6,11 @@ use crate::name::{MAX_WIRE, NameBuf};
 /// The most compression pointers that one name may take.
 const MAX_HOPS: usize = 32;
 
-/// A position in a packet.
+/// A position in a packet: the octets from there to its end.
 #[derive(Clone)]
 pub(super) struct Reader<'a> {
     packet: &'a [u8],
-    at: usize,
+    rest: &'a [u8],
 }
 
 /// A record after its owner: type, class and TTL as they stand, and its RDATA.
@@ -23,81 +23,80 @@ pub(super) struct RawRecord<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) const fn new(packet: &'a [u8]) -> Self {
-        Self { packet, at: 0 }
+        Self { packet, rest: packet }
+    }
+
+    /// At an offset of `packet`; at its end where it is shorter.
+    fn at(packet: &'a [u8], offset: usize) -> Self {
+        Self { packet, rest: packet.get(offset..).unwrap_or_default() }
     }
 
     /// At the question section of a packet that has a header.
-    pub(super) const fn after_header(packet: &'a [u8]) -> Self {
-        Self { packet, at: HEADER }
+    pub(super) fn after_header(packet: &'a [u8]) -> Self {
+        Self::at(packet, HEADER)
     }
 
     /// The offset of the next octet.
     pub(super) const fn position(&self) -> usize {
-        self.at
+        self.packet.len() - self.rest.len()
     }
 
     pub(super) const fn is_at_end(&self) -> bool {
-        self.at >= self.packet.len()
+        self.rest.is_empty()
     }
 
-    /// The octets from `start` to here.
-    pub(super) fn since(&self, start: usize) -> &'a [u8] {
-        self.packet.get(start..self.at).unwrap_or_default()
+    /// The octets from `start`, a reader's place before, to here.
+    pub(super) fn since(&self, start: &Self) -> &'a [u8] {
+        start.rest.get(..start.rest.len() - self.rest.len()).unwrap_or_default()
     }
 
     /// The octets from here to the end.
-    pub(super) fn rest(&self) -> &'a [u8] {
-        self.packet.get(self.at..).unwrap_or_default()
+    pub(super) const fn rest(&self) -> &'a [u8] {
+        self.rest
     }
 
     pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], Fault> {
-        let taken = self.rest().get(..length).ok_or(Fault::Truncated)?;
-        self.at += length;
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(Fault::Truncated)?;
+        self.rest = rest;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
-        let taken = *self.rest().first_chunk::<N>().ok_or(Fault::Truncated)?;
-        self.at += N;
-        Ok(taken)
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(Fault::Truncated)?;
+        self.rest = rest;
+        Ok(*taken)
     }
 
     pub(super) fn u8(&mut self) -> Result<u8, Fault> {
-        let octet = *self.packet.get(self.at).ok_or(Fault::Truncated)?;
-        self.at += 1;
-        Ok(octet)
+        self.array().map(u8::from_be_bytes)
     }
 
     pub(super) fn u16(&mut self) -> Result<u16, Fault> {
         self.array().map(u16::from_be_bytes)
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32, Fault> {
-        self.array().map(u32::from_be_bytes)
-    }
-
     /// A cursor at the start of `data`, which ends here: it cannot read past `data`, and may follow pointers to
     /// before it.
     pub(super) fn back_to_start_of(&self, data: &[u8]) -> Self {
-        let packet = self.packet.get(..self.at).unwrap_or_default();
-        Self { packet, at: self.at.saturating_sub(data.len()) }
+        let packet = self.packet.get(..self.position()).unwrap_or_default();
+        Self::at(packet, packet.len().saturating_sub(data.len()))
     }
 
     /// A name that may not be compressed, as it stands: complete, at most [`MAX_WIRE`] octets.
     pub(super) fn plain_name(&mut self) -> Result<&'a [u8], Fault> {
-        let start = self.at;
-        loop {
-            match self.u8()? {
-                0 => return Ok(self.since(start)),
-                length @ 1..=63 => drop(self.take(length.into())?),
-                0xc0.. => return Err(Fault::Pointer),
+        let mut length = 0;
+        // The root's octet is still to come.
+        while length < MAX_WIRE {
+            let label = *self.rest.get(length).ok_or(Fault::Truncated)?;
+            length += 1 + usize::from(label);
+            match label {
+                0 => return self.take(length),
+                1..=63 => {}
                 64..=0xbf => return Err(Fault::Label),
-            }
-            // The root's octet is still to come.
-            if self.at - start >= MAX_WIRE {
-                return Err(Fault::NameTooLong);
+                0xc0.. => return Err(Fault::Pointer),
             }
         }
+        Err(Fault::NameTooLong)
     }
 
     /// A name that may be compressed (RFC 1035 §4.1.4). Each pointer must lead before the run of labels that
@@ -105,14 +104,14 @@ impl<'a> Reader<'a> {
     pub(super) fn name(&mut self) -> Result<NameBuf, Fault> {
         let mut name = NameBuf::new();
         let mut reader = self.clone();
-        let mut run = reader.at;
+        let mut run = reader.position();
         let mut resume = None;
         for _ in 0..=MAX_HOPS {
             let pointer = loop {
                 let length = reader.u8()?;
                 match length {
                     0 => {
-                        self.at = resume.unwrap_or(reader.at);
+                        self.rest = resume.unwrap_or(reader.rest);
                         return Ok(name);
                     }
                     1..=63 => push(&mut name, reader.take(length.into())?)?,
@@ -123,8 +122,8 @@ impl<'a> Reader<'a> {
             if pointer >= run || pointer < HEADER {
                 return Err(Fault::PointerLoop);
             }
-            resume.get_or_insert(reader.at);
-            reader.at = pointer;
+            resume.get_or_insert(reader.rest);
+            reader = Self::at(self.packet, pointer);
             run = pointer;
         }
         Err(Fault::PointerLoop)
@@ -132,7 +131,7 @@ impl<'a> Reader<'a> {
 
     /// Passes over a name without following its pointer; how many octets it takes here.
     pub(super) fn skip_name(&mut self) -> Result<usize, Fault> {
-        let start = self.at;
+        let start = self.clone();
         loop {
             match self.u8()? {
                 0 => break,
@@ -144,14 +143,19 @@ impl<'a> Reader<'a> {
                 64..=0xbf => return Err(Fault::Label),
             }
         }
-        let length = self.at - start;
+        let length = self.since(&start).len();
         if length > MAX_WIRE { Err(Fault::NameTooLong) } else { Ok(length) }
     }
 
     /// What follows a record's owner.
     pub(super) fn record(&mut self) -> Result<RawRecord<'a>, Fault> {
-        let (kind, class, ttl, length) = (self.u16()?, self.u16()?, self.u32()?, self.u16()?);
-        Ok(RawRecord { kind, class, ttl, data: self.take(length.into())? })
+        let [kind, kind_low, class, class_low, ttl @ .., length, length_low] = self.array::<10>()?;
+        Ok(RawRecord {
+            kind: u16::from_be_bytes([kind, kind_low]),
+            class: u16::from_be_bytes([class, class_low]),
+            ttl: u32::from_be_bytes(ttl),
+            data: self.take(u16::from_be_bytes([length, length_low]).into())?,
+        })
     }
 }
 

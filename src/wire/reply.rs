@@ -1,7 +1,7 @@
 //! Replies: [`Template`], the part of an answer that is the same for every client, and its one writer.
 
 use super::compression::Compressor;
-use super::edns::{EDE_HEAD, OPT_LENGTH, push_opt};
+use super::edns::{opt_length, push_opt};
 use super::{Echo, HEADER, IN, TCP_LIMIT, flag, rdata};
 use crate::name::Name;
 use crate::record::{ExtendedError, Question, Rcode, Record, RecordType};
@@ -84,12 +84,6 @@ impl Template {
     #[must_use]
     pub const fn rcode(&self) -> Rcode {
         self.rcode
-    }
-
-    /// The extended error that it tells.
-    #[must_use]
-    pub const fn ede(&self) -> Option<&ExtendedError> {
-        self.ede.as_ref()
     }
 
     /// About how many bytes it takes besides itself.
@@ -188,6 +182,7 @@ impl<'a> Encoder<'a> {
 }
 
 /// A reply about to be written: what does not come from the echo.
+#[derive(Clone, Copy)]
 struct Reply<'a> {
     rcode: Rcode,
     authoritative: bool,
@@ -198,48 +193,46 @@ struct Reply<'a> {
     ede: Option<(u16, &'a str)>,
 }
 
-impl<'a> Reply<'a> {
+impl Reply<'_> {
     const fn empty(rcode: Rcode) -> Self {
         Self { rcode, authoritative: false, answers: 0, authority: 0, body: &[], ttls: &[], ede: None }
     }
 
-    /// What of it has room behind `fixed` octets: the extended error, and whether the records had to go. RFC 8914 §3: an
-    /// extended error is worth less than the records. First its text goes, then the whole of it.
-    fn fit(&self, fixed: usize, limit: usize) -> (Option<(u16, &'a str)>, bool) {
-        let fitting = |body: usize| {
-            let candidates = [self.ede, self.ede.map(|(code, _)| (code, "")), None];
-            candidates.into_iter().find(|ede| fixed + body + length_of(*ede) <= limit)
-        };
-        fitting(self.body.len()).map_or_else(|| (fitting(0).flatten(), true), |ede| (ede, false))
+    /// Writes what of it has room. Part of each of its two callers: half of it is known there.
+    #[inline(always)]
+    fn write(self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
+        let limit = limit.min(TCP_LIMIT);
+        if self.length(echo) <= limit { self.put(out, echo, ttl, 0) } else { self.write_cut(out, echo, ttl, limit) }
     }
 
-    /// The only place that writes a reply.
-    fn write(mut self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
-        let limit = limit.min(TCP_LIMIT);
-        let mut fixed = HEADER + echo.question.len();
-        if echo.edns.is_some() {
-            fixed += OPT_LENGTH;
-        } else {
-            self.ede = None;
-        }
-        let mut truncated = false;
-        if fixed + self.body.len() + length_of(self.ede) > limit {
-            (self.ede, truncated) = self.fit(fixed, limit);
-            if truncated {
-                self = Self { answers: 0, authority: 0, body: &[], ttls: &[], ..self };
-            }
-        }
+    fn length(&self, echo: &Echo<'_>) -> usize {
+        HEADER + echo.question.len() + self.body.len() + if echo.edns.is_some() { opt_length(self.ede) } else { 0 }
+    }
 
+    /// RFC 8914 §3: an extended error is worth less than the records. First its text goes, then the whole of it, then the
+    /// records, and then it may come back.
+    #[cold]
+    fn write_cut(self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
+        let bare = Self { answers: 0, authority: 0, body: &[], ttls: &[], ..self };
+        let edes = [self.ede, self.ede.map(|(code, _)| (code, "")), None];
+        let cuts = [(self, 0), (bare, flag::TC)]
+            .into_iter()
+            .flat_map(|(form, cut)| edes.map(|ede| (Self { ede, ..form }, cut)));
+        let (form, cut) =
+            cuts.clone().find(|(form, _)| form.length(echo) <= limit).unwrap_or((Self { ede: None, ..bare }, flag::TC));
+        form.put(out, echo, ttl, cut)
+    }
+
+    /// The only place that writes a reply. `cut` is TC where the records did not fit.
+    #[inline(always)]
+    fn put(self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, cut: u16) -> Written {
         // The upper bits of an extended rcode stand in the OPT (RFC 6891 §6.1.3): without one, 16 would read as
         // NOERROR.
         let rcode = if self.rcode.0 > 0xf && echo.edns.is_none() { Rcode::SERVFAIL.0 } else { self.rcode.0 };
-        let mut flags = flag::QR | flag::RA | u16::from(echo.opcode & 0xf) << 11 | rcode & 0xf;
-        for (set, bit) in [
-            (self.authoritative, flag::AA),
-            (truncated, flag::TC),
-            (echo.recursion_desired, flag::RD),
-            (echo.checking_disabled, flag::CD),
-        ] {
+        let mut flags = flag::QR | flag::RA | u16::from(echo.opcode & 0xf) << 11 | rcode & 0xf | cut;
+        for (set, bit) in
+            [(self.authoritative, flag::AA), (echo.recursion_desired, flag::RD), (echo.checking_disabled, flag::CD)]
+        {
             flags |= if set { bit } else { 0 };
         }
         let ([id, id_low], [high, low]) = (echo.id.to_be_bytes(), flags.to_be_bytes());
@@ -247,7 +240,7 @@ impl<'a> Reply<'a> {
         let (questions, additional) = (u8::from(!echo.question.is_empty()), u8::from(echo.edns.is_some()));
 
         let start = out.len();
-        out.reserve(fixed + self.body.len() + length_of(self.ede));
+        out.reserve(self.length(echo));
         out.extend_from_slice(&[id, id_low, high, low, 0, questions, an, an_low, ns, ns_low, 0, additional]);
         out.extend_from_slice(echo.question);
         let base = out.len();
@@ -256,8 +249,8 @@ impl<'a> Reply<'a> {
             let ttl = ttl.seconds().to_be_bytes();
             for &place in self.ttls {
                 let place = usize::from(u16::from_be_bytes(place));
-                if let Some(field) = body.get_mut(place..place + 4) {
-                    field.copy_from_slice(&ttl);
+                if let Some(field) = body.get_mut(place..).and_then(<[u8]>::first_chunk_mut) {
+                    *field = ttl;
                 }
             }
         }
@@ -265,16 +258,8 @@ impl<'a> Reply<'a> {
             let [_, rcode_high] = (rcode >> 4).to_be_bytes();
             push_opt(out, rcode_high, edns.dnssec_ok, self.ede);
         }
-        let options = length_of(self.ede);
-        Written { len: out.len() - start, truncated, flags, options }
-    }
-}
-
-/// What an extended error takes in the OPT record.
-const fn length_of(ede: Option<(u16, &str)>) -> usize {
-    match ede {
-        Some((_, text)) => EDE_HEAD + text.len(),
-        None => 0,
+        let options = opt_length(self.ede) - opt_length(None);
+        Written { len: out.len() - start, truncated: cut != 0, flags, options }
     }
 }
 

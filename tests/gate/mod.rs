@@ -240,7 +240,7 @@ impl World {
         let before = self.upstream_packets();
         let finished = match self.gate.fast(&self.gate.rulebook(), packet, arrival, &mut self.outbox, || ()) {
             Fast::Done => None,
-            Fast::Slow(job) => Some(self.runtime.block_on(self.gate.slow(job))),
+            Fast::Slow(job) => Some(self.runtime.block_on(self.gate.slow(job, &self.gate.upstreams.ports()))),
         };
         let decided_under = self.gate.rulebook().epoch;
         Held { packet: packet.to_vec(), arrival, before, finished, decided_under }
@@ -254,7 +254,7 @@ impl World {
         let mut finished = finished;
         while let Some(one) = finished {
             let again = self.gate.finish(one, &mut self.outbox, || ());
-            finished = again.map(|job| self.runtime.block_on(self.gate.slow(job)));
+            finished = again.map(|job| self.runtime.block_on(self.gate.slow(job, &self.gate.upstreams.ports())));
         }
         self.end(&packet, arrival, before)
     }

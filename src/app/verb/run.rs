@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -70,7 +69,7 @@ impl Signals {
 
 fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signals) -> Result<ExitCode, Failure> {
     let Started { built, log, streams, tls_streams, health, admin, stop, lock } = started;
-    let Built { node, workers, stop_workers, granter, stream_door, stream_limits, tls } = built;
+    let Built { node, workers, granter, stream_door, stream_limits, tls } = built;
     announce(&node);
     runtime.block_on(node.record_start());
     let (stop_doors, stopped) = stop;
@@ -89,7 +88,8 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
         Some(runtime.spawn(admin::serve(admin, Arc::new(Arc::clone(&node)), drained))),
     ];
     let spawn = |(index, worker): (usize, crate::serve::udp::Worker)| {
-        std::thread::Builder::new().name(format!("udp-{index}")).spawn(move || worker.run())
+        let stopped = stopped.clone();
+        std::thread::Builder::new().name(format!("udp-{index}")).spawn(move || worker.run(stopped))
     };
     let workers = workers.into_iter().enumerate().map(spawn).collect::<Result<Vec<_>, _>>();
     let workers = workers.map_err(|error| Failure::Failed(format!("no thread for a worker: {error}")))?;
@@ -100,7 +100,6 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
 
     tracing::info!("stopping: no new work is taken, what was taken is answered");
     node.stopping();
-    stop_workers.store(true, Ordering::SeqCst);
     let _ = stop_doors.send(true);
     for worker in workers {
         if worker.join().is_err() {

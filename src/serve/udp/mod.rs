@@ -1,66 +1,58 @@
 //! The UDP door: workers. One thread is one shard: its own SO_REUSEPORT sockets, its own outbox with its shard of the
-//! log. A worker receives a batch, answers what it can, writes the batch's records in one write and sends the
-//! replies; what needs waiting goes to the runtime and comes back over a queue.
+//! log, its own source ports to every upstream server. A worker receives a batch, answers what it can, writes the
+//! batch's records in one write and sends the replies. What needs waiting becomes a job that is polled on the same
+//! thread: the door's sockets, the upstream sockets and the timers are all watched by one runtime of that thread, and a
+//! query meets no other but the granter's.
 
+mod jobs;
 mod socket;
 
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::Mutex;
-
+use jobs::Jobs;
 pub use socket::{BindError, LISTEN};
 use socket::{Datagrams, Route};
+use socket2::Socket;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::unconstrained;
 
+use super::stopped;
 use crate::audit::{Shard, Transport};
-use crate::gate::{Arrival, Fast, Finished, Gate, Job, Outbox, Rulebook};
+use crate::gate::{Arrival, Fast, Finished, Gate, Job, Outbox};
 use crate::metric::Tally;
+use crate::upstream::Ports;
 
 /// Datagrams per system call.
 const BATCH: usize = 64;
 
-/// A worker looks for the stop flag at least this often (ms).
-const IDLE_MS: u16 = 500;
-
-/// A reply's way: which of the worker's sockets, and where to.
-#[derive(Clone, Copy, Debug)]
-struct Way {
-    socket: usize,
-    route: Route,
-}
-
-/// What the slow path gives back to a worker. Bounded by the slots of the slow path.
-#[derive(Debug)]
-struct Returns {
-    queue: Mutex<Vec<(Finished, Way)>>,
-    wake: EventFd,
-    parked: AtomicBool,
-}
-
-impl Returns {
-    fn give(&self, finished: Finished, way: Way) {
-        self.queue.lock().push((finished, way));
-        // Seen before or after the worker parks: it looks at the queue again between the two.
-        if self.parked.swap(false, Ordering::SeqCst) {
-            let _ = self.wake.write(1);
-        }
-    }
-}
+/// Batches received in a row before the runtime looks for replies of upstreams and for timers.
+const IN_A_ROW: usize = 4;
 
 /// One worker, bound and ready to run.
 #[derive(Debug)]
 pub struct Worker {
     gate: Arc<Gate>,
-    sockets: Vec<socket::Bound>,
-    outbox: Outbox<Way>,
-    returns: Arc<Returns>,
+    /// Each with the address it is bound to.
+    sockets: Vec<(AsyncFd<Socket>, SocketAddr)>,
+    outbox: Outbox<Route>,
     passed: Arc<AtomicU64>,
-    runtime: tokio::runtime::Handle,
-    stop: Arc<AtomicBool>,
+    // Dropped last: it watches the sockets.
+    runtime: Runtime,
+}
+
+/// One of a worker's sockets, and the jobs of its queries that are done.
+#[derive(Debug)]
+struct Door {
+    socket: AsyncFd<Socket>,
+    datagrams: Datagrams,
+    finished: Vec<(Finished, Route)>,
 }
 
 /// The sockets of every worker, bound before any of them runs: one per worker and address.
@@ -80,152 +72,165 @@ impl Bound {
     /// The addresses bound, as the kernel gave them.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.0.first().into_iter().flatten().map(socket::Bound::local).collect()
+        self.0.first().into_iter().flatten().map(|bound| bound.local).collect()
     }
 
     /// Makes a worker of each set of sockets, each with its own shard and tally.
     ///
     /// # Errors
-    /// No eventfd (out of file descriptors).
-    pub fn workers(
-        self,
-        gate: &Arc<Gate>,
-        runtime: &tokio::runtime::Handle,
-        stop: &Arc<AtomicBool>,
-        parts: Vec<(Shard, Tally)>,
-    ) -> nix::Result<Vec<Worker>> {
-        let worker = |(sockets, (shard, tally))| {
-            let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-            Ok(Worker {
-                gate: Arc::clone(gate),
-                sockets,
-                outbox: Outbox::new(shard, tally),
-                returns: Arc::new(Returns { queue: Mutex::default(), wake, parked: AtomicBool::new(false) }),
-                passed: gate.passed.register(),
-                runtime: runtime.clone(),
-                stop: Arc::clone(stop),
-            })
+    /// No runtime (out of file descriptors).
+    pub fn workers(self, gate: &Arc<Gate>, parts: Vec<(Shard, Tally)>) -> io::Result<Vec<Worker>> {
+        let worker = |(sockets, (shard, tally)): (Vec<socket::Bound>, _)| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let entered = runtime.enter();
+            let sockets = sockets.into_iter().map(watch).collect::<io::Result<_>>()?;
+            drop(entered);
+            let passed = gate.passed.register();
+            Ok(Worker { gate: Arc::clone(gate), sockets, outbox: Outbox::new(shard, tally), passed, runtime })
         };
         self.0.into_iter().zip(parts).map(worker).collect()
     }
 }
 
+/// Has the runtime that was entered say when there is something to receive.
+fn watch(socket::Bound { socket, local }: socket::Bound) -> io::Result<(AsyncFd<Socket>, SocketAddr)> {
+    #[expect(
+        deprecated,
+        reason = "what replaces it is unsafe for types that change their descriptor; this one does not"
+    )]
+    let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
+    Ok((socket, local))
+}
+
 impl Worker {
-    /// Serves until the stop flag is set and nothing of this worker is on the slow path.
-    pub fn run(self) {
-        let sockets = self.sockets.into_iter().map(Datagrams::new).collect();
-        let Self { gate, outbox, returns, passed, runtime, stop, .. } = self;
-        Serving { gate, sockets, outbox, returns, passed, runtime }.run(&stop);
+    /// Serves until `stop`, and then until nothing of this worker is on the slow path.
+    pub fn run(self, mut stop: watch::Receiver<bool>) {
+        let Self { gate, sockets, outbox, passed, runtime } = self;
+        let door = |(socket, local)| Door { socket, datagrams: Datagrams::new(local), finished: Vec::new() };
+        let doors = sockets.into_iter().map(door).collect();
+        let ports = gate.upstreams.ports();
+        let begin = |job, route, door| slow(&gate, &ports, job, route, door);
+        let mut serving = Serving { gate: &gate, doors, outbox, passed: &passed, jobs: Jobs::new(), begin };
+        // A worker's jobs share its thread's one task: tokio's budget for a task would hold back the last of a batch.
+        runtime.block_on(unconstrained(async {
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => {}
+                () = std::future::poll_fn(|context| serving.serve(context)) => {}
+            }
+            std::future::poll_fn(|context| serving.drain(context)).await;
+        }));
     }
+}
+
+/// A job, with the way of its reply.
+async fn slow(gate: &Gate, ports: &Ports, job: Job, route: Route, door: usize) -> (Finished, Route, usize) {
+    (gate.slow(job, ports).await, route, door)
 }
 
 /// A worker on its thread.
-struct Serving {
-    gate: Arc<Gate>,
-    sockets: Vec<Datagrams>,
-    outbox: Outbox<Way>,
-    returns: Arc<Returns>,
-    passed: Arc<AtomicU64>,
-    runtime: tokio::runtime::Handle,
+struct Serving<'a, F, B> {
+    gate: &'a Gate,
+    doors: Vec<Door>,
+    outbox: Outbox<Route>,
+    passed: &'a AtomicU64,
+    jobs: Jobs<F>,
+    /// Makes the future of a job that came by the door of this index.
+    begin: B,
 }
 
-impl Serving {
-    fn run(mut self, stop: &AtomicBool) {
-        let mut in_flight: usize = 0;
-        loop {
-            let stopping = stop.load(Ordering::Relaxed);
-            if stopping && in_flight == 0 {
-                return;
+impl<F, B> Serving<'_, F, B>
+where
+    F: Future<Output = (Finished, Route, usize)>,
+    B: Fn(Job, Route, usize) -> F,
+{
+    /// Answers what is there. Never ends.
+    fn serve(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..IN_A_ROW {
+            self.poll_jobs();
+            let mut any = false;
+            for door in 0..self.doors.len() {
+                any |= self.turn(door, Some(context));
             }
-            let ready = self.wait(stopping);
-            let (gate, passed) = (Arc::clone(&self.gate), Arc::clone(&self.passed));
-            // Until the replies have left: a swap waits for them before it revokes what they tell.
-            let rulebook = gate.use_rulebook(&passed);
-            in_flight -= self.take_returns();
-            for socket in ready {
-                in_flight += self.receive(socket, &rulebook);
+            if !any {
+                self.jobs.sleep(context);
+                return Poll::Pending;
             }
         }
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 
-    /// Parks until a socket is readable or a reply came back; the sockets that are readable. A worker that stops
-    /// listens to its returns alone.
-    fn wait(&self, stopping: bool) -> Vec<usize> {
-        self.returns.parked.store(true, Ordering::SeqCst);
-        let timeout = if self.returns.queue.lock().is_empty() { PollTimeout::from(IDLE_MS) } else { PollTimeout::ZERO };
-        let wake = PollFd::new(self.returns.wake.as_fd(), PollFlags::POLLIN);
-        let sockets = self.sockets.iter().filter(|_| !stopping);
-        let sockets = sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
-        let mut polled: Vec<PollFd<'_>> = std::iter::once(wake).chain(sockets).collect();
-        let result = poll(&mut polled, timeout);
-        self.returns.parked.store(false, Ordering::SeqCst);
-        if result.is_err() {
-            return Vec::new();
+    /// Answers what has been begun, and receives nothing more.
+    fn drain(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.poll_jobs();
+        for door in 0..self.doors.len() {
+            while self.turn(door, None) {}
         }
-        let mut ready = polled.iter().map(|fd| fd.any().unwrap_or(false));
-        if ready.next() == Some(true) {
-            let _ = self.returns.wake.read();
+        if self.jobs.is_empty() {
+            return Poll::Ready(());
         }
-        ready.enumerate().filter_map(|(index, any)| any.then_some(index)).collect()
+        self.jobs.sleep(context);
+        Poll::Pending
     }
 
-    /// One batch of one socket; how many of it went to the slow path.
-    fn receive(&mut self, socket: usize, rulebook: &Rulebook) -> usize {
-        let Some(datagrams) = self.sockets.get_mut(socket) else { return 0 };
-        if datagrams.receive() == 0 {
-            return 0;
+    /// Goes on with the jobs that were woken; those that are done wait at their doors.
+    fn poll_jobs(&mut self) {
+        let doors = &mut self.doors;
+        self.jobs.poll(|(finished, route, door)| {
+            if let Some(door) = doors.get_mut(door) {
+                door.finished.push((finished, route));
+            }
+        });
+    }
+
+    /// One door's batch: what the slow path finished, and what is received where `receive` is given (it is woken when
+    /// there is more). False where there was nothing.
+    fn turn(&mut self, index: usize, receive: Option<&mut Context<'_>>) -> bool {
+        let Self { gate, doors, outbox, passed, jobs, begin } = self;
+        let Some(Door { socket, datagrams, finished }) = doors.get_mut(index) else { return false };
+        let received = receive.map_or(0, |context| receive_batch(socket, datagrams, context));
+        if received == 0 && finished.is_empty() {
+            return false;
         }
-        let at = self.gate.clock.now();
-        let mut jobs = 0;
-        for (packet, route) in datagrams.received() {
-            let arrival = Arrival { peer: route.peer, transport: Transport::Udp, at };
-            let way = Way { socket, route };
-            match self.gate.fast(rulebook, packet, arrival, &mut self.outbox, || way) {
-                Fast::Done => {}
-                Fast::Slow(job) => {
-                    jobs += 1;
-                    hand_over(&self.runtime, &self.gate, &self.returns, job, way);
+        // Until the replies have left: a swap waits for them before it revokes what they tell.
+        let rulebook = gate.use_rulebook(passed);
+        let first = finished.len().saturating_sub(BATCH);
+        for (finished, route) in finished.drain(first..) {
+            if let Some(job) = gate.finish(finished, outbox, || route) {
+                jobs.start(begin(job, route, index));
+            }
+        }
+        if received > 0 {
+            let at = gate.clock.now();
+            for (packet, route) in datagrams.received() {
+                let arrival = Arrival { peer: route.peer, transport: Transport::Udp, at };
+                if let Fast::Slow(job) = gate.fast(&rulebook, packet, arrival, outbox, || route) {
+                    jobs.start(begin(job, route, index));
                 }
             }
-        }
-        self.send();
-        jobs
-    }
-
-    /// Seals and sends what the slow path gave back; how many are done.
-    fn take_returns(&mut self) -> usize {
-        let mut returned = std::mem::take(&mut *self.returns.queue.lock()).into_iter();
-        let mut done = 0;
-        while returned.len() > 0 {
-            for (finished, way) in returned.by_ref().take(BATCH) {
-                match self.gate.finish(finished, &mut self.outbox, || way) {
-                    None => done += 1,
-                    Some(job) => hand_over(&self.runtime, &self.gate, &self.returns, job, way),
-                }
-            }
-            self.send();
-        }
-        done
-    }
-
-    /// Records the batch, then sends it.
-    fn send(&mut self) {
-        if self.outbox.is_empty() {
-            return;
         }
         // Without a record there is no answer; the outbox has said so.
-        let Ok(released) = self.outbox.release() else { return };
-        for (index, socket) in self.sockets.iter_mut().enumerate() {
-            let replies = released.iter().filter(|(_, way)| way.socket == index);
-            socket.send(replies.map(|(bytes, way)| (bytes, way.route)));
+        if !outbox.is_empty()
+            && let Ok(released) = outbox.release()
+        {
+            datagrams.send(socket.get_ref(), released.iter().map(|(bytes, route)| (bytes, *route)));
         }
+        true
     }
 }
 
-/// Hands a job to the runtime; it comes back by the queue.
-fn hand_over(runtime: &tokio::runtime::Handle, gate: &Arc<Gate>, returns: &Arc<Returns>, job: Job, way: Way) {
-    let (gate, returns) = (Arc::clone(gate), Arc::clone(returns));
-    runtime.spawn(async move {
-        returns.give(gate.slow(job).await, way);
-    });
+/// Receives a batch; how much it was. Where that was not all that fits, there is no more, and what comes next wakes.
+fn receive_batch(socket: &AsyncFd<Socket>, datagrams: &mut Datagrams, context: &mut Context<'_>) -> usize {
+    loop {
+        // An error: the runtime has ended.
+        let Poll::Ready(Ok(mut ready)) = socket.poll_read_ready(context) else { return 0 };
+        let received = datagrams.receive(socket.get_ref());
+        if received < BATCH {
+            ready.clear_ready();
+        }
+        if received > 0 {
+            return received;
+        }
+    }
 }

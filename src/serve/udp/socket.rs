@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc::{in_pktinfo, in6_pktinfo};
@@ -72,11 +72,11 @@ struct Asked {
     interface: u32,
 }
 
-/// A bound socket, not yet given to its thread.
+/// A bound socket.
 #[derive(Debug)]
 pub(super) struct Bound {
-    socket: Socket,
-    local: SocketAddr,
+    pub(super) socket: Socket,
+    pub(super) local: SocketAddr,
 }
 
 impl Bound {
@@ -105,10 +105,6 @@ impl Bound {
         let local = socket.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
         Ok(Self { socket, local })
     }
-
-    pub(super) const fn local(&self) -> SocketAddr {
-        self.local
-    }
 }
 
 /// Whether a socket on this address is sent datagrams for any of ours, and must say which with every one of them.
@@ -117,10 +113,9 @@ const fn is_any(address: SocketAddr) -> bool {
     address.ip().is_unspecified()
 }
 
-/// A socket with the buffers of its batches. Stays on the thread that made it: the headers hold pointers.
+/// The batches of one socket: their buffers. Stays on the thread that made it: the headers hold pointers.
 #[derive(Debug)]
 pub(super) struct Datagrams {
-    socket: Socket,
     local: SocketAddr,
     buffers: Box<[[u8; LARGEST]; BATCH]>,
     /// The length and the route of each packet of the batch in `buffers`.
@@ -152,19 +147,19 @@ impl Headers {
 }
 
 impl Datagrams {
-    pub(super) fn new(bound: Bound) -> Self {
+    /// For a socket that is bound to `local`.
+    pub(super) fn new(local: SocketAddr) -> Self {
         Self {
-            headers: Headers::new(bound.local),
-            socket: bound.socket,
-            local: bound.local,
+            headers: Headers::new(local),
+            local,
             buffers: Box::new([[0; LARGEST]; BATCH]),
             received: Vec::with_capacity(BATCH),
         }
     }
 
     /// Receives what is there, up to a batch; how much it was.
-    pub(super) fn receive(&mut self) -> usize {
-        let Self { socket, local, buffers, received, headers } = self;
+    pub(super) fn receive(&mut self, socket: &Socket) -> usize {
+        let Self { local, buffers, received, headers } = self;
         received.clear();
         // An error is nothing received; most often there was nothing.
         let _ = match headers {
@@ -182,7 +177,7 @@ impl Datagrams {
 
     /// Sends replies, each from the address that its query was sent to. What the kernel does not take (a full
     /// queue, an unreachable peer) is lost as any datagram may be.
-    pub(super) fn send<'a>(&mut self, replies: impl Iterator<Item = (&'a [u8], Route)> + Clone) {
+    pub(super) fn send<'a>(&mut self, socket: &Socket, replies: impl Iterator<Item = (&'a [u8], Route)> + Clone) {
         // One control message serves a whole sendmmsg: one for each address asked, nearly always one.
         let mut sent: SmallVec<[Asked; 4]> = SmallVec::new();
         while let Some(asked) = replies.clone().map(|(_, route)| route.asked).find(|asked| !sent.contains(asked)) {
@@ -192,24 +187,18 @@ impl Datagrams {
                 (Headers::Four { send: headers, .. }, IpAddr::V4(address)) => {
                     let info = SockaddrIn::info(address, asked.interface);
                     let control = [ControlMessage::Ipv4PacketInfo(&info)];
-                    send(&self.socket, headers, group, if any { &control } else { &[] });
+                    send(socket, headers, group, if any { &control } else { &[] });
                 }
                 (Headers::Six { send: headers, .. }, IpAddr::V6(address)) => {
                     let info = SockaddrIn6::info(address, asked.interface);
                     let control = [ControlMessage::Ipv6PacketInfo(&info)];
-                    send(&self.socket, headers, group, if any { &control } else { &[] });
+                    send(socket, headers, group, if any { &control } else { &[] });
                 }
                 // A route is made by the socket it came from.
                 _ => {}
             }
             sent.push(asked);
         }
-    }
-}
-
-impl AsFd for Datagrams {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 
