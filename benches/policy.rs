@@ -4,6 +4,8 @@
 //! Every question is another name, in no order: a policy of a million names is larger than the caches, and what that
 //! costs is part of the answer. Each sample is [`BATCH`] questions.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark's own data")]
+
 use std::cell::Cell;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};

@@ -527,6 +527,18 @@ mod tests {
     }
 
     #[test]
+    fn mistakes_past_the_bound_are_counted() {
+        let text = format!("a = [{}]\n", "\"x\",\n".repeat(MAX_MISTAKES + 5));
+        let (document, table) = Document::parse("a.toml", text);
+        assert!(table.parsed_list::<u8>("a", "write a number").is_some_and(|values| values.is_empty()));
+        let mistakes = document.take_mistakes();
+        assert_eq!(mistakes.len(), MAX_MISTAKES + 1);
+        let last = mistakes.last().unwrap().to_string();
+        assert_eq!(last, "a.toml:1001:1: 5 more mistakes are in this file, from here on\n  correct those above first");
+        assert!(document.take_mistakes().is_empty());
+    }
+
+    #[test]
     fn a_syntax_mistake_does_not_hide_the_others() {
         let (document, table) = Document::parse("a.toml", "a = \nb = 1\nc = [\n");
         assert!(table.string("b").is_none());

@@ -29,7 +29,7 @@ pub(super) enum Ruling {
 pub fn decide(policy: &Arc<Policy>, asker: Asker, name: &[u8], kind: RecordType, now: Wall) -> Verdict {
     // A length octet is at most 63, so an octet `A`..`Z` is always part of a label. A name that is not lower case could
     // slip past a deny.
-    if name.iter().any(u8::is_ascii_uppercase) {
+    if name.iter().fold(false, |upper, byte| upper | byte.is_ascii_uppercase()) {
         return Verdict::Refuse(malformed(asker));
     }
     let observing = policy.segment(asker).observes(now);
@@ -67,8 +67,11 @@ impl Policy {
     /// The one place where rules are weighed: [`decide`], `cname = "inspect"` and [`Policy::upholds`] all ask here.
     pub(super) fn rule_on(&self, segment: SegmentIndex, name: &[u8], kind: RecordType) -> Ruling {
         let found = self.index.find(name);
-        let voices = self.voices(&found, segment, name, kind);
         let refused = |rule, reason, shown| Ruling::Refused { rule, reason, shown, overruled: Rules::new() };
+        if found.is_stranger() {
+            return refused(None, Reason::Default, self.shown(&found, segment, name));
+        }
+        let voices = self.voices(&found, segment, name, kind);
         if voices.denied.is_some() {
             // Where the deny covers everything below as well, nothing can be asked there.
             let shown = if voices.wholly { self.refusal_of(segment) } else { self.shown(&found, segment, name) };

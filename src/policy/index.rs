@@ -9,7 +9,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::pattern::Pattern;
-use super::patterns::{Collector, Near, Patterns, Read, Refused};
+use super::patterns::{Collector, Matches, Patterns, Read, Refused};
 use super::rule::{Action, Rule};
 use super::verdict::{RuleIndex, SegmentIndex};
 
@@ -67,30 +67,34 @@ pub(super) struct Hit {
 /// What the index knows of one name.
 pub(super) struct Found<'a> {
     index: &'a Index,
-    near: Near<'a>,
+    matches: Matches,
 }
 
 impl Index {
-    pub(super) fn find<'a>(&'a self, wire: &'a [u8]) -> Found<'a> {
-        Found { index: self, near: self.patterns.near(wire) }
+    pub(super) fn find(&self, wire: &[u8]) -> Found<'_> {
+        Found { index: self, matches: self.patterns.find(wire) }
     }
 }
 
 impl Found<'_> {
-    /// The rules of `segment` whose `names` hold the name, by rank; rules of one rank in any order. `except` is not
-    /// looked at.
+    /// The rules of `segment` whose `names` hold the name, in no order. `except` is not looked at.
     pub(super) fn hits<'a>(&'a self, rules: &'a [Rule], segment: SegmentIndex) -> impl Iterator<Item = Hit> {
-        self.near.matches().flat_map(move |found| {
+        self.matches.all.iter().flat_map(move |found| {
             let posting = self.index.postings.get(found.number as usize);
             let named = posting.into_iter().flat_map(move |posting| posting.rules(rules, segment));
             named.map(move |rule| Hit { rule, rank: found.rank, whole: found.whole })
         })
     }
 
+    /// True where no rule of any segment names the name.
+    pub(super) fn is_stranger(&self) -> bool {
+        self.matches.all.is_empty()
+    }
+
     /// True where the segment may ask something below the name.
     pub(super) fn leads_on(&self, segment: SegmentIndex) -> bool {
-        let askers = self.index.askers.get(self.near.below() as usize);
-        askers.is_some_and(|askers| askers.contains(segment))
+        let askers = self.index.askers.get(self.matches.below as usize);
+        self.matches.below > 0 && askers.is_some_and(|askers| askers.contains(segment))
     }
 }
 

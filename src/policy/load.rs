@@ -288,6 +288,22 @@ names    = []
     }
 
     #[test]
+    fn a_suffix_carries_so_many_globs_and_no_more() {
+        let globs = |count| (0..count).map(|n| format!("\"a{n}*.example.org\"")).collect::<Vec<_>>().join(", ");
+        let rule = |count| {
+            format!(
+                "[[segment]]\nname = \"s\"\n[[rule]]\nid = \"r\"\naction = \"allow\"\nsegments = [\"*\"]\nnames = [{}]\n",
+                globs(count)
+            )
+        };
+        compile([source("a.toml", &rule(256))], &Settings::default()).unwrap();
+        let told = told(&[("a.toml", &rule(300))], &Settings::default());
+        let expected = "a.toml:3:1: more than 256 patterns with `*` inside a label are on example.org\n  write fewer and \
+                        wider ones, or whole names\n";
+        assert_eq!(told, expected);
+    }
+
+    #[test]
     fn two_segments_may_not_share_a_number_in_the_kernel() {
         // A known collision of 32-bit FNV-1a.
         let text = "[[segment]]\nname = \"costarring\"\n[[segment]]\nname = \"liquid\"\n";

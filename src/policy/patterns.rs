@@ -37,15 +37,17 @@ pub(super) struct Patterns {
     globs: Vec<Vec<(Box<[u8]>, u32)>>,
 }
 
-/// The patterns near one name.
-pub(super) struct Near<'a> {
-    patterns: &'a Patterns,
-    label: &'a [u8],
-    /// From the root down: how many labels the name has more than the one that carries the marks.
-    marks: SmallVec<[(u16, &'a Marks); 6]>,
+/// What matches one name.
+#[derive(Debug, Default)]
+pub(super) struct Matches {
+    /// Every pattern that matches, in no order.
+    pub(super) all: SmallVec<[Match; 4]>,
+    /// What is said of the names below this one; 0: nothing.
+    pub(super) below: u32,
 }
 
 /// One pattern that matches.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Match {
     pub(super) number: u32,
     /// Smaller is more specific: exact, then more labels, then `*` and globs before `**`.
@@ -55,60 +57,48 @@ pub(super) struct Match {
 }
 
 impl Patterns {
-    /// What is known of `wire` and the names above it.
-    pub(super) fn near<'a>(&'a self, wire: &'a [u8]) -> Near<'a> {
-        let mut marks = SmallVec::new();
+    /// What matches `wire`.
+    pub(super) fn find(&self, wire: &[u8]) -> Matches {
+        let mut matches = Matches::default();
         self.names.path(wire, |left, number| {
-            let Some(found) = self.marks.get(number as usize) else { return };
-            let speaks = match left {
-                0 => true,
-                1 => found.one | found.many | found.globs > 0,
-                _ => found.many > 0,
+            let Some(marks) = self.marks.get(number as usize) else { return };
+            let rank = u16::try_from(2 * left).unwrap_or(u16::MAX);
+            let mut add = |number, rank, whole| {
+                if number > 0 {
+                    matches.all.push(Match { number, rank, whole });
+                }
             };
-            if speaks {
-                marks.push((u16::try_from(left).unwrap_or(u16::MAX / 2), found));
+            if left == 0 {
+                add(marks.exact, rank, false);
+                matches.below = marks.below;
+                return;
+            }
+            add(marks.many, rank, true);
+            if left == 1 {
+                add(marks.one, rank - 1, false);
+                let label = labels(wire).next().unwrap_or_default();
+                let globs = (marks.globs as usize).checked_sub(1).and_then(|at| self.globs.get(at));
+                for (_, number) in globs.into_iter().flatten().filter(|(glob, _)| glob_matches(glob, label)) {
+                    add(*number, rank - 1, false);
+                }
             }
         });
-        Near { patterns: self, label: labels(wire).next().unwrap_or_default(), marks }
+        matches
     }
 
     /// True where a pattern matches `wire`.
     pub(super) fn contains(&self, wire: &[u8]) -> bool {
-        !self.is_empty() && self.near(wire).matches().next().is_some()
+        !self.is_empty() && !self.find(wire).all.is_empty()
     }
 
     /// True where one pattern matches `wire` and everything below it.
     pub(super) fn covers(&self, wire: &[u8]) -> bool {
-        !self.is_empty() && self.near(wire).matches().any(|found| found.whole)
+        !self.is_empty() && self.find(wire).all.iter().any(|found| found.whole)
     }
 
     /// True where there is no pattern at all.
     pub(super) const fn is_empty(&self) -> bool {
         self.names.is_empty()
-    }
-}
-
-impl Near<'_> {
-    /// Every pattern that matches, the most specific first. Globs of one suffix come after its `*`, with the same rank.
-    pub(super) fn matches(&self) -> impl Iterator<Item = Match> {
-        self.marks.iter().rev().flat_map(|(left, marks)| {
-            let rank = 2 * left;
-            let exact = Some(Match { number: marks.exact, rank, whole: false }).filter(|_| *left == 0);
-            let one =
-                Some(Match { number: marks.one, rank: rank.wrapping_sub(1), whole: false }).filter(|_| *left == 1);
-            let many = Some(Match { number: marks.many, rank, whole: true }).filter(|_| *left > 0);
-            let globs = (marks.globs as usize).checked_sub(1).filter(|_| *left == 1);
-            let globs = globs.and_then(|at| self.patterns.globs.get(at)).map(Vec::as_slice).unwrap_or_default();
-            let globs = globs.iter().filter(|(glob, _)| glob_matches(glob, self.label));
-            let globs =
-                globs.map(move |(_, number)| Match { number: *number, rank: rank.wrapping_sub(1), whole: false });
-            exact.into_iter().chain(one).chain(globs).chain(many).filter(|found| found.number > 0)
-        })
-    }
-
-    /// What is said of the names below this one; 0: nothing.
-    pub(super) fn below(&self) -> u32 {
-        self.marks.last().filter(|(left, _)| *left == 0).map_or(0, |(_, marks)| marks.below)
     }
 }
 
