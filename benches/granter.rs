@@ -278,7 +278,10 @@ fn quantile(sorted: &[u64], part: f64) -> u64 {
 }
 
 fn offers(kind: Kind) -> Outcome<()> {
-    println!("{:<10} {:>8} {:>12} {:>12} {:>9} {:>9} {:>9}", "firewall", "at once", "granter us", "process us", "p50 us", "p99 us", "max us");
+    println!(
+        "{:<10} {:>8} {:>12} {:>12} {:>9} {:>9} {:>9}",
+        "firewall", "at once", "granter us", "process us", "p50 us", "p99 us", "max us"
+    );
     for (at_once, count) in [(1, 20_000), (4, 40_000), (16, 100_000), (64, 100_000), (256, 100_000)] {
         let node = Node::start(kind)?;
         offer_all(&node.asking, 0..5_000, at_once)?;
@@ -335,7 +338,12 @@ fn paced(asking: &Arc<Asking>, first: u32, rate: u32, stop: &Arc<AtomicBool>) ->
 }
 
 /// Offers at a rate while `meanwhile` runs.
-fn paced_while<T>(asking: &Arc<Asking>, first: u32, rate: u32, meanwhile: impl FnOnce() -> T) -> Outcome<(T, Vec<u64>)> {
+fn paced_while<T>(
+    asking: &Arc<Asking>,
+    first: u32,
+    rate: u32,
+    meanwhile: impl FnOnce() -> T,
+) -> Outcome<(T, Vec<u64>)> {
     let stop = Arc::new(AtomicBool::new(false));
     let pacing = {
         let (asking, stop) = (Arc::clone(asking), Arc::clone(&stop));
