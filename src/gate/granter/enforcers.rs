@@ -1,11 +1,8 @@
 //! The firewalls as the granter drives them: all at once, required ones first, each with its counts.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-
-use foldhash::quality::RandomState;
 
 use crate::firewall::{Firewall, FirewallError};
 use crate::grant::{Change, Ledger};
@@ -126,7 +123,7 @@ impl Enforcers {
         let mut all = Vec::with_capacity(self.firewalls.len());
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
             let found = match firewall.adopt(layout, now) {
-                Ok(live) => live.into_iter().collect(),
+                Ok(live) => live,
                 Err(error) if counts.required => return Err((Arc::clone(&counts.name), error)),
                 Err(error) => {
                     counts.usable.store(false, Ordering::Relaxed);
@@ -193,6 +190,12 @@ impl Enforcers {
         let firewalls = self.firewalls.iter_mut().zip(&self.counts.enforcers).zip(&mut self.quiet_until);
         for (place, ((firewall, counts), quiet_until)) in firewalls.enumerate() {
             if !counts.required {
+                continue;
+            }
+            if !counts.usable.load(Ordering::Relaxed) {
+                // It is told all when it is repaired; to ask it now would cost another deadline.
+                applied.by.get_or_insert_with(|| (place, "it cannot be used".into()));
+                applied.failed.extend(0..changes.len());
                 continue;
             }
             let sent = self.clock.tick();
@@ -282,7 +285,7 @@ impl Enforcers {
                 continue;
             }
             let repaired = firewall.adopt(&layout(), now).and_then(|found| {
-                let changes = ledger.repair(&found.into_iter().collect(), now);
+                let changes = ledger.repair(&found, now);
                 firewall.apply(&changes, now).map(|failed| (changes.len(), failed.len()))
             });
             // What it did not take is missing there, or open although it should not be.
@@ -358,4 +361,4 @@ fn leaves_open(changes: &[Change], failed: &[usize]) -> bool {
 }
 
 /// Elements in force, each with its end.
-pub(super) type Found = HashMap<Element, Tick, RandomState>;
+pub(super) type Found = Vec<(Element, Tick)>;

@@ -2,9 +2,11 @@
 //!
 //! This is its handle: what the slow path, the reload and the operator ask of it. The thread is in `desk`.
 
+mod chore;
 mod desk;
 mod enforcers;
 mod journal;
+mod queue;
 mod record;
 
 use std::io;
@@ -12,12 +14,12 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use desk::{Desk, Order};
 pub use enforcers::EnforcerCounts;
+use queue::{Refused, Sender};
 use tokio::sync::oneshot;
 
 use crate::audit::{RecordId, Shard};
@@ -33,7 +35,7 @@ use crate::time::{Clock, Tick, Wall};
 /// Offers that may wait at once; more are refused, closed.
 const QUEUE: usize = 16_384;
 
-/// How often a revocation looks whether the queue has room again.
+/// How often what must be put in looks whether the queue has room again.
 const FULL: Duration = Duration::from_millis(1);
 
 /// Why an answer may not be told.
@@ -109,7 +111,7 @@ impl GrantCounts {
 /// A handle to the granter.
 #[derive(Clone, Debug)]
 pub struct Granter {
-    orders: SyncSender<Order>,
+    orders: Sender<Order>,
     counts: Arc<GrantCounts>,
     clock: Clock,
 }
@@ -181,10 +183,10 @@ impl Granter {
         let clock = parts.clock.clone();
         let desk = Desk::open(parts, state)?;
         let counts = Arc::clone(desk.counts());
-        let (orders, inbox) = sync_channel(QUEUE);
+        let (orders, inbox) = queue::queue(QUEUE);
         let thread = std::thread::Builder::new()
             .name("granter".into())
-            .spawn(move || desk.run(&inbox))
+            .spawn(move || desk.run(inbox))
             .map_err(GranterError::Thread)?;
         Ok((Self { orders, counts, clock }, thread))
     }
@@ -216,7 +218,7 @@ impl Granter {
         let (reply, answer) = oneshot::channel();
         let mut order = Order::Revoke { reply };
         // Unlike an offer it is never given up where the queue is full: what was revoked must close (I6).
-        while let Err(TrySendError::Full(back)) = self.orders.try_send(order) {
+        while let Err(Refused::Full(back)) = self.orders.put(order) {
             order = back;
             tokio::time::sleep(FULL).await;
         }
@@ -231,14 +233,16 @@ impl Granter {
     /// Puts an order to the thread; `None` where its queue is full or it has ended.
     async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.orders.try_send(order(reply)).ok()?;
+        self.orders.put(order(reply)).ok()?;
         answer.await.ok()
     }
 
     /// Ends the thread after what is queued; the firewalls keep what they hold.
     pub fn stop(&self) {
-        // An error: it has ended already.
-        let _ = self.orders.send(Order::Stop);
+        // Where the queue is closed it has ended already.
+        while let Err(Refused::Full(_)) = self.orders.put(Order::Stop) {
+            std::thread::sleep(FULL);
+        }
     }
 
     /// Numbers for metrics and status.

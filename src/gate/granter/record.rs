@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::audit::{AuditError, BackendAck, Event, GrantEvent, GrantOp, RecordId, Shard};
-use crate::grant::{Added, Effect, Revoked};
-use crate::net::{Element, Service, Services};
+use crate::grant::{Added, Effect, Held, Revoked};
+use crate::net::{Element, Services};
 use crate::policy::Basis;
 use crate::time::{Now, Tick};
 
@@ -31,7 +33,7 @@ impl GrantLog {
         added: &[Added],
         query: RecordId,
         failure: Option<&str>,
-        acks: &Acks,
+        backends: &[BackendAck<'_>],
         now: Now,
     ) {
         let step = |added: &Added| match added.effect {
@@ -39,20 +41,13 @@ impl GrantLog {
             Effect::Extends(until) => Some((added.element, until, GrantOp::Extend)),
             Effect::Joins => None,
         };
-        let steps: Vec<(Element, Tick, GrantOp)> = added.iter().filter_map(step).collect();
+        let steps: SmallVec<[(Element, Tick, GrantOp); 4]> = added.iter().filter_map(step).collect();
         for group in steps.chunk_by(|a, b| a.0.from == b.0.from && a.0.to == b.0.to && a.2 == b.2) {
             let Some((element, until, op)) = group.first().copied() else { continue };
-            let services: Vec<Service> = group.iter().map(|(element, ..)| element.service).collect();
             let op = if failure.is_some() { GrantOp::Fail } else { op };
             let event = grant_event(now, op, basis, element, until);
-            let (services, backends) = (Services::merge(&services), backends(acks));
-            self.push(GrantEvent {
-                services: &services,
-                query: Some(query),
-                why: failure,
-                backends: &backends,
-                ..event
-            });
+            let services = merge(group);
+            self.push(GrantEvent { services: &services, query: Some(query), why: failure, backends, ..event });
         }
     }
 
@@ -68,9 +63,10 @@ impl GrantLog {
     }
 
     /// An element that was found in force at start and is still right.
-    pub(super) fn adopted(&mut self, element: Element, until: Tick, basis: &Basis, now: Now) {
-        let event = grant_event(now, GrantOp::Adopt, basis, element, until);
-        self.push(GrantEvent { services: &[element.service.into()], ..event });
+    pub(super) fn adopted(&mut self, held: &Held<'_>, now: Now) {
+        let Some((until, reason)) = held.in_force.zip(held.reasons().next()) else { return };
+        let event = grant_event(now, GrantOp::Adopt, &reason.basis, *held.element, until);
+        self.push(GrantEvent { services: &[held.element.service.into()], ..event });
     }
 
     fn push(&mut self, event: GrantEvent<'_>) {
@@ -79,7 +75,16 @@ impl GrantLog {
     }
 }
 
-fn backends(acks: &Acks) -> Vec<BackendAck<'_>> {
+/// The services of elements of one address; most often it is one.
+fn merge(group: &[(Element, Tick, GrantOp)]) -> SmallVec<[Services; 1]> {
+    match group {
+        [(element, ..)] => smallvec![element.service.into()],
+        _ => Services::merge(&group.iter().map(|(element, ..)| element.service).collect::<Vec<_>>()).into(),
+    }
+}
+
+/// As they are recorded.
+pub(super) fn backends(acks: &Acks) -> Vec<BackendAck<'_>> {
     acks.iter().map(|(name, acked_us)| BackendAck { name, acked_us: *acked_us }).collect()
 }
 

@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use smallvec::SmallVec;
 
 use super::Ledger;
-use crate::grant::Change;
-use crate::net::{Element, Scope, SegmentId};
+use super::table::Slot;
+use crate::net::{Scope, SegmentId};
 use crate::policy::Opening;
 use crate::time::Tick;
 
@@ -66,43 +66,62 @@ impl Ledger {
     /// Evicts what is in grace until the new elements among `openings` fit under every cap.
     pub(super) fn make_room(&mut self, openings: &[Opening], segment: SegmentId, now: Tick) -> Result<(), Full> {
         let needed = self.needed(openings, segment);
-        let too_many = |have: usize, added: usize, cap: usize| (have + added).saturating_sub(cap);
-        let over_client = |client: IpAddr, added| too_many(self.places.of_client(client), added, self.caps.client);
-        let over_segment = too_many(self.places.of_segment(segment), needed.segment, self.caps.segment);
-        let over_all = too_many(self.entries.len(), needed.all, self.caps.all);
-        if over_segment == 0 && over_all == 0 && needed.clients.iter().all(|(client, n)| over_client(*client, *n) == 0)
-        {
+        if self.fits(&needed, segment) {
+            return Ok(());
+        }
+        // What has ended gives way first, and whose grace has begun is known.
+        self.expire(now, usize::MAX);
+        let needed = self.needed(openings, segment);
+        if self.fits(&needed, segment) {
             return Ok(());
         }
         // Who gives way is chosen for every cap first, and closed only when all of them are kept.
-        let spared: BTreeSet<Element> = openings.iter().map(|opening| opening.element).collect();
+        let spared: BTreeSet<Slot> = openings.iter().filter_map(|opening| self.table.find(&opening.element)).collect();
         let mut evicted = BTreeSet::new();
         for (client, added) in &needed.clients {
-            let untold = self.places.untold_of_client(*client, now);
-            if !self.choose(untold, over_client(*client, *added), &spared, &mut evicted) {
+            let grace = self.owners.grace_of_client(&self.table, *client);
+            if !self.choose(grace, self.over_client(*client, *added), &spared, &mut evicted) {
                 return Err(Full::Client);
             }
         }
-        let gone = evicted.iter().filter(|element| self.segment_of(element) == Some(segment)).count();
-        let untold = self.places.untold_of_segment(segment, now);
-        if !self.choose(untold, over_segment.saturating_sub(gone), &spared, &mut evicted) {
+        let of_segment = |slot: &&Slot| self.table.entry(**slot).is_some_and(|entry| entry.place.segment == segment);
+        let gone = evicted.iter().filter(of_segment).count();
+        let grace = self.owners.grace_of_segment(&self.table, segment);
+        if !self.choose(grace, self.over_segment(segment, &needed).saturating_sub(gone), &spared, &mut evicted) {
             return Err(Full::Segment);
         }
-        let untold = self.places.untold(now);
-        if !self.choose(untold, over_all.saturating_sub(evicted.len()), &spared, &mut evicted) {
+        let grace = self.owners.grace(&self.table);
+        if !self.choose(grace, self.over_all(&needed).saturating_sub(evicted.len()), &spared, &mut evicted) {
             return Err(Full::All);
         }
-        for element in evicted {
-            self.remove(&element);
-            self.change(Change::Close { element });
+        for slot in evicted {
+            self.close(slot);
         }
         Ok(())
+    }
+
+    fn fits(&self, needed: &Needed, segment: SegmentId) -> bool {
+        self.over_all(needed) == 0
+            && self.over_segment(segment, needed) == 0
+            && needed.clients.iter().all(|(client, added)| self.over_client(*client, *added) == 0)
+    }
+
+    fn over_client(&self, client: IpAddr, added: usize) -> usize {
+        (self.owners.of_client(client) + added).saturating_sub(self.caps.client)
+    }
+
+    fn over_segment(&self, segment: SegmentId, needed: &Needed) -> usize {
+        (self.owners.of_segment(segment) + needed.segment).saturating_sub(self.caps.segment)
+    }
+
+    fn over_all(&self, needed: &Needed) -> usize {
+        (self.len() + needed.all).saturating_sub(self.caps.all)
     }
 
     fn needed(&self, openings: &[Opening], segment: SegmentId) -> Needed {
         let mut needed = Needed::default();
         for element in openings.iter().map(|opening| opening.element) {
-            match self.segment_of(&element) {
+            match self.table.get(&element).map(|entry| entry.place.segment) {
                 // A client whose segment changed takes its elements along as it asks again.
                 Some(known) => needed.segment += usize::from(known != segment),
                 None => {
@@ -119,30 +138,27 @@ impl Ledger {
         needed
     }
 
-    fn segment_of(&self, element: &Element) -> Option<SegmentId> {
-        self.entries.get(element).map(|entry| entry.place.segment)
-    }
-
-    /// Adds `excess` of those that nobody is told any more to `evicted`; false where there are not so many. What is
-    /// pending is passed over, so at most a batch is looked at in vain.
+    /// Adds `excess` of those in grace to `evicted`; false where there are not so many. What is pending is passed over,
+    /// so at most a batch is looked at in vain.
     fn choose(
         &self,
-        untold: impl Iterator<Item = Element>,
+        grace: impl Iterator<Item = Slot>,
         excess: usize,
-        spared: &BTreeSet<Element>,
-        evicted: &mut BTreeSet<Element>,
+        spared: &BTreeSet<Slot>,
+        evicted: &mut BTreeSet<Slot>,
     ) -> bool {
-        let settled = |element: &Element| {
-            self.entries.get(element).is_some_and(|entry| entry.in_force.is_some())
-                && !self.batched.contains_key(element)
+        let settled = |slot: &Slot| {
+            self.table
+                .entry(*slot)
+                .is_some_and(|entry| entry.in_force > Tick(0) && entry.batched.0 != self.batch_number)
         };
         let wanted = evicted.len() + excess;
-        for element in untold {
+        for slot in grace {
             if evicted.len() == wanted {
                 break;
             }
-            if !spared.contains(&element) && settled(&element) {
-                evicted.insert(element);
+            if !spared.contains(&slot) && settled(&slot) {
+                evicted.insert(slot);
             }
         }
         evicted.len() == wanted

@@ -1,10 +1,9 @@
 //! One element of the ledger and its reasons.
 
-use std::sync::Arc;
-
 use smallvec::SmallVec;
 
-use super::places::Place;
+use super::grace::Links;
+use super::packed::{Packed, Packer};
 use crate::grant::{Lease, Terms};
 use crate::net::{Element, SegmentId};
 use crate::policy::Basis;
@@ -15,21 +14,11 @@ use crate::time::Tick;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
     /// The answer that needed it; of several, the last that renewed it.
-    pub basis: Arc<Basis>,
+    pub basis: Basis,
     /// No client was told longer.
     pub told_until: Tick,
     /// It counts until here.
     pub open_until: Tick,
-}
-
-impl Reason {
-    pub(super) fn new(basis: &Arc<Basis>, lease: Lease) -> Self {
-        Self { basis: Arc::clone(basis), told_until: lease.told_until, open_until: lease.open_until }
-    }
-
-    fn is_of(&self, basis: &Basis) -> bool {
-        self.basis.question.name == basis.question.name && self.basis.rule == basis.rule
-    }
 }
 
 /// A reason that was taken away before its end.
@@ -38,7 +27,7 @@ pub struct Revoked {
     /// The element.
     pub element: Element,
     /// The reason that is gone.
-    pub basis: Arc<Basis>,
+    pub basis: Basis,
     /// The end that the remaining reasons give it; `None`: it is closed.
     pub remains: Option<Tick>,
 }
@@ -48,56 +37,118 @@ pub struct Revoked {
 /// as before. What is lost is only that the name that gave way would hold the element when the others are revoked.
 pub(super) const MAX_REASONS: usize = 64;
 
-/// One element.
-#[derive(Debug, PartialEq, Eq)]
+/// A [`Reason`] as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) basis: Packed,
+    pub(super) told_until: Tick,
+    pub(super) open_until: Tick,
+}
+
+impl Kept {
+    pub(super) fn reason(&self) -> Reason {
+        Reason { basis: self.basis.unpack(), told_until: self.told_until, open_until: self.open_until }
+    }
+}
+
+/// What an element is filed under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Whose cap it counts against, besides its client's.
+    pub(super) segment: SegmentId,
+    /// The latest end that anybody was told; past it the element is in grace and may be evicted.
+    pub(super) told_until: Tick,
+    /// The latest end of its reasons.
+    pub(super) open_until: Tick,
+}
+
+/// One element: 144 bytes.
+#[derive(Debug)]
 pub(super) struct Entry {
     /// At most [`MAX_REASONS`].
-    pub(super) reasons: SmallVec<[Reason; 1]>,
-    /// The firewalls hold it at least until here; `None` before they said so.
-    pub(super) in_force: Option<Tick>,
+    pub(super) reasons: SmallVec<[Kept; 1]>,
+    /// The firewalls hold it at least until here; zero before they said so.
+    pub(super) in_force: Tick,
     /// The maxima over the reasons; the ledger files the element under it.
     pub(super) place: Place,
+    /// When the ledger looks at it next; zero: not filed yet.
+    pub(super) alarm: Tick,
+    /// Its change's batch, and where in that it is.
+    pub(super) batched: (u32, u32),
+    /// Its neighbours among those in grace.
+    pub(super) links: Links,
+}
+
+/// What came of adding a reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Enlisted {
+    /// The one that is known lasts and says the same.
+    Known,
+    /// It counts until here, and has to be journalled.
+    Until(Tick),
 }
 
 impl Entry {
     /// An element that is not open yet and has no reason yet.
     pub(super) fn new(segment: SegmentId) -> Self {
-        let place = Place { segment, told_until: Tick(0), open_until: Tick(0) };
-        Self { reasons: SmallVec::new(), in_force: None, place }
+        Self {
+            reasons: SmallVec::new(),
+            in_force: Tick(0),
+            place: Place { segment, told_until: Tick(0), open_until: Tick(0) },
+            alarm: Tick(0),
+            batched: (0, 0),
+            links: Links::default(),
+        }
     }
 
     /// Whether it is open for this name under this rule, and known to be told until `told_until`.
     pub(super) fn is_for(&self, basis: &Basis, told_until: Tick) -> bool {
-        self.reasons.iter().any(|reason| reason.is_of(basis) && reason.told_until >= told_until)
+        self.reasons.iter().any(|reason| reason.basis.is_of(basis) && reason.told_until >= told_until)
     }
 
-    /// Adds or renews a reason, and drops those that have ended; the end of the reason, where it was not in force long
-    /// enough before.
-    pub(super) fn enlist(&mut self, reason: Reason, terms: &Terms, now: Tick) -> Option<Tick> {
-        self.reasons.retain(|known| known.open_until > now);
+    /// Adds or renews a reason, and drops those that have ended.
+    pub(super) fn enlist(
+        &mut self,
+        basis: &Basis,
+        lease: Lease,
+        terms: &Terms,
+        packer: &mut Packer,
+        now: Tick,
+    ) -> Enlisted {
+        let Lease { told_until, open_until } = lease;
         let in_force = self.in_force;
-        let lease = Lease { told_until: reason.told_until, open_until: reason.open_until };
-        let renewed = match self.reasons.iter_mut().find(|known| known.is_of(&reason.basis)) {
+        self.reasons.retain(|known| known.open_until > now);
+        let enlisted = match self.reasons.iter_mut().find(|known| known.basis.is_of(basis)) {
             Some(known) => {
-                known.told_until = known.told_until.max(reason.told_until);
-                if in_force.is_some_and(|until| terms.covers(until.min(known.open_until), lease)) {
-                    None
+                known.told_until = known.told_until.max(told_until);
+                let same = known.basis.is_decided_as(basis);
+                let lasts = terms.covers(in_force.min(known.open_until), lease);
+                if !lasts {
+                    known.open_until = known.open_until.max(open_until);
+                }
+                if same && lasts {
+                    Enlisted::Known
                 } else {
-                    known.open_until = known.open_until.max(reason.open_until);
-                    known.basis = reason.basis;
-                    Some(known.open_until)
+                    // What a policy to come decides of it is what is told now.
+                    known.basis = packer.pack(basis);
+                    Enlisted::Until(known.open_until)
                 }
             }
             None => {
-                if self.reasons.len() >= MAX_REASONS {
-                    self.give_way();
-                }
-                self.reasons.push(reason);
-                Some(lease.open_until)
+                self.push(Kept { basis: packer.pack(basis), told_until, open_until });
+                Enlisted::Until(open_until)
             }
         };
         self.settle_place(now);
-        renewed
+        enlisted
+    }
+
+    /// Adds a reason that is of no name and rule that is there.
+    pub(super) fn push(&mut self, reason: Kept) {
+        if self.reasons.len() >= MAX_REASONS {
+            self.give_way();
+        }
+        self.reasons.push(reason);
     }
 
     /// Drops the reason that ends first. What was told for it is remembered with the one that ends last.
@@ -128,9 +179,13 @@ impl Entry {
         revoked: &mut Vec<Revoked>,
     ) {
         self.reasons.retain(|reason| {
-            let kept = reason.open_until <= now || keep(&reason.basis, element);
+            if reason.open_until <= now {
+                return true;
+            }
+            let basis = reason.basis.unpack();
+            let kept = keep(&basis, element);
             if !kept {
-                revoked.push(Revoked { element: *element, basis: Arc::clone(&reason.basis), remains: None });
+                revoked.push(Revoked { element: *element, basis, remains: None });
             }
             kept
         });
@@ -140,12 +195,9 @@ impl Entry {
     /// place is as it was.
     pub(super) fn settle_place(&mut self, now: Tick) -> bool {
         self.reasons.retain(|reason| reason.open_until > now);
-        if self.reasons.is_empty() {
-            return false;
-        }
-        let latest = |of: fn(&Reason) -> Tick| self.reasons.iter().map(of).max().unwrap_or(Tick(0));
-        self.place.told_until = latest(|reason| reason.told_until);
-        self.place.open_until = latest(|reason| reason.open_until);
+        let Some(told_until) = self.reasons.iter().map(|reason| reason.told_until).max() else { return false };
+        self.place.told_until = told_until;
+        self.place.open_until = self.reasons.iter().map(|reason| reason.open_until).max().unwrap_or(told_until);
         true
     }
 }

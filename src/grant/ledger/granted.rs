@@ -1,5 +1,7 @@
 //! [`Granted`]: the proof that an answer may be told, and [`Offered`], what becomes it.
 
+use smallvec::SmallVec;
+
 use super::Ledger;
 use super::entry::Entry;
 use crate::net::Element;
@@ -50,8 +52,17 @@ impl Granted {
 pub struct Offered {
     pub(super) cleared: Cleared,
     pub(super) told_until: Tick,
-    pub(super) added: Vec<Added>,
+    pub(super) added: SmallVec<[Added; 1]>,
     pub(super) revocations: u64,
+}
+
+/// What became of an [`Offered`].
+#[derive(Debug)]
+pub struct Settled {
+    /// The proof, or the elements that are not open.
+    pub granted: Result<Granted, Vec<Element>>,
+    /// The reasons that the offer added or renewed.
+    pub added: SmallVec<[Added; 1]>,
 }
 
 /// A reason that an offer added or renewed.
@@ -97,30 +108,25 @@ impl Offered {
 }
 
 impl Ledger {
-    /// The proof that an offered answer may be told from `now` on: every opening is in force, until the told end at
-    /// least, and was not revoked since.
-    ///
-    /// # Errors
-    /// The elements of which that is not so.
-    pub fn settle(&self, offered: Offered, now: Tick) -> Result<Granted, Vec<Element>> {
+    /// What an offer added, and the proof that its answer may be told from `now` on: every opening is in force, until
+    /// the told end at least, and was not revoked since.
+    #[must_use]
+    pub fn settle(&self, offered: Offered, now: Tick) -> Settled {
+        let Offered { cleared, told_until, added, revocations } = offered;
         let mut open_until: Option<Tick> = None;
         let mut missing = Vec::new();
-        let none_revoked = offered.revocations == self.revocations;
-        for opening in offered.cleared.openings() {
-            let entry = self.entries.get(&opening.element);
-            let is_for = |entry: &&Entry| entry.is_for(offered.cleared.basis(), offered.told_until);
-            let entry = entry.filter(|entry| none_revoked || is_for(entry));
-            match entry.and_then(|entry| entry.in_force) {
-                Some(until) if until > now && until >= offered.told_until => {
-                    open_until = Some(open_until.map_or(until, |least: Tick| least.min(until)));
-                }
-                _ => missing.push(opening.element),
+        let none_revoked = revocations == self.revocations;
+        for opening in cleared.openings() {
+            let entry = self.table.get(&opening.element);
+            let is_for = |entry: &&Entry| entry.is_for(cleared.basis(), told_until);
+            let in_force = entry.filter(|entry| none_revoked || is_for(entry)).map_or(Tick(0), |entry| entry.in_force);
+            if in_force > now && in_force >= told_until {
+                open_until = Some(open_until.map_or(in_force, |least: Tick| least.min(in_force)));
+            } else {
+                missing.push(opening.element);
             }
         }
-        if missing.is_empty() {
-            Ok(Granted { cleared: offered.cleared, told_until: offered.told_until, open_until })
-        } else {
-            Err(missing)
-        }
+        let granted = if missing.is_empty() { Ok(Granted { cleared, told_until, open_until }) } else { Err(missing) };
+        Settled { granted, added }
     }
 }

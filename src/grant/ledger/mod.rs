@@ -5,27 +5,40 @@
 //! - An element ends with the last of its reasons. What the firewalls were last told says the same, or the batch
 //!   being filled does.
 //! - One word per element and batch; between [`Ledger::take_batch`] and [`Ledger::acknowledge`] nothing else is called.
+//!
+//! A million elements may be live: every element costs some 250 bytes, an offer the same few steps however many there
+//! are, and what must look at all of them ([`Ledger::revoke`], [`Ledger::held`]) is done slot by slot, so that a caller
+//! can go on offering in between.
 
 mod caps;
 mod entry;
+mod grace;
 mod granted;
-mod places;
+mod packed;
+mod recall;
+mod revoke;
+mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, hash_map};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::ops::Range;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
+use smallvec::SmallVec;
 
 pub use self::caps::{Caps, Full};
 pub use self::entry::{Reason, Revoked};
-pub use self::granted::{Added, Effect, Granted, Offered};
+pub use self::granted::{Added, Effect, Granted, Offered, Settled};
 
-use self::entry::Entry;
-use self::places::Places;
-use crate::grant::{Change, Terms};
-use crate::net::{Element, Scope, SegmentId};
+use self::entry::{Enlisted, Entry, Kept};
+use self::grace::Owners;
+use self::packed::Packer;
+use self::table::{Slot, Table};
+use crate::grant::{Change, Lease, Terms};
+use crate::net::{Element, SegmentId};
 use crate::policy::{Basis, Cleared};
 use crate::time::Tick;
 
@@ -36,8 +49,14 @@ pub struct Held<'a> {
     pub element: &'a Element,
     /// When the firewalls drop it; `None` while no acknowledgement has come.
     pub in_force: Option<Tick>,
-    /// Why.
-    pub reasons: &'a [Reason],
+    reasons: &'a [Kept],
+}
+
+impl Held<'_> {
+    /// Why, each made for the caller.
+    pub fn reasons(&self) -> impl Iterator<Item = Reason> {
+        self.reasons.iter().map(Kept::reason)
+    }
 }
 
 /// Which element is open, for which reasons, until when. See the room's front page.
@@ -45,11 +64,17 @@ pub struct Held<'a> {
 pub struct Ledger {
     terms: Terms,
     caps: Caps,
-    entries: HashMap<Element, Entry, RandomState>,
-    places: Places,
+    table: Table,
+    owners: Owners,
+    packer: Packer,
+    /// When to look at which element: when its grace begins and when it ends, or earlier, where that was moved since.
+    /// An alarm that is not the element's own any more is passed over.
+    alarms: BinaryHeap<Reverse<(Tick, Slot)>>,
     batch: Vec<Change>,
-    /// Where in the batch an element's change is.
-    batched: HashMap<Element, usize, RandomState>,
+    /// The number of the batch being filled.
+    batch_number: u32,
+    /// Where in the batch the change of an element is that is gone: its closing, or an opening that is over.
+    gone: HashMap<Element, u32, RandomState>,
     /// How often reasons were revoked: an offer that saw one looks for its reasons when it is settled.
     revocations: u64,
 }
@@ -58,6 +83,12 @@ pub struct Ledger {
 /// is off by 30 ms).
 const ROUNDING: Duration = Duration::from_secs(1);
 
+/// A microsecond: what follows `told_until`.
+const NEXT: Duration = Duration::from_micros(1);
+
+/// Alarms are never swept below this many.
+const SWEEP_FROM: usize = 1 << 16;
+
 impl Ledger {
     /// An empty ledger.
     #[must_use]
@@ -65,29 +96,43 @@ impl Ledger {
         Self {
             terms,
             caps,
-            entries: HashMap::default(),
-            places: Places::default(),
+            table: Table::default(),
+            owners: Owners::default(),
+            packer: Packer::default(),
+            alarms: BinaryHeap::new(),
             batch: Vec::new(),
-            batched: HashMap::default(),
+            batch_number: 1,
+            gone: HashMap::default(),
             revocations: 0,
         }
     }
 
     /// How many elements are live or pending.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
+    pub const fn len(&self) -> usize {
+        self.table.len()
     }
 
     /// Whether nothing is open.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
-    /// Everything that is live or pending.
-    pub fn iter(&self) -> impl Iterator<Item = Held<'_>> {
-        self.entries.iter().map(|(element, entry)| Held { element, in_force: entry.in_force, reasons: &entry.reasons })
+    /// How many slots the elements are in: what is live from now on until a sweep over all of these is in one of them,
+    /// or came later.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.table.slots()
+    }
+
+    /// What is live or pending in some slots.
+    pub fn held(&self, slots: Range<usize>) -> impl Iterator<Item = Held<'_>> {
+        self.table.taken(slots).filter_map(|slot| {
+            let (element, entry) = self.table.element(slot).zip(self.table.entry(slot))?;
+            let in_force = (entry.in_force > Tick(0)).then_some(entry.in_force);
+            Some(Held { element, in_force, reasons: &entry.reasons })
+        })
     }
 
     /// Puts the openings of an answer that is told until `told_until` into the batch being filled. An opening
@@ -96,70 +141,128 @@ impl Ledger {
     /// # Errors
     /// A cap is met and too little of that owner is in grace: nothing was added, nobody's grant was cut.
     pub fn offer(&mut self, cleared: Cleared, told_until: Tick, now: Tick) -> Result<Offered, Full> {
-        self.expire(now);
         let told_until = told_until.max(now);
         let segment = SegmentId::of(&cleared.basis().segment);
         self.make_room(cleared.openings(), segment, now)?;
-        let mut added = Vec::new();
+        let mut added = SmallVec::new();
         for opening in cleared.openings() {
-            let reason = Reason::new(cleared.basis(), self.terms.lease(told_until, opening.hold, now));
-            added.extend(self.add(opening.element, reason, segment, now));
+            let lease = self.terms.lease(told_until, opening.hold, now);
+            added.extend(self.add(opening.element, cleared.basis(), lease, segment, now));
         }
         Ok(Offered { cleared, told_until, added, revocations: self.revocations })
     }
 
     /// Adds or renews a reason; `None` where the one that is known will do.
-    fn add(&mut self, element: Element, reason: Reason, segment: SegmentId, now: Tick) -> Option<Added> {
-        let (entry, before) = match self.entries.entry(element) {
-            hash_map::Entry::Occupied(known) => {
-                let known = known.into_mut();
-                let place = known.place;
-                (known, Some(place))
-            }
-            hash_map::Entry::Vacant(vacant) => (vacant.insert(Entry::new(segment)), None),
-        };
-        entry.place.segment = segment;
-        let was_open = entry.in_force.is_some_and(|until| until > now);
-        let open_until = entry.enlist(reason, &self.terms, now);
-        self.places.refile(element, before, Some(entry.place));
-        let until = entry.place.open_until;
-        let told = entry.in_force == Some(until);
+    fn add(&mut self, element: Element, basis: &Basis, lease: Lease, segment: SegmentId, now: Tick) -> Option<Added> {
+        let slot = self.table.find(&element).unwrap_or_else(|| self.insert(element, segment));
+        let entry = self.table.entry_mut(slot)?;
+        let before = entry.place;
+        let was_open = entry.in_force > now;
+        if !was_open {
+            // It has ended and was not expired yet.
+            entry.in_force = Tick(0);
+        }
+        let enlisted = entry.enlist(basis, lease, &self.terms, &mut self.packer, now);
+        let (after, in_force) = (entry.place, entry.in_force);
+        if segment != before.segment {
+            self.move_to(slot, segment);
+        }
+        if after.told_until != before.told_until || after.open_until != before.open_until {
+            self.refile(slot);
+        }
+        let until = after.open_until;
+        let told = in_force == until;
         if !told {
-            self.change(Change::Open { element, until });
+            self.change(slot, Change::Open { element, until });
         }
         let effect = match (was_open, told) {
             (false, _) => Effect::Opens(until),
             (true, false) => Effect::Extends(until),
             (true, true) => Effect::Joins,
         };
-        open_until.map(|open_until| Added { element, open_until, effect })
+        match enlisted {
+            Enlisted::Known => None,
+            Enlisted::Until(open_until) => Some(Added { element, open_until, effect }),
+        }
     }
 
-    /// One change per element and batch: the later word replaces the earlier.
-    fn change(&mut self, change: Change) {
-        match self.batched.get(change.element()) {
-            Some(&at) => {
-                if let Some(slot) = self.batch.get_mut(at) {
-                    *slot = change;
-                }
-            }
-            None => {
-                self.batched.insert(*change.element(), self.batch.len());
-                self.batch.push(change);
+    /// A new element; it has no place yet.
+    fn insert(&mut self, element: Element, segment: SegmentId) -> Slot {
+        let mut entry = Entry::new(segment);
+        if let Some(at) = self.gone.remove(&element) {
+            entry.batched = (self.batch_number, at);
+        }
+        self.owners.add(&element, segment);
+        self.table.insert(element, entry)
+    }
+
+    /// An element that is another segment's from here on.
+    fn move_to(&mut self, slot: Slot, segment: SegmentId) {
+        let Some(element) = self.table.element(slot).copied() else { return };
+        self.owners.leave_grace(&mut self.table, slot);
+        if let Some(entry) = self.table.entry_mut(slot) {
+            self.owners.remove(&element, entry.place.segment);
+            entry.place.segment = segment;
+            self.owners.add(&element, segment);
+        }
+        self.refile(slot);
+    }
+
+    /// After an element's place has changed: it is in grace, where it is, once its alarm has said so.
+    fn refile(&mut self, slot: Slot) {
+        self.owners.leave_grace(&mut self.table, slot);
+        self.arm(slot, |entry| (entry.place.told_until + NEXT).min(entry.place.open_until));
+    }
+
+    /// Sets the alarm of an element, where it has none that is as early.
+    fn arm(&mut self, slot: Slot, when: impl FnOnce(&Entry) -> Tick) {
+        let Some(entry) = self.table.entry_mut(slot) else { return };
+        let when = when(entry);
+        if entry.alarm == Tick(0) || when < entry.alarm {
+            entry.alarm = when;
+            self.alarms.push(Reverse((when, slot)));
+            if self.alarms.len() > SWEEP_FROM.max(2 * self.table.len()) {
+                let table = &self.table;
+                self.alarms
+                    .retain(|Reverse((when, slot))| table.entry(*slot).is_some_and(|entry| entry.alarm == *when));
             }
         }
     }
 
-    fn remove(&mut self, element: &Element) {
-        if let Some(entry) = self.entries.remove(element) {
-            self.places.refile(*element, Some(entry.place), None);
+    /// One change per element and batch: the later word replaces the earlier.
+    fn change(&mut self, slot: Slot, change: Change) {
+        let number = self.batch_number;
+        let Some(entry) = self.table.entry_mut(slot) else { return };
+        if entry.batched.0 != number {
+            entry.batched = (number, u32::try_from(self.batch.len()).unwrap_or(u32::MAX));
+            self.batch.push(change);
+        } else if let Some(place) = self.batch.get_mut(entry.batched.1 as usize) {
+            *place = change;
+        }
+    }
+
+    /// Closes an element and forgets it.
+    fn close(&mut self, slot: Slot) {
+        let Some(element) = self.table.element(slot).copied() else { return };
+        self.change(slot, Change::Close { element });
+        self.remove(slot);
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        self.owners.leave_grace(&mut self.table, slot);
+        if let Some((element, entry)) = self.table.remove(slot) {
+            self.owners.remove(&element, entry.place.segment);
+            if entry.batched.0 == self.batch_number {
+                self.gone.insert(element, entry.batched.1);
+            }
         }
     }
 
     /// Hands over the batch that was filled; the next one starts empty.
     #[must_use]
     pub fn take_batch(&mut self) -> Vec<Change> {
-        self.batched.clear();
+        self.batch_number = self.batch_number.checked_add(1).unwrap_or(1);
+        self.gone.clear();
         std::mem::take(&mut self.batch)
     }
 
@@ -178,9 +281,10 @@ impl Ledger {
             if !taken {
                 back.push(self.fall_back(*change.element()));
             } else if let Change::Open { element, until } = change
-                && let Some(entry) = self.entries.get_mut(element)
+                && let Some(slot) = self.table.find(element)
+                && let Some(entry) = self.table.entry_mut(slot)
             {
-                entry.in_force = Some(*until);
+                entry.in_force = *until;
             }
         }
         back
@@ -188,126 +292,39 @@ impl Ledger {
 
     /// What was in force before goes on until its end, and nothing more is promised; what was not is gone.
     fn fall_back(&mut self, element: Element) -> Change {
-        let Some(entry) = self.entries.get_mut(&element) else { return Change::Close { element } };
-        let Some(until) = entry.in_force else {
-            self.remove(&element);
+        let Some(slot) = self.table.find(&element) else { return Change::Close { element } };
+        let until = self.table.entry(slot).map_or(Tick(0), |entry| entry.in_force);
+        if until == Tick(0) {
+            self.remove(slot);
             return Change::Close { element };
-        };
-        let before = entry.place;
-        entry.end_by(until);
-        self.places.refile(element, Some(before), Some(entry.place));
+        }
+        if let Some(entry) = self.table.entry_mut(slot) {
+            entry.end_by(until);
+        }
+        self.refile(slot);
         Change::Open { element, until }
     }
 
-    /// Drops what has ended; the firewalls have dropped it by themselves. How many elements.
-    pub fn expire(&mut self, now: Tick) -> usize {
-        let mut ended = 0;
-        while let Some((_, element)) = self.places.first_end().filter(|(until, _)| *until <= now) {
-            self.remove(&element);
-            ended += 1;
-        }
-        ended
-    }
-
-    /// When the next element ends.
-    #[must_use]
-    pub fn next_end(&self) -> Option<Tick> {
-        self.places.first_end().map(|(until, _)| until)
-    }
-
-    /// Takes away every reason that `keep` does not uphold (I6): the batch gets the closings, and the lowered
-    /// ends of elements that other reasons still hold. Asks once per live reason; what stays costs no allocation.
-    pub fn revoke(&mut self, now: Tick, mut keep: impl FnMut(&Basis, &Element) -> bool) -> Vec<Revoked> {
-        let mut revoked = Vec::new();
-        let mut touched = Vec::new();
-        for (element, entry) in &mut self.entries {
-            let first = revoked.len();
-            entry.revoke(element, now, &mut keep, &mut revoked);
-            if revoked.len() > first {
-                touched.push((*element, first..revoked.len()));
-            }
-        }
-        self.revocations += u64::from(!revoked.is_empty());
-        for (element, theirs) in touched {
-            let remains = self.shorten(element, now);
-            for one in revoked.get_mut(theirs).unwrap_or_default() {
-                one.remains = remains;
-            }
-        }
-        revoked
-    }
-
-    /// Lets an element end with the reasons that it has left; `None`: it has none, and is to be closed.
-    fn shorten(&mut self, element: Element, now: Tick) -> Option<Tick> {
-        let entry = self.entries.get_mut(&element)?;
-        let before = entry.place;
-        if !entry.settle_place(now) {
-            self.remove(&element);
-            self.change(Change::Close { element });
-            return None;
-        }
-        let until = entry.place.open_until;
-        self.places.refile(element, Some(before), Some(entry.place));
-        // What waits in the batch may say otherwise, so it is put right even where the old end is the new one.
-        if entry.in_force != Some(until) || self.batched.contains_key(&element) {
-            // Until the firewalls say which, only the earlier of both ends can be relied upon.
-            entry.in_force = entry.in_force.map(|known| known.min(until));
-            self.change(Change::Open { element, until });
-        }
-        Some(until)
-    }
-
-    /// Takes over an element that was found in force at start until `in_force`, with the reasons that the journal
-    /// gives for it and the present policy upholds, oldest first. Where they end sooner the batch gets the lowered end,
-    /// where none counts any more its closing; then it is false. No cap is asked: it is open.
-    pub fn adopt(&mut self, element: Element, in_force: Tick, reasons: Vec<Reason>, now: Tick) -> bool {
-        for mut reason in reasons {
-            reason.open_until = reason.open_until.min(in_force);
-            if reason.open_until <= now {
-                continue;
-            }
-            let told = reason.told_until.max(self.terms.told_at_most(reason.open_until, now));
-            reason.told_until = told.min(reason.open_until);
-            let segment = match element.from {
-                Scope::Segment(segment) => segment,
-                Scope::Client(_) => SegmentId::of(&reason.basis.segment),
+    /// Drops what has ended; the firewalls have dropped it by themselves. Looks at `most` elements and goes on the next
+    /// time: an element that is still there counts against caps and is not open.
+    pub fn expire(&mut self, now: Tick, most: usize) {
+        for _ in 0..most {
+            let Some(Reverse((when, slot))) = self.alarms.peek().copied().filter(|Reverse((when, _))| *when <= now)
+            else {
+                return;
             };
-            self.add(element, reason, segment, now);
-        }
-        let Some(entry) = self.entries.get_mut(&element) else {
-            self.change(Change::Close { element });
-            return false;
-        };
-        let until = entry.place.open_until;
-        entry.in_force = Some(until);
-        if in_force <= until + ROUNDING {
-            self.withdraw(&element);
-        }
-        true
-    }
-
-    /// Takes an element's change out of the batch.
-    fn withdraw(&mut self, element: &Element) {
-        if let Some(at) = self.batched.remove(element) {
-            self.batch.swap_remove(at);
-            if let Some(moved) = self.batch.get(at) {
-                self.batched.insert(*moved.element(), at);
+            self.alarms.pop();
+            let Some(entry) = self.table.entry_mut(slot).filter(|entry| entry.alarm == when) else { continue };
+            entry.alarm = Tick(0);
+            let place = entry.place;
+            if place.open_until <= now {
+                self.remove(slot);
+            } else if place.told_until < now {
+                self.owners.enter_grace(&mut self.table, slot);
+                self.arm(slot, |entry| entry.place.open_until);
+            } else {
+                self.refile(slot);
             }
         }
-    }
-
-    /// After a firewall lost or gained elements behind our back: `found` is what it holds; what must be opened again,
-    /// what must end sooner and what must go, so that it holds what was last acknowledged. The batch being filled comes
-    /// on top of that.
-    #[must_use]
-    pub fn repair(&self, found: &HashMap<Element, Tick, RandomState>, now: Tick) -> Vec<Change> {
-        let wrong = self.entries.iter().filter_map(|(element, entry)| {
-            let until = entry.in_force.filter(|until| *until > now)?;
-            let held = found.get(element).is_some_and(|held| (until..=until + ROUNDING).contains(held));
-            (!held).then_some(Change::Open { element: *element, until })
-        });
-        let live = |element: &Element| self.entries.get(element).is_some_and(|entry| entry.place.open_until > now);
-        let foreign = found.keys().filter(|element| !live(element));
-        wrong.chain(foreign.map(|element| Change::Close { element: *element })).collect()
     }
 }

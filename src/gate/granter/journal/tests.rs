@@ -1,13 +1,23 @@
 //! What comes back of what was written, whatever happened in between.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::grant::{Caps, Terms};
-use crate::record::RecordType;
+use crate::grant::{Caps, Reason, Terms};
+use crate::name::Name;
+use crate::net::Prefix;
+use crate::record::{AddressTrust, Origin, Question, RecordType};
+
+type Reasons = BTreeMap<Element, Vec<Reason>>;
+
+fn empty() -> Ledger {
+    Ledger::new(Terms::default(), Caps::default())
+}
 
 /// A journal's path in a directory of its own, removed at the end.
 struct Place(PathBuf);
@@ -22,7 +32,10 @@ impl Place {
     }
 
     fn open(&self, boot: &str) -> (Journal, Reasons) {
-        Journal::of_boot(self.0.join("journal"), boot.to_owned()).unwrap()
+        let mut ledger = empty();
+        let journal = Journal::of_boot(self.0.join("journal"), boot, &mut ledger).unwrap();
+        let held = ledger.held(0..ledger.slots());
+        (journal, held.map(|held| (*held.element, held.reasons().collect())).collect())
     }
 
     fn text(&self) -> String {
@@ -40,8 +53,8 @@ fn element(text: &str) -> Element {
     text.parse().unwrap()
 }
 
-fn basis(name: &str, trust: AddressTrust) -> Arc<Basis> {
-    Arc::new(Basis {
+fn basis(name: &str, trust: AddressTrust) -> Basis {
+    Basis {
         client: "2001:db8::7".parse().unwrap(),
         forwarder: Some(Arc::from("coredns")),
         question: Question { name: Name::parse(name).unwrap(), kind: RecordType::AAAA },
@@ -49,7 +62,7 @@ fn basis(name: &str, trust: AddressTrust) -> Arc<Basis> {
         origin: Origin { name: Arc::from("corp"), trust },
         segment: Arc::from("shop"),
         rule: Arc::from("web"),
-    })
+    }
 }
 
 fn upstream(private: &[&str]) -> AddressTrust {
@@ -59,12 +72,17 @@ fn upstream(private: &[&str]) -> AddressTrust {
 /// A journal of boot "b" with these names, open for one element each until 100 s.
 fn write(place: &Place, names: &[&str]) -> Journal {
     let (mut journal, _) = place.open("b");
-    journal.rewrite(&Ledger::new(Terms::default(), Caps::default())).unwrap();
+    journal.rewrite(&empty()).unwrap();
     for name in names {
-        journal.opened(&basis(name, AddressTrust::Zone), Tick(50), &[(element(HERE), Tick(100))]);
-        journal.write(false).unwrap();
+        open_here(&mut journal, name);
     }
     journal
+}
+
+/// HERE is open for a name until 100.
+fn open_here(journal: &mut Journal, name: &str) {
+    journal.opened(&basis(name, AddressTrust::Zone), Tick(50), [(element(HERE), Tick(100))].into_iter());
+    journal.write().unwrap();
 }
 
 const HERE: &str = "192.0.2.1>198.51.100.7:tcp/443";
@@ -86,13 +104,13 @@ fn reasons_come_back_as_they_were() {
     ];
     let ends = [(element(HERE), Tick(7)), (element(THERE), Tick(u64::MAX))];
     for (told, basis) in bases.iter().enumerate() {
-        journal.opened(basis, Tick(told as u64), &ends);
+        journal.opened(basis, Tick(told as u64), ends.into_iter());
     }
-    journal.write(true).unwrap();
+    journal.write().unwrap();
     let (_, reasons) = place.open("b");
     for (element, open_until) in ends {
         let expected = bases.iter().enumerate().map(|(told, basis)| Reason {
-            basis: Arc::clone(basis),
+            basis: basis.clone(),
             told_until: Tick(told as u64),
             open_until,
         });
@@ -105,14 +123,14 @@ fn reasons_come_back_as_they_were() {
 fn the_last_word_on_a_reason_counts_and_a_closing_ends_all_of_an_element() {
     let place = Place::new();
     let mut journal = write(&place, &["a.example.org", "b.example.org"]);
-    journal.opened(&basis("a.example.org", AddressTrust::Zone), Tick(60), &[(element(HERE), Tick(200))]);
-    journal.opened(&basis("a.example.org", AddressTrust::Zone), Tick(60), &[(element(THERE), Tick(200))]);
-    journal.write(false).unwrap();
+    journal.opened(&basis("a.example.org", AddressTrust::Zone), Tick(60), [(element(HERE), Tick(200))].into_iter());
+    journal.opened(&basis("a.example.org", AddressTrust::Zone), Tick(60), [(element(THERE), Tick(200))].into_iter());
+    journal.write().unwrap();
     let (_, reasons) = place.open("b");
     assert_eq!(names(&reasons, HERE), ["b.example.org", "a.example.org"]);
     assert_eq!(reasons[&element(HERE)][1].open_until, Tick(200));
     journal.closed([element(HERE)].iter());
-    journal.write(true).unwrap();
+    journal.write().unwrap();
     let (_, reasons) = place.open("b");
     assert!(names(&reasons, HERE).is_empty());
     assert_eq!(names(&reasons, THERE), ["a.example.org"]);
@@ -125,8 +143,8 @@ fn a_journal_of_another_boot_or_version_is_void() {
     assert_eq!(place.open("b").1.len(), 1);
     assert!(place.open("c").1.is_empty());
     let text = place.text();
-    assert!(text.starts_with("{\"boot\":{\"version\":1,\"id\":\"b\"}}\n"), "{text}");
-    std::fs::write(place.0.join("journal"), text.replace("\"version\":1", "\"version\":2")).unwrap();
+    assert!(text.starts_with("outgate-journal 2 b\n"), "{text}");
+    std::fs::write(place.0.join("journal"), text.replace("journal 2", "journal 3")).unwrap();
     assert!(place.open("b").1.is_empty());
 }
 
@@ -143,8 +161,7 @@ fn a_line_torn_anywhere_takes_no_other_along() {
         // Only the newline is missing from the whole of it.
         let whole = cut == text.len() - 1;
         assert_eq!(names(&reasons, HERE).len(), 1 + usize::from(whole), "cut at {cut}");
-        journal.opened(&basis("c.example.org", AddressTrust::Zone), Tick(50), &[(element(HERE), Tick(100))]);
-        journal.write(false).unwrap();
+        open_here(&mut journal, "c.example.org");
         assert_eq!(names(&place.open("b").1, HERE).last().unwrap(), "c.example.org", "cut at {cut}");
     }
 }
@@ -155,54 +172,117 @@ fn a_write_that_fails_takes_no_later_line_along() {
     let place = Place::new();
     let mut journal = write(&place, &["a.example.org"]);
     let good = std::mem::replace(&mut journal.file, File::open("/dev/null").unwrap());
-    journal.opened(&basis("b.example.org", AddressTrust::Zone), Tick(50), &[(element(HERE), Tick(100))]);
-    journal.write(false).unwrap_err();
+    let other = Basis { rule: Arc::from("other"), ..basis("b.example.org", AddressTrust::Zone) };
+    journal.opened(&other, Tick(50), [(element(HERE), Tick(100))].into_iter());
+    journal.write().unwrap_err();
     journal.file = good;
-    journal.file.write_all(b"{\"open\":{\"basis\":").unwrap();
-    journal.opened(&basis("c.example.org", AddressTrust::Zone), Tick(50), &[(element(HERE), Tick(100))]);
-    journal.write(false).unwrap();
-    assert_eq!(names(&place.open("b").1, HERE), ["a.example.org", "c.example.org"]);
+    journal.file.write_all(b"=1 {\"kind\":").unwrap();
+    journal.opened(&other, Tick(50), [(element(HERE), Tick(100))].into_iter());
+    journal.write().unwrap();
+    open_here(&mut journal, "c.example.org");
+    let (_, reasons) = place.open("b");
+    assert_eq!(names(&reasons, HERE), ["a.example.org", "b.example.org", "c.example.org"]);
+    let rules: Vec<&str> = reasons[&element(HERE)].iter().map(|reason| &*reason.basis.rule).collect();
+    assert_eq!(rules, ["web", "other", "web"], "what was defined in vain is defined again");
+}
+
+/// HERE for a and b, THERE for a and c, live for long.
+fn live() -> (Ledger, Reasons) {
+    let mut ledger = empty();
+    let mut all = Reasons::new();
+    let far = Tick(1 << 40);
+    for (at, names) in [(HERE, ["a.example.org", "b.example.org"]), (THERE, ["a.example.org", "c.example.org"])] {
+        for name in names {
+            let reason = Reason { basis: basis(name, upstream(&["10.0.0.0/8"])), told_until: far, open_until: far };
+            ledger.recall(element(at), &reason.basis, far, far);
+            all.entry(element(at)).or_default().push(reason);
+        }
+        ledger.confirm(&element(at), far);
+    }
+    ledger.adopt(Tick(1), |_, _| true);
+    (ledger, all)
 }
 
 #[test]
 fn rewriting_keeps_exactly_what_is_live() {
     let place = Place::new();
     let mut journal = write(&place, &["old.example.org"]);
-    let mut ledger = Ledger::new(Terms::default(), Caps::default());
-    let reason = |name: &str, told, open| Reason {
-        basis: basis(name, upstream(&["10.0.0.0/8"])),
-        told_until: Tick(told),
-        open_until: Tick(open),
-    };
-    let live = |at, names: [&str; 2]| (element(at), names.map(|name| reason(name, 1 << 40, 1 << 40)).to_vec());
-    let live = [live(HERE, ["a.example.org", "b.example.org"]), live(THERE, ["a.example.org", "c.example.org"])];
-    for (element, reasons) in &live {
-        assert!(ledger.adopt(*element, Tick(1 << 40), reasons.clone(), Tick(1)));
-    }
+    let (ledger, live) = live();
     journal.rewrite(&ledger).unwrap();
-    assert_eq!(place.open("b").1, live.iter().cloned().collect());
-    journal.opened(&basis("d.example.org", AddressTrust::Zone), Tick(50), &[(element(HERE), Tick(100))]);
-    journal.write(false).unwrap();
+    assert_eq!(place.open("b").1, live);
+    open_here(&mut journal, "d.example.org");
     assert_eq!(names(&place.open("b").1, HERE), ["a.example.org", "b.example.org", "d.example.org"]);
 }
 
+/// I8: whatever is written while it is rewritten slot by slot is in the new journal, and until that is whole, in the old.
 #[test]
-fn it_is_rewritten_when_it_has_doubled() {
+fn nothing_is_lost_while_it_is_rewritten() {
+    for between in 0..=2 {
+        let place = Place::new();
+        let mut journal = write(&place, &["old.example.org"]);
+        let (mut ledger, _) = live();
+        let names_of = |place: &Place| {
+            let reasons = place.open("b").1;
+            [names(&reasons, HERE), names(&reasons, THERE)].map(|mut names| {
+                names.sort();
+                names
+            })
+        };
+        journal.begin_rewriting().unwrap();
+        for slot in 0..=2 {
+            if slot == between {
+                // With a rule of its own, so that it has to be defined in both; and one is closed.
+                let other = Basis { rule: Arc::from("other"), ..basis("n.example.org", AddressTrust::Zone) };
+                let far = Tick(1 << 40);
+                journal.opened(&other, far, [(element(HERE), far)].into_iter());
+                journal.closed([element(THERE)].iter());
+                journal.write().unwrap();
+                ledger.abandon([&element(THERE)]);
+                drop(ledger.take_batch());
+                assert_eq!(names_of(&place), [vec!["n.example.org", "old.example.org"], vec![]], "the old one");
+            }
+            journal.rewrite_slots(&ledger, slot..slot + 1).unwrap();
+        }
+        journal.finish_rewriting().unwrap();
+        let expected = ["a.example.org", "b.example.org", "n.example.org"].map(str::to_owned).to_vec();
+        assert_eq!(names_of(&place), [expected, vec![]], "{between}");
+        open_here(&mut journal, "later.example.org");
+        assert_eq!(names_of(&place)[0].len(), 4);
+    }
+}
+
+#[test]
+fn a_rewriting_that_fails_leaves_the_old_journal() {
+    let place = Place::new();
+    let mut journal = write(&place, &["a.example.org"]);
+    let (ledger, _) = live();
+    journal.begin_rewriting().unwrap();
+    journal.rewriting.as_mut().unwrap().file = File::open("/dev/null").unwrap();
+    journal.rewrite_slots(&ledger, 0..2).unwrap();
+    journal.finish_rewriting().unwrap_err();
+    open_here(&mut journal, "b.example.org");
+    assert_eq!(names(&place.open("b").1, HERE), ["a.example.org", "b.example.org"]);
+}
+
+#[test]
+fn it_is_large_when_it_has_doubled() {
     let place = Place::new();
     let mut journal = write(&place, &[]);
-    let ledger = Ledger::new(Terms::default(), Caps::default());
     let elements = vec![(element(HERE), Tick(100)); COMPACT_FROM / 2];
     let grow = |journal: &mut Journal| {
-        journal.opened(&basis("a.example.org", AddressTrust::Zone), Tick(50), &elements);
-        journal.write(false).unwrap();
-        journal.compact(&ledger).unwrap();
-        place.text().lines().count()
+        journal.opened(&basis("a.example.org", AddressTrust::Zone), Tick(50), elements.iter().copied());
+        journal.write().unwrap();
+        journal.is_large()
     };
-    assert_eq!((grow(&mut journal), grow(&mut journal)), (2, 1));
+    assert_eq!((grow(&mut journal), grow(&mut journal)), (false, true));
+    journal.begin_rewriting().unwrap();
+    assert!(!grow(&mut journal), "it is being rewritten");
+    journal.finish_rewriting().unwrap();
+    assert_eq!((journal.named, journal.rewritten), (COMPACT_FROM / 2, 0), "what was written meanwhile");
+    assert!(grow(&mut journal));
     // As many as that are live: not before as many again.
-    journal.rewritten = COMPACT_FROM;
-    journal.named = COMPACT_FROM;
-    assert_eq!((grow(&mut journal), grow(&mut journal), grow(&mut journal)), (2, 1, 2));
+    (journal.rewritten, journal.named) = (COMPACT_FROM, COMPACT_FROM);
+    assert_eq!((grow(&mut journal), grow(&mut journal)), (false, true));
 }
 
 fn a_name() -> impl Strategy<Value = Name> {
@@ -242,11 +322,45 @@ proptest! {
             segment: Arc::from(segment),
             rule: Arc::from(rule),
         };
+        let place = Place::new();
+        let (mut journal, _) = place.open("b");
+        journal.rewrite(&empty()).unwrap();
+        journal.opened(&basis, Tick(1), [(element(HERE), Tick(2))].into_iter());
+        journal.write().unwrap();
+        prop_assert_eq!(place.text().lines().count(), 3, "one line each");
+        let reason = Reason { basis, told_until: Tick(1), open_until: Tick(2) };
+        prop_assert_eq!(place.open("b").1, Reasons::from([(element(HERE), vec![reason])]));
+    }
+
+    /// Whatever is in the file, it is read to its end, and what is not ours gives no reasons.
+    #[test]
+    fn any_file_is_read(bytes in prop::collection::vec(any::<u8>(), 0..512), cut in any::<prop::sample::Index>()) {
+        let place = Place::new();
+        std::fs::write(place.0.join("journal"), &bytes).unwrap();
+        prop_assert!(place.open("b").1.is_empty());
+        // Ours, with a piece of it replaced.
+        drop(write(&place, &["a.example.org", "b.example.org"]));
+        let mut text = place.text().into_bytes();
+        let cut = cut.index(text.len());
+        text.splice(cut..(cut + bytes.len() / 8).min(text.len()), bytes.iter().copied().take(16));
+        std::fs::write(place.0.join("journal"), &text).unwrap();
+        place.open("b");
+    }
+
+    /// As [`Element`] shows itself, so that it is read as it was.
+    #[test]
+    fn elements_are_written_as_they_are_shown(from in any::<IpAddr>(), to in any::<IpAddr>(), number in any::<u32>(), port in 1u16.., which in 0..5) {
+        use crate::net::{Scope, SegmentId, Service};
+        let (from, service) = match which {
+            0 => (Scope::Client(from), Service::Tcp(port)),
+            1 => (Scope::Segment(SegmentId(number)), Service::Tcp(port)),
+            2 => (Scope::Client(from), Service::Udp(port)),
+            3 => (Scope::Client(from), Service::Icmp),
+            _ => (Scope::Segment(SegmentId(number)), Service::Any),
+        };
+        let element = Element { from, to, service };
         let mut text = Vec::new();
-        Line::opened(&basis, Tick(1), &[]).write(&mut text);
-        prop_assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
-        let Ok(Line::Open { basis: line, .. }) = serde_json::from_slice(&text) else { panic!("{text:?}") };
-        let read = line.read();
-        prop_assert_eq!(read.as_deref(), Some(&basis));
+        text::closed(&mut text, [element].iter());
+        prop_assert_eq!(String::from_utf8(text).unwrap(), format!("- {element} ;\n"));
     }
 }

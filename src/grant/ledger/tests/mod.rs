@@ -2,14 +2,15 @@
 
 mod model;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::entry::MAX_REASONS;
-use super::places::Places;
 use super::*;
 use crate::name::Name;
+use crate::net::Scope;
 use crate::policy::{Policy, Settings, Source, Verdict, compile, decide, inspect};
 use crate::record::{AddressTrust, Answer, Origin, Rcode, Record, RecordType};
 use crate::time::{Ttl, Wall};
@@ -86,40 +87,84 @@ fn cleared(policy: &Arc<Policy>, client: &str, name: &str, addresses: &[u8]) -> 
 
 impl Ledger {
     /// What is filed is what was there to file, and the firewalls or the batch know every element's end.
-    fn check(&self) {
-        let mut places = Places::default();
-        for (element, entry) in &self.entries {
-            let latest = |of: fn(&Reason) -> Tick| entry.reasons.iter().map(of).max().unwrap();
+    fn check(&self, now: Tick) {
+        let mut clients: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        let mut segments: BTreeMap<SegmentId, usize> = BTreeMap::new();
+        let mut grace: BTreeSet<Element> = BTreeSet::new();
+        let alarms: BTreeSet<(Tick, Slot)> = self.alarms.iter().map(|Reverse(alarm)| *alarm).collect();
+        for (element, entry) in self.table.iter() {
+            let latest = |of: fn(&Kept) -> Tick| entry.reasons.iter().map(of).max().unwrap();
             assert_eq!(entry.place.open_until, latest(|reason| reason.open_until), "{element}");
             assert_eq!(entry.place.told_until, latest(|reason| reason.told_until), "{element}");
             assert!(entry.reasons.iter().all(|reason| reason.told_until <= reason.open_until), "{element}");
             assert!(entry.reasons.len() <= MAX_REASONS, "{element}");
             let until = entry.place.open_until;
-            let batched = self.batched.get(element).map(|at| self.batch[*at]);
+            let batched = (entry.batched.0 == self.batch_number).then(|| self.batch[entry.batched.1 as usize]);
             let told = Change::Open { element: *element, until };
             assert!(batched.is_none_or(|change| change == told), "{element}: {batched:?} for {until:?}");
-            assert!(batched.is_some() || entry.in_force == Some(until), "{element}: {entry:?}");
-            assert!(entry.in_force.is_none_or(|known| known <= until), "{element}: {entry:?}");
-            places.refile(*element, None, Some(entry.place));
+            assert!(batched.is_some() || entry.in_force == until, "{element}: {entry:?}");
+            assert!(entry.in_force <= until, "{element}: {entry:?}");
+
+            *segments.entry(entry.place.segment).or_default() += 1;
+            if let Scope::Client(client) = element.from {
+                *clients.entry(client).or_default() += 1;
+            }
+            // It is looked at in time: when its grace begins, and when it ends.
+            let slot = self.table.find(element).unwrap();
+            assert!(alarms.contains(&(entry.alarm, slot)), "{element}: {entry:?}");
+            assert!(entry.alarm <= until, "{element}: {entry:?}");
+            if entry.links.in_grace {
+                assert!(entry.place.told_until < now, "{element}: {entry:?}");
+                grace.insert(*element);
+            } else {
+                assert!(entry.alarm <= entry.place.told_until + NEXT, "{element}: {entry:?}");
+            }
         }
-        assert!(self.places == places, "filed: {:?}\nshould be: {places:?}", self.places);
-        assert_eq!(self.batched.len(), self.batch.len());
-        for (element, at) in &self.batched {
-            assert_eq!(self.batch[*at].element(), element);
+        let listed = |slots: &mut dyn Iterator<Item = Slot>| -> Vec<Element> {
+            slots.map(|slot| *self.table.element(slot).unwrap()).collect()
+        };
+        let all = listed(&mut self.owners.grace(&self.table));
+        assert_eq!((all.len(), all.into_iter().collect::<BTreeSet<_>>()), (grace.len(), grace.clone()));
+        for (client, count) in &clients {
+            assert_eq!(self.owners.of_client(*client), *count);
+            let theirs = grace.iter().filter(|element| element.from == Scope::Client(*client)).count();
+            let own = listed(&mut self.owners.grace_of_client(&self.table, *client));
+            assert!(own.iter().all(|element| element.from == Scope::Client(*client)));
+            assert_eq!(own.len(), theirs);
+        }
+        for (segment, count) in &segments {
+            assert_eq!(self.owners.of_segment(*segment), *count);
+            let of = |element: &&Element| self.table.get(element).unwrap().place.segment == *segment;
+            let theirs = grace.iter().filter(of).count();
+            let own = listed(&mut self.owners.grace_of_segment(&self.table, *segment));
+            assert!(own.iter().all(|element| of(&element)));
+            assert_eq!(own.len(), theirs);
+        }
+        assert_eq!(self.owners.counts(), (clients.len(), segments.len()));
+        let batched = self.table.iter().filter(|(_, entry)| entry.batched.0 == self.batch_number).count();
+        assert_eq!(batched + self.gone.len(), self.batch.len());
+        for (element, at) in &self.gone {
+            let change = self.batch[*at as usize];
+            assert_eq!(change.element(), element);
+            assert!(!matches!(change, Change::Open { until, .. } if until > now), "{change:?} and it is gone");
         }
     }
 
     /// Takes the batch and acknowledges all of it.
-    fn flush(&mut self) -> Vec<Change> {
+    fn flush(&mut self, now: Tick) -> Vec<Change> {
         let batch = self.take_batch();
         assert_eq!(self.acknowledge(&batch, &[]), []);
-        self.check();
+        self.check(now);
         batch
     }
 
     fn only(&self) -> &Entry {
         assert_eq!(self.len(), 1);
-        self.entries.values().next().unwrap()
+        self.table.iter().next().unwrap().1
+    }
+
+    fn revoke_all(&mut self, now: Tick, keep: impl FnMut(&Basis, &Element) -> bool) -> Vec<Revoked> {
+        self.revoke(0..self.slots(), now, keep)
     }
 }
 
@@ -147,9 +192,9 @@ fn a_second_offer_joins_the_batch_of_the_first() {
     // It is the journal that must know the reason of the third; the element ends with the second.
     assert_eq!(effects(&third), [Effect::Opens(START + seconds(40))]);
     assert_eq!(third.added()[0].open_until, START + seconds(21));
-    assert_eq!(opened(&ledger.flush()), [40]);
+    assert_eq!(opened(&ledger.flush(START)), [40]);
     for offered in [first, second, third] {
-        assert_eq!(ledger.settle(offered, START).unwrap().open_until(), Some(START + seconds(40)));
+        assert_eq!(ledger.settle(offered, START).granted.unwrap().open_until(), Some(START + seconds(40)));
     }
 }
 
@@ -162,9 +207,9 @@ fn an_element_that_fails_fails_every_offer_that_wanted_it() {
     let batch = ledger.take_batch();
     let failed = *batch[1].element();
     assert_eq!(ledger.acknowledge(&batch, &[1]), [Change::Close { element: failed }]);
-    ledger.check();
-    assert_eq!(ledger.settle(first, START).unwrap_err(), [failed]);
-    assert_eq!(ledger.settle(second, START).unwrap_err(), [failed]);
+    ledger.check(START);
+    assert_eq!(ledger.settle(first, START).granted.unwrap_err(), [failed]);
+    assert_eq!(ledger.settle(second, START).granted.unwrap_err(), [failed]);
     assert_eq!(ledger.len(), 1);
 }
 
@@ -173,7 +218,7 @@ fn a_renewal_that_fails_leaves_what_was_in_force() {
     let policy = policy(POLICY);
     let mut ledger = Ledger::new(TERMS, Caps::default());
     let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START, START).unwrap();
-    ledger.flush();
+    ledger.flush(START);
     let now = START + seconds(15);
     let short = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), START + seconds(18), now).unwrap();
     let long = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START + seconds(40), now).unwrap();
@@ -181,10 +226,11 @@ fn a_renewal_that_fails_leaves_what_was_in_force() {
     assert_eq!(opened(&batch), [50]);
     // One firewall may have made it: all are told what is in force.
     assert_eq!(opened(&ledger.acknowledge(&batch, &[0])), [20]);
-    ledger.check();
-    ledger.settle(short, now).unwrap();
-    ledger.settle(long, now).unwrap_err();
-    assert_eq!(ledger.expire(START + seconds(20)), 1);
+    ledger.check(START);
+    ledger.settle(short, now).granted.unwrap();
+    ledger.settle(long, now).granted.unwrap_err();
+    ledger.expire(START + seconds(20), 1);
+    assert_eq!(ledger.len(), 0);
 }
 
 /// A lowered end is not forgotten: what is offered while it waits in the batch raises it again.
@@ -194,21 +240,21 @@ fn an_offer_after_a_revocation_is_not_promised_what_was_revoked() {
     let mut ledger = Ledger::new(TERMS, Caps::default());
     let _ = ledger.offer(cleared(&policy, ASKER, "deep.example.org", &[1]), START, START).unwrap();
     let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START, START).unwrap();
-    ledger.flush();
-    let revoked = ledger.revoke(START, |basis, _| &*basis.rule != "deep");
+    ledger.flush(START);
+    let revoked = ledger.revoke_all(START, |basis, _| &*basis.rule != "deep");
     let remains: Vec<_> = revoked.iter().map(|one| one.remains.map(|end| end.since(START).as_secs())).collect();
     assert_eq!(remains.iter().flatten().collect::<Vec<_>>(), [&20], "443 stays for the other name, 22 closes");
     let told_until = START + seconds(50);
     let offered = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), told_until, START).unwrap();
     assert_eq!(offered.added()[0].effect, Effect::Extends(START + seconds(60)));
-    let mut ends = opened(&ledger.flush());
+    let mut ends = opened(&ledger.flush(START));
     ends.sort_unstable();
     assert_eq!(ends, [0, 60]);
-    assert!(ledger.settle(offered, START).is_ok());
+    assert!(ledger.settle(offered, START).granted.is_ok());
 
     // Without the batch in between, too: the ledger does not believe in the old end until it is told so.
-    ledger.revoke(START, |basis, _| basis.question.name != Name::parse("b.example.org").unwrap());
-    assert_eq!(ledger.only().in_force, Some(START + seconds(20)));
+    ledger.revoke_all(START, |basis, _| basis.question.name != Name::parse("b.example.org").unwrap());
+    assert_eq!(ledger.only().in_force, START + seconds(20));
 }
 
 /// I5: `**.many.example.org` cannot fill an element with reasons, and nobody's time is cut by trying.
@@ -224,13 +270,13 @@ fn at_the_cap_of_reasons_the_first_to_end_gives_way() {
         let name = format!("n{n}.many.example.org");
         let now = START + seconds(51);
         let offered = ledger.offer(cleared(&policy, ASKER, &name, &[1]), now, now).unwrap();
-        ledger.flush();
-        ledger.settle(offered, now).unwrap();
+        ledger.flush(START);
+        ledger.settle(offered, now).granted.unwrap();
     }
-    let entry = ledger.entries.values().find(|entry| entry.reasons.len() > 1).unwrap();
+    let entry = ledger.table.iter().map(|(_, entry)| entry).find(|entry| entry.reasons.len() > 1).unwrap();
     assert_eq!(entry.reasons.len(), MAX_REASONS);
     assert_eq!(entry.place.open_until, START + seconds(120));
-    assert!(entry.reasons.iter().all(|reason| !reason.basis.question.name.to_string().starts_with("a.")));
+    assert!(entry.reasons.iter().all(|reason| !reason.basis.unpack().question.name.to_string().starts_with("a.")));
     assert_eq!(entry.place.told_until, told, "what was told for the one that gave way still counts");
 }
 
@@ -243,7 +289,8 @@ fn reasons_that_have_ended_are_dropped() {
     let _ = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), now, now).unwrap();
     let now = START + seconds(25);
     let _ = ledger.offer(cleared(&policy, ASKER, "c.many.example.org", &[1]), now, now).unwrap();
-    let names: Vec<_> = ledger.only().reasons.iter().map(|reason| reason.basis.question.name.to_string()).collect();
+    let names: Vec<_> =
+        ledger.only().reasons.iter().map(|reason| reason.basis.unpack().question.name.to_string()).collect();
     assert_eq!(names, ["b.example.org", "c.many.example.org"]);
 }
 
@@ -256,11 +303,11 @@ fn elements_count_against_the_segment_of_the_last_answer() {
     let mut ledger = Ledger::new(TERMS, Caps { segment: 2, ..Caps::default() });
     let _ = ledger.offer(cleared(&old, ASKER, "a.example.org", &[1, 2]), START, START).unwrap();
     let _ = ledger.offer(cleared(&new, "192.0.2.65", "a.example.org", &[1]), START, START).unwrap();
-    ledger.flush();
-    assert_eq!((ledger.places.of_segment(shop), ledger.places.of_segment(desk)), (2, 1));
+    ledger.flush(START);
+    assert_eq!((ledger.owners.of_segment(shop), ledger.owners.of_segment(desk)), (2, 1));
     let _ = ledger.offer(cleared(&new, ASKER, "a.example.org", &[1]), START, START).unwrap();
-    ledger.flush();
-    assert_eq!((ledger.places.of_segment(shop), ledger.places.of_segment(desk)), (1, 2));
+    ledger.flush(START);
+    assert_eq!((ledger.owners.of_segment(shop), ledger.owners.of_segment(desk)), (1, 2));
     let full = ledger.offer(cleared(&new, ASKER, "a.example.org", &[2]), START, START).unwrap_err();
     assert_eq!(full, Full::Segment);
 }
@@ -269,13 +316,9 @@ fn elements_count_against_the_segment_of_the_last_answer() {
 fn what_is_adopted_ends_with_the_reasons_that_are_upheld() {
     let policy = policy(POLICY);
     let cleared = cleared(&policy, ASKER, "a.example.org", &[1]);
-    let element = cleared.openings()[0].element;
-    let reason = |told, open| Reason {
-        basis: Arc::clone(cleared.basis()),
-        told_until: START + seconds(told),
-        open_until: START + seconds(open),
-    };
-    // (in force until, the reason's told and open end) → the element's end, its told end, what the batch says of it
+    let (element, basis) = (cleared.openings()[0].element, cleared.basis());
+    let at = |second: u64| START + seconds(second);
+    // (in force until, the reason's told and open end) → the element's end, its told end, what a firewall is told
     let rows = [
         (100, Some((30, 100)), Some((100, 60)), None, "as it was; up to half the grace may have been told since"),
         (100, Some((80, 100)), Some((100, 80)), None, "the journal may know of more than could be told now"),
@@ -286,15 +329,47 @@ fn what_is_adopted_ends_with_the_reasons_that_are_upheld() {
     ];
     for (in_force, journalled, ends, change, why) in rows {
         let mut ledger = Ledger::new(TERMS, Caps::default());
-        let reasons = journalled.into_iter().map(|(told, open)| reason(told, open)).collect();
-        assert_eq!(ledger.adopt(element, START + seconds(in_force), reasons, START), ends.is_some(), "{why}");
-        ledger.check();
-        let place = ledger.entries.get(&element).map(|entry| entry.place);
+        if let Some((told, open)) = journalled {
+            ledger.recall(element, basis, at(told), at(open));
+        }
+        ledger.confirm(&element, at(in_force));
+        ledger.adopt(START, |_, _| true);
+        ledger.check(START);
+        let place = ledger.table.get(&element).map(|entry| entry.place);
         let place =
             place.map(|place| (place.open_until.since(START).as_secs(), place.told_until.since(START).as_secs()));
         assert_eq!(place, ends, "{why}");
-        assert_eq!(opened(&ledger.flush()), change.into_iter().collect::<Vec<_>>(), "{why}");
+        let changes = ledger.repair(&[(element, at(in_force))], START);
+        assert_eq!(opened(&changes), change.into_iter().collect::<Vec<_>>(), "{why}");
+        assert_eq!(ledger.take_batch(), []);
     }
+}
+
+/// The journal in its order, then what the firewalls hold.
+#[test]
+fn the_last_word_on_a_reason_counts_and_the_longest_firewall() {
+    let policy = policy(POLICY);
+    let cleared = |name| cleared(&policy, ASKER, name, &[1]);
+    let (one, other) = (cleared("a.example.org"), cleared("b.example.org"));
+    let element = one.openings()[0].element;
+    let at = |second: u64| START + seconds(second);
+    let mut ledger = Ledger::new(TERMS, Caps::default());
+    ledger.recall(element, one.basis(), at(1), at(90));
+    ledger.forget(&element);
+    ledger.recall(element, other.basis(), at(1), at(30));
+    ledger.recall(element, one.basis(), at(1), at(99));
+    ledger.recall(element, one.basis(), at(1), at(40));
+    ledger.confirm(&element, at(70));
+    ledger.confirm(&element, at(60));
+    ledger.adopt(START, |basis, _| basis.question.name != Name::parse("b.example.org").unwrap());
+    let entry = ledger.only();
+    assert_eq!((entry.reasons.len(), entry.in_force), (1, at(40)));
+    assert_eq!(entry.reasons[0].basis.unpack(), **one.basis());
+    // What no firewall holds is not open, whatever the journal says.
+    let mut ledger = Ledger::new(TERMS, Caps::default());
+    ledger.recall(element, one.basis(), at(1), at(90));
+    ledger.adopt(START, |_, _| true);
+    assert!(ledger.is_empty());
 }
 
 /// However many of a large batch fail, in whatever order they are listed.
@@ -312,5 +387,5 @@ fn many_failures_cost_no_more_than_the_batch() {
     let failed: Vec<usize> = (0..batch.len()).rev().filter(|at| at % 3 != 0).collect();
     assert_eq!(ledger.acknowledge(&batch, &failed).len(), failed.len());
     assert_eq!(ledger.len(), batch.len() - failed.len());
-    ledger.check();
+    ledger.check(START);
 }

@@ -137,8 +137,8 @@ impl World {
             Step::Flush { failed, fault } => self.flush(failed, fault),
             Step::Pass { milliseconds } => self.now = self.now + Duration::from_millis(milliseconds),
             Step::Expire => {
-                self.ledger.expire(self.now);
-                assert!(self.ledger.next_end().is_none_or(|end| end > self.now));
+                self.ledger.expire(self.now, usize::MAX);
+                assert!(self.ledger.table.iter().all(|(_, entry)| entry.place.open_until > self.now));
             }
             Step::Revoke(keep) => self.revoke(keep),
             Step::Restart { keep, journalled } => self.restart(keep, journalled),
@@ -151,16 +151,18 @@ impl World {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let entries = self.ledger.entries.iter().map(|(element, entry)| (*element, format!("{entry:?}")));
+        // What the ledger files it under may change: it looks what is in grace by now.
+        let shown = |entry: &Entry| format!("{:?} {:?} {:?}", entry.reasons, entry.in_force, entry.place);
+        let entries = self.ledger.table.iter().map(|(element, entry)| (*element, shown(entry)));
         (entries.collect(), self.ledger.batch.clone())
     }
 
     /// The elements that nobody is told any more and that no batch touches.
     fn in_grace(&self, spared: &BTreeSet<Element>) -> BTreeSet<Element> {
         let promised = |element: &Element| self.promises.iter().any(|promise| promise.elements.contains(element));
-        let grace = self.ledger.iter().filter(|held| {
+        let grace = self.ledger.held(0..usize::MAX).filter(|held| {
             held.in_force.is_some()
-                && held.reasons.iter().all(|reason| reason.told_until < self.now)
+                && held.reasons().all(|reason| reason.told_until < self.now)
                 && !spared.contains(held.element)
                 && !self.ledger.batch.iter().any(|change| change.element() == held.element)
         });
@@ -179,7 +181,7 @@ impl World {
         let told_until = TERMS.told_until(Ttl::from_wire(u32::try_from(ttl).unwrap()), now);
 
         let ended = |entry: &Entry| entry.reasons.iter().all(|reason| reason.open_until <= now);
-        let live = self.ledger.entries.iter().filter(|(_, entry)| !ended(entry));
+        let live = self.ledger.table.iter().filter(|(_, entry)| !ended(entry));
         let before: BTreeMap<Element, SegmentId> =
             live.map(|(element, entry)| (*element, entry.place.segment)).collect();
         let mut unchanged = self.snapshot();
@@ -210,7 +212,7 @@ impl World {
             }
             Ok(offered) => {
                 let gone: BTreeSet<Element> =
-                    before.keys().filter(|element| !self.ledger.entries.contains_key(element)).copied().collect();
+                    before.keys().filter(|element| self.ledger.table.get(element).is_none()).copied().collect();
                 assert!(gone.is_subset(&grace), "I5: evicted before its told end");
                 assert_eq!(gone.len(), over_client.max(over_segment).max(over_all), "I5: as many as needed");
                 assert!(gone.iter().filter(|e| own(e)).count() >= over_client);
@@ -242,7 +244,7 @@ impl World {
     fn write_journal(&mut self, batch: &[Change]) {
         for (offered, _) in &self.waiting {
             for added in offered.added() {
-                let basis = Arc::clone(offered.cleared().basis());
+                let basis = (**offered.cleared().basis()).clone();
                 let known = self.journal.entry(added.element).or_default();
                 known.retain(|reason| reason.basis.question.name != basis.question.name);
                 known.push(Reason { basis, told_until: offered.told_until(), open_until: added.open_until });
@@ -286,7 +288,7 @@ impl World {
             self.doubtful.remove(change.element());
         }
         for element in refused.iter().copied() {
-            let end = self.ledger.entries.get(element).map(|entry| entry.place.open_until);
+            let end = self.ledger.table.get(element).map(|entry| entry.place.open_until);
             self.reasons.retain(|(of, _), _| of != element || end.is_some());
             for ((_, _), bounds) in self.reasons.iter_mut().filter(|((of, _), _)| of == element) {
                 bounds.least = bounds.least.min(end.unwrap());
@@ -297,7 +299,7 @@ impl World {
             let told_until = offered.told_until();
             let elements: BTreeSet<Element> =
                 offered.cleared().openings().iter().map(|opening| opening.element).collect();
-            match self.ledger.settle(offered, self.now) {
+            match self.ledger.settle(offered, self.now).granted {
                 Ok(granted) => {
                     for element in &elements {
                         let until = self.firewall.get(element).copied().unwrap_or_default();
@@ -318,23 +320,23 @@ impl World {
     fn revoke(&mut self, keep: Keep) {
         let now = self.now;
         let mut gone = BTreeSet::new();
-        for held in self.ledger.iter() {
-            for reason in held.reasons.iter().filter(|reason| reason.open_until > now) {
+        for held in self.ledger.held(0..usize::MAX) {
+            for reason in held.reasons().filter(|reason| reason.open_until > now) {
                 if !keep.upholds(&reason.basis) {
                     gone.insert((*held.element, reason.basis.question.name.clone()));
                 }
             }
         }
-        let revoked = self.ledger.revoke(now, |basis, _| keep.upholds(basis));
+        let revoked = self.ledger.revoke_all(now, |basis, _| keep.upholds(basis));
         let named: BTreeSet<_> = revoked.iter().map(|one| (one.element, one.basis.question.name.clone())).collect();
         assert_eq!(named, gone, "I6");
         for one in &revoked {
-            let remains = self.ledger.entries.get(&one.element).map(|entry| entry.place.open_until);
+            let remains = self.ledger.table.get(&one.element).map(|entry| entry.place.open_until);
             assert_eq!(one.remains, remains);
         }
-        for held in self.ledger.iter() {
-            let live = held.reasons.iter().filter(|reason| reason.open_until > now);
-            assert!(live.clone().all(|reason| keep.upholds(&reason.basis)), "I6: {held:?}");
+        for held in self.ledger.held(0..usize::MAX) {
+            let mut live = held.reasons().filter(|reason| reason.open_until > now);
+            assert!(live.all(|reason| keep.upholds(&reason.basis)), "I6: {held:?}");
         }
         self.reasons.retain(|key, _| !gone.contains(key));
         for promise in &mut self.promises {
@@ -357,7 +359,14 @@ impl World {
         self.reasons.clear();
         let now = self.now;
         self.firewall.retain(|_, until| *until > now);
+        for (element, reasons) in &self.journal {
+            for reason in reasons {
+                self.ledger.recall(*element, &reason.basis, reason.told_until, reason.open_until);
+            }
+        }
+        let mut expected = BTreeSet::new();
         for (element, until) in self.firewall.clone() {
+            self.ledger.confirm(&element, until);
             let mut reasons = self.journal.get(&element).cloned().unwrap_or_default();
             for reason in reasons.iter().filter(|reason| !keep.upholds(&reason.basis)) {
                 for promise in self.promises.iter_mut().filter(|one| one.basis.question == reason.basis.question) {
@@ -369,16 +378,25 @@ impl World {
                 let end = reason.open_until.min(until);
                 self.reasons.insert((element, reason.basis.question.name.clone()), Bounds { least: end, most: end });
             }
-            let live = reasons.iter().any(|reason| reason.open_until > now);
-            assert_eq!(self.ledger.adopt(element, until, reasons, now), live);
+            if reasons.iter().any(|reason| reason.open_until > now) {
+                expected.insert(element);
+            }
         }
-        let batch = self.ledger.take_batch();
-        batch.iter().for_each(|change| self.apply(change));
-        assert_eq!(self.ledger.acknowledge(&batch, &[]), []);
+        self.ledger.adopt(now, |basis, _| keep.upholds(basis));
+        assert_eq!(self.ledger.table.iter().map(|(element, _)| *element).collect::<BTreeSet<_>>(), expected);
+        assert!(self.ledger.take_batch().is_empty());
+        self.repair();
         self.journal.clear();
-        for held in self.ledger.iter() {
-            self.journal.insert(*held.element, held.reasons.to_vec());
+        for held in self.ledger.held(0..usize::MAX) {
+            self.journal.insert(*held.element, held.reasons().collect());
         }
+    }
+
+    /// A firewall is read, and told what is wrong with it.
+    fn repair(&mut self) {
+        let found: Vec<_> = self.firewall.iter().map(|(element, until)| (*element, *until)).collect();
+        let changes = self.ledger.repair(&found, self.now);
+        changes.iter().for_each(|change| self.apply(change));
     }
 
     fn tamper(&mut self, lost: u64, stretched: usize) {
@@ -393,9 +411,7 @@ impl World {
         if let Some(until) = self.firewall.values_mut().nth(stretched) {
             *until = *until + seconds(500);
         }
-        let found = self.firewall.iter().map(|(element, until)| (*element, *until)).collect();
-        let changes = self.ledger.repair(&found, self.now);
-        changes.iter().for_each(|change| self.apply(change));
+        self.repair();
         assert!(!self.firewall.contains_key(&foreign));
         self.doubtful.clear();
         self.read = true;
@@ -404,11 +420,11 @@ impl World {
     /// What holds after every step.
     fn check(&self) {
         let now = self.now;
-        self.ledger.check();
+        self.ledger.check(now);
 
         let mut clients: BTreeMap<Scope, usize> = BTreeMap::new();
         let mut segments: BTreeMap<SegmentId, usize> = BTreeMap::new();
-        for (element, entry) in &self.ledger.entries {
+        for (element, entry) in self.ledger.table.iter() {
             *segments.entry(entry.place.segment).or_default() += 1;
             if let Scope::Client(_) = element.from {
                 *clients.entry(element.from).or_default() += 1;
@@ -420,17 +436,16 @@ impl World {
         assert!(within || self.crowded, "I5: more than a cap allows");
 
         // One element, many reasons: the ledger has those of the model, each with an end of its own.
-        for held in self.ledger.iter() {
-            for reason in held.reasons.iter().filter(|reason| reason.open_until > now) {
+        for held in self.ledger.held(0..usize::MAX) {
+            for reason in held.reasons().filter(|reason| reason.open_until > now) {
                 let bounds = self.reasons.get(&(*held.element, reason.basis.question.name.clone()));
                 let bounds = bounds.unwrap_or_else(|| panic!("I3: {} has a reason that nobody gave", held.element));
                 assert!(reason.open_until <= bounds.most, "I3: {} ends too late", held.element);
             }
         }
         for ((element, name), bounds) in self.reasons.iter().filter(|(_, bounds)| bounds.least > now) {
-            let entry =
-                self.ledger.entries.get(element).unwrap_or_else(|| panic!("{element} is gone, {name} holds it"));
-            let reason = entry.reasons.iter().find(|reason| reason.basis.question.name == *name);
+            let entry = self.ledger.table.get(element).unwrap_or_else(|| panic!("{element} is gone, {name} holds it"));
+            let reason = entry.reasons.iter().find(|reason| reason.basis.unpack().question.name == *name);
             assert!(
                 reason.is_some_and(|reason| reason.open_until >= bounds.least),
                 "{element} ends before {name} does"
