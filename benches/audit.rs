@@ -8,12 +8,12 @@
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::{Arc, Barrier};
+use std::sync::Barrier;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use outgate::audit::{
-    CacheUse, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Settings, Shard, Stated, Statement,
+    CacheUse, Counts, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Settings, Shard, Stated, Statement,
     Transport,
 };
 use outgate::name::Name;
@@ -131,7 +131,6 @@ type Case = fn(&Specimen, u64) -> QueryEvent<'_>;
 const CASES: [(&str, Case); 3] = [("hot", Specimen::hot), ("first", Specimen::first), ("denied", Specimen::denied)];
 
 /// User and system time in microseconds.
-#[derive(Clone, Copy, Default)]
 struct Spent(f64, f64);
 
 impl Spent {
@@ -154,7 +153,7 @@ impl Spent {
 
 fn row(name: &str, records: usize, bytes: u64, Spent(user, system): Spent) {
     let n = records as f64;
-    println!("{name:<34} {:>7.0} {:>9.3} {:>9.3} {:>9.3}", bytes as f64 / n, (user + system) / n, user / n, system / n);
+    println!("{name:<40} {:>7.0} {:>9.3} {:>9.3} {:>9.3}", bytes as f64 / n, (user + system) / n, user / n, system / n);
 }
 
 /// Renders into a buffer that is emptied every 64 records; how many bytes that gave.
@@ -184,8 +183,12 @@ impl Files {
         let _ = std::fs::remove_dir_all(&directory);
         #[expect(clippy::unwrap_used, reason = "a benchmark")]
         std::fs::create_dir_all(&directory).unwrap();
-        let settings =
-            Settings { file: directory.join("query.jsonl"), rotate_size: 1 << 30, min_free: 0, ..Settings::default() };
+        let settings = Settings {
+            file: directory.join("query.jsonl"),
+            rotate_size: 512 << 20,
+            min_free: 0,
+            ..Settings::default()
+        };
         #[expect(clippy::unwrap_used, reason = "a benchmark")]
         let (log, shards) = Log::open(settings, "og-eu1-a", Clock::system(), BOOT, shards).unwrap();
         (Self(directory), log, shards)
@@ -200,9 +203,8 @@ impl Drop for Files {
 
 /// Appends and commits in batches. `busy` is what else is done for each record, counted in renderings.
 #[expect(clippy::unwrap_used, reason = "a benchmark")]
-fn write(shard: &mut Shard, case: Case, records: usize, batch: usize, busy: usize) -> Spent {
+fn write(shard: &mut Shard, case: Case, records: usize, batch: usize, busy: usize) {
     let specimen = Specimen::new();
-    let before = spent();
     for first in (0..records as u64).step_by(batch) {
         render(case, batch * busy);
         for n in first..first + batch as u64 {
@@ -211,55 +213,49 @@ fn write(shard: &mut Shard, case: Case, records: usize, batch: usize, busy: usiz
         }
         shard.commit().unwrap();
     }
-    since(before)
 }
 
 /// One shard.
 fn alone(case: Case, records: usize, batch: usize) -> (u64, Spent) {
     let (_files, log, mut shards) = Files::open(0, 1);
     let before = log.counts().bytes;
-    let spent = shards.first_mut().map_or_else(Spent::default, |shard| write(shard, case, records, batch, 0));
+    let write = || shards.iter_mut().for_each(|shard| write(shard, case, records, batch, 0));
+    let (spent, ()) = Spent::on(UsageWho::RUSAGE_THREAD, write);
     (log.counts().bytes - before, spent)
 }
 
 /// Two shards on two threads: in one file, or each in its own.
-#[expect(clippy::unwrap_used, reason = "a benchmark")]
 fn two(records: usize, batch: usize, files: u16, busy: usize) -> (u64, Spent) {
     let mut opened: Vec<_> = (0..files).map(|number| Files::open(number, 2 / files)).collect();
-    let before: u64 = opened.iter().map(|(_, log, _)| log.counts().bytes).sum();
-    let start = Arc::new(Barrier::new(2));
-    let threads: Vec<_> = opened
-        .iter_mut()
-        .flat_map(|(_, _, shards)| shards.drain(..))
-        .map(|mut shard| {
-            let start = Arc::clone(&start);
-            std::thread::spawn(move || {
-                start.wait();
-                write(&mut shard, Specimen::hot, records / 2, batch, busy)
-            })
-        })
-        .collect();
-    let mut total = Spent::default();
-    for thread in threads {
-        let spent = thread.join().unwrap();
-        total = Spent(total.0 + spent.0, total.1 + spent.1);
-    }
-    let bytes: u64 = opened.iter().map(|(_, log, _)| log.counts().bytes).sum();
-    (bytes - before, total)
+    let count = |opened: &[(Files, Log, Vec<Shard>)]| opened.iter().map(|(_, log, _)| log.counts().bytes).sum::<u64>();
+    let before = count(&opened);
+    let shards: Vec<Shard> = opened.iter_mut().flat_map(|(_, _, shards)| shards.drain(..)).collect();
+    let start = Barrier::new(2);
+    let (spent, ()) = Spent::on(UsageWho::RUSAGE_SELF, || {
+        std::thread::scope(|scope| {
+            for mut shard in shards {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    write(&mut shard, Specimen::hot, records / 2, batch, busy);
+                });
+            }
+        });
+    });
+    (count(&opened) - before, spent)
 }
 
-/// A file is filled, closed and hashed: the time of the thread that does it.
+/// A file is filled and closed; what it takes to read and hash it.
 #[expect(clippy::unwrap_used, reason = "a benchmark")]
-fn seal() -> (u64, Spent) {
+fn seal(records: usize) -> (u64, Spent) {
     let (_files, mut log, mut shards) = Files::open(0, 1);
-    shards.iter_mut().for_each(|shard| drop(write(shard, Specimen::hot, RECORDS, 64, 0)));
-    let bytes = log.counts().bytes;
+    shards.iter_mut().for_each(|shard| write(shard, Specimen::hot, records, 64, 0));
     drop(shards);
     log.tick().unwrap();
-    assert_eq!(log.counts().rotations, 1, "it was to be closed");
-    let before = spent_by(UsageWho::RUSAGE_SELF);
-    log.close().unwrap();
-    (bytes, before.elapsed(UsageWho::RUSAGE_SELF))
+    let Counts { bytes, rotations, .. } = log.counts();
+    assert_eq!(rotations, 1, "it was not full");
+    let (spent, ()) = Spent::on(UsageWho::RUSAGE_SELF, || log.close().unwrap());
+    (bytes, spent)
 }
 
 fn main() {
@@ -271,22 +267,23 @@ fn main() {
         println!("{bytes:?} bytes");
         return;
     }
-    println!("{:<34} {:>7} {:>9} {:>9} {:>9}", "", "bytes", "us", "user", "system");
+    println!("{:<40} {:>7} {:>9} {:>9} {:>9}", "", "bytes", "us", "user", "system");
     for (name, case) in CASES {
-        let before = spent();
-        let bytes = render(case, RECORDS);
-        row(&format!("render {name}"), RECORDS, bytes, since(before));
+        let (spent, bytes) = Spent::on(UsageWho::RUSAGE_THREAD, || render(case, RECORDS));
+        row(&format!("render {name}"), RECORDS, bytes, spent);
     }
     for (name, case) in CASES {
         for batch in [64, 8, 1] {
             let (bytes, spent) = alone(case, RECORDS, batch);
-            row(&format!("append, commit {name} by {batch}"), RECORDS, bytes, spent);
+            row(&format!("write {name} by {batch}"), RECORDS, bytes, spent);
         }
     }
-    for batch in [64, 1] {
+    for (batch, busy) in [(64, 0), (64, 16), (1, 0), (1, 16)] {
         for files in [1, 2] {
-            let (bytes, spent) = two(Specimen::hot, RECORDS, batch, files);
-            row(&format!("two threads, {files} file, by {batch}"), RECORDS, bytes, spent);
+            let (bytes, spent) = two(RECORDS, batch, files, busy);
+            row(&format!("two threads, files {files}, by {batch}, busy {busy}"), RECORDS, bytes, spent);
         }
     }
+    let (bytes, spent) = seal(RECORDS);
+    row("hash a closed file", RECORDS, bytes, spent);
 }

@@ -10,7 +10,7 @@ use crate::gate::reply::{Conclusion, Failure, Outbox, Sealing};
 use crate::gate::{Gate, Rulebook, who};
 use crate::metric::Path;
 use crate::net::canonical;
-use crate::policy::{Reason, Verdict, decide};
+use crate::policy::{Permit, Reason, Verdict, decide};
 use crate::record::{ExtendedError, Question};
 use crate::time::Now;
 use crate::wire;
@@ -46,6 +46,8 @@ pub struct Job {
     pub arrival: Arrival,
     /// What is asked.
     pub question: Question,
+    /// That it may be resolved, as the fast path decided; the slow path takes it, or decides anew.
+    pub permit: Option<Permit>,
     /// Its record's id.
     pub id: RecordId,
     /// Its place on the slow path.
@@ -67,6 +69,7 @@ pub struct Finished {
 
 /// What the fast path made of a packet.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is returned; a box would allocate")]
 pub enum Fast {
     /// Sealed in the outbox, or recorded as silence.
     Done,
@@ -124,15 +127,16 @@ impl Gate {
             batch.seal(&sealing(Some(asker)), &query, conclusion, route);
             Fast::Done
         };
-        if let Verdict::Refuse(refusal) = decide(policy, asker, query.name, query.kind, arrival.at.wall) {
-            return settle(&Conclusion::Refused(refusal));
-        }
+        let permit = match decide(policy, asker, query.name, query.kind, arrival.at.wall) {
+            Verdict::Permit(permit) => permit,
+            Verdict::Refuse(refusal) => return settle(&Conclusion::Refused(refusal)),
+        };
         let Some(slot) = self.slots.take(who.segment, client, policy.forwarder(asker).is_some()) else {
             let text = "too many queries of this client wait for an answer";
             return settle(&Conclusion::Failed(Failure::new(Reason::Rate, ExtendedError::OTHER, text)));
         };
-        let question = query.question();
-        Fast::Slow(Job { packet: packet.into(), arrival, question, id, slot, tries: TRIES })
+        let question = permit.question().clone();
+        Fast::Slow(Job { packet: packet.into(), arrival, question, permit: Some(permit), id, slot, tries: TRIES })
     }
 
     /// Seals what the slow path concluded, on the door's own thread. An answer whose rulebook is not in force any more may

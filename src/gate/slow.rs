@@ -36,36 +36,42 @@ struct Resolved {
 impl Gate {
     /// Settles what the fast path could not. Always concludes, closed where anything fails. `ports` are those of the
     /// runtime that this runs on.
-    pub async fn slow(&self, job: Job, ports: &Ports) -> Finished {
-        let deadline = Instant::now() + self.deadlines.query;
-        let walked = match tokio::time::timeout_at(deadline, self.walk(&job, ports, deadline)).await {
-            Ok(walked) => walked,
-            Err(_) => Err(Failure::new(
-                Reason::Upstream,
-                ExtendedError::NO_REACHABLE_AUTHORITY,
-                "no upstream answered in time",
-            )),
-        };
+    pub async fn slow(&self, mut job: Job, ports: &Ports) -> Finished {
+        let permit = job.permit.take();
+        let walked = self.walk(&job, permit, ports).await;
         let (conclusion, rulebook) =
             walked.unwrap_or_else(|failure| (Conclusion::Failed(failure), self.rulebook.load_full()));
         Finished { job, conclusion, rulebook }
     }
 
-    /// The conclusion, and the rulebook that it was reached under.
-    async fn walk(&self, job: &Job, ports: &Ports, deadline: Instant) -> Result<(Conclusion, Arc<Rulebook>), Failure> {
+    /// The conclusion, and the rulebook that it was reached under. Both of its waits end before the deadline by
+    /// themselves.
+    async fn walk(
+        &self,
+        job: &Job,
+        mut decided: Option<Permit>,
+        ports: &Ports,
+    ) -> Result<(Conclusion, Arc<Rulebook>), Failure> {
+        let deadline = Instant::now() + self.deadlines.query;
         for _ in 0..MAX_STALE {
             // A policy that was loaded since the fast path decides: the client has been told nothing yet.
             let rulebook = self.rulebook.load_full();
-            let now = self.clock.now();
-            let Some(asker) = rulebook.policy.asker(job.arrival.client()) else {
-                return Ok((Conclusion::NoSegment, rulebook));
+            let (permit, observing) = match decided.take().filter(|permit| still_decides(&rulebook, permit)) {
+                Some(permit) => (permit, false),
+                None => {
+                    let Some(asker) = rulebook.policy.asker(job.arrival.client()) else {
+                        return Ok((Conclusion::NoSegment, rulebook));
+                    };
+                    let (name, wall) = (job.question.name.as_wire(), self.clock.now().wall);
+                    match decide(&rulebook.policy, asker, name, job.question.kind, wall) {
+                        Verdict::Permit(permit) => {
+                            let observing = permit.segment().observes(wall);
+                            (permit, observing)
+                        }
+                        Verdict::Refuse(refusal) => return Ok((Conclusion::Refused(refusal), rulebook)),
+                    }
+                }
             };
-            let permit = match decide(&rulebook.policy, asker, job.question.name.as_wire(), job.question.kind, now.wall)
-            {
-                Verdict::Permit(permit) => permit,
-                Verdict::Refuse(refusal) => return Ok((Conclusion::Refused(refusal), rulebook)),
-            };
-            let observing = permit.segment().observes(now.wall);
             let resolved = self.resolve_chain(&rulebook, &permit, job.id, ports, deadline).await?;
             let now = self.clock.now();
             if observing && !permit.segment().observes(now.wall) {
@@ -193,6 +199,12 @@ impl Gate {
         self.answers.put(view, question, Arc::clone(&known));
         Ok(Resolved { answer: known.answer.clone(), told_until, origin: id, cache: CacheUse::Miss })
     }
+}
+
+/// Whether what the fast path permitted would be permitted now: by the same policy, of a segment where time changes
+/// nothing.
+fn still_decides(rulebook: &Rulebook, permit: &Permit) -> bool {
+    Arc::ptr_eq(permit.policy(), &rulebook.policy) && permit.segment().observe_until.is_none()
 }
 
 /// What an observe segment lets pass is told no longer than the segment observes.

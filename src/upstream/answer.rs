@@ -5,6 +5,7 @@
 //! a section to 256 records.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::failure::{Failure, Nonsense};
 use crate::name::Name;
@@ -27,12 +28,13 @@ pub(super) fn answer(question: &Question, message: Message, origin: &Origin) -> 
     }
     let mut records = Vec::new();
     let mut at = question.name.clone();
+    let mut answers = message.answers;
     let found = loop {
-        let found = rrset(&message.answers, &at, question.kind);
+        let found = rrset(&mut answers, &at, question.kind);
         if !found.is_empty() {
             break found;
         }
-        let Some((cname, target)) = cname(&message.answers, &at)? else { break found };
+        let Some((cname, target)) = cname(&mut answers, &at)? else { break found };
         records.push(cname);
         if records.iter().any(|record: &Record| record.name == target) {
             return Err(Failure::Nonsense(Nonsense::Loop));
@@ -52,7 +54,11 @@ pub(super) fn answer(question: &Question, message: Message, origin: &Origin) -> 
     if message.rcode == Rcode::NOERROR && found.is_empty() && soa.is_none() && refers {
         return Err(Failure::Nonsense(Nonsense::Referral));
     }
-    records.extend(found);
+    if records.is_empty() {
+        records = found;
+    } else {
+        records.extend(found);
+    }
     Ok(Answer {
         rcode: message.rcode,
         authoritative: false,
@@ -68,32 +74,38 @@ fn shortened(ede: ExtendedError) -> ExtendedError {
     ExtendedError::new(ede.code, ede.text.get(..end).unwrap_or_default())
 }
 
-/// The records of a name and type, each once, all with their smallest TTL.
+/// Takes the records of a name and type out of `answers`: each once, all with their smallest TTL.
 ///
 /// RFC 2181 §5.2: "the client should treat the RRs for all purposes as if all TTLs in the RRSet had been set to the
 /// value of the lowest TTL in the RRSet."
-fn rrset(answers: &[Record], name: &Name, kind: RecordType) -> Vec<Record> {
-    let of_set = |record: &&Record| record.name == *name && (record.kind == kind || kind == RecordType::ANY);
-    let ttl = answers.iter().filter(of_set).map(|record| record.ttl).min().unwrap_or(Ttl::ZERO);
-    let mut seen = HashSet::new();
-    answers
-        .iter()
-        .filter(of_set)
-        .filter(|record| seen.insert((record.kind, &record.data)))
-        .map(|record| Record { ttl, ..record.clone() })
-        .collect()
+fn rrset(answers: &mut Vec<Record>, name: &Name, kind: RecordType) -> Vec<Record> {
+    let of_set = |record: &Record| record.name == *name && (record.kind == kind || kind == RecordType::ANY);
+    // Nearly always that is all there is.
+    let mut set = if answers.iter().all(of_set) {
+        std::mem::take(answers)
+    } else {
+        answers.extract_if(.., |record| of_set(record)).collect()
+    };
+    if set.len() > 1 {
+        let mut seen = HashSet::new();
+        set.retain(|record| seen.insert((record.kind, Arc::clone(&record.data))));
+    }
+    let ttl = set.iter().map(|record| record.ttl).min().unwrap_or(Ttl::ZERO);
+    set.iter_mut().for_each(|record| record.ttl = ttl);
+    set
 }
 
 /// The one CNAME of a name, and its target.
-fn cname(answers: &[Record], name: &Name) -> Result<Option<(Record, Name)>, Failure> {
+fn cname(answers: &mut Vec<Record>, name: &Name) -> Result<Option<(Record, Name)>, Failure> {
+    let mut set = rrset(answers, name, RecordType::CNAME);
     // RFC 2181 §10.1: "a CNAME RR [...] there may be only one such record".
-    match rrset(answers, name, RecordType::CNAME).as_slice() {
-        [] => Ok(None),
-        [one] => match one.target() {
-            Some(target) => Ok(Some((one.clone(), target))),
+    match (set.pop(), set.is_empty()) {
+        (None, _) => Ok(None),
+        (Some(one), true) => match one.target() {
+            Some(target) => Ok(Some((one, target))),
             None => Err(Failure::Nonsense(Nonsense::Cname)),
         },
-        _ => Err(Failure::Nonsense(Nonsense::Cname)),
+        (Some(_), false) => Err(Failure::Nonsense(Nonsense::Cname)),
     }
 }
 
@@ -110,7 +122,6 @@ fn negative_soa(authority: &[Record], name: &Name) -> Option<Record> {
 mod tests {
     use super::*;
     use crate::record::AddressTrust;
-    use std::sync::Arc;
 
     fn name(text: &str) -> Name {
         Name::parse(text).unwrap()

@@ -35,9 +35,10 @@ pub(super) async fn exchange<'a>(
     // Each server takes its turn: it is sent its query again when all were asked.
     let turns = u32::try_from(ready).unwrap_or(u32::MAX).max(1);
     let refused = AtomicBool::new(false);
-    let ask = |server: &'a Server, patience: Duration| {
+    let ask = |server: &'a Server, begin: Instant, patience: Duration| {
         let resend = patience.saturating_mul(turns).min(Duration::from_secs(60));
-        server.ask(question, origin, Pace { deadline, resend }, ports, || refused.store(true, Ordering::Relaxed))
+        let pace = Pace { begin, deadline, resend };
+        server.ask(question, origin, pace, ports, || refused.store(true, Ordering::Relaxed))
     };
     let mut race = Race { attempts: SmallVec::new() };
     let mut rest = order.into_iter();
@@ -48,7 +49,7 @@ pub(super) async fn exchange<'a>(
             match rest.next() {
                 Some(server) if race.attempts.is_empty() || now < deadline => {
                     let patience = server.patience();
-                    race.begin(server, now + patience, ask(server, patience));
+                    race.begin(server, now + patience, ask(server, now, patience));
                 }
                 // Nobody else is asked.
                 _ => ready = 0,
@@ -178,7 +179,7 @@ mod tests {
     }
 
     async fn ask(servers: &[Server], patience: Duration) -> Result<Answer, UpstreamError> {
-        let ports = Ports::new(servers.iter().map(|server| server.address), &Clock::manual());
+        let ports = Ports::new(servers.iter().map(|server| server.address));
         exchange(servers, &question(), &origin(), &ports, Instant::now() + patience).await
     }
 

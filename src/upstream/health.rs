@@ -66,7 +66,7 @@ impl Health {
     /// Where it stands. Once its time is over, one question a second is the trial of a server that failed: it is
     /// ready for that one, and stays what it was for the others until it answers.
     pub(super) fn standing(&mut self, now: Tick) -> Standing {
-        if self.failures == 0 {
+        if self.is_well() {
             Standing::Ready
         } else if now >= self.trial_from {
             self.trial_from = now + OUT_AT_FIRST;
@@ -76,6 +76,11 @@ impl Health {
         } else {
             Standing::Out
         }
+    }
+
+    /// Whether its last answer was a good one, or it was never asked: then it is [`Standing::Ready`] at any time.
+    pub(super) const fn is_well(&self) -> bool {
+        self.failures == 0
     }
 
     /// True while it is out.

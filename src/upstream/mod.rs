@@ -11,7 +11,7 @@
 //! ```text
 //! Upstreams.route ─► Upstream ─► inflight: asked once ─► failover: which servers, when
 //!                                    server: one of them ─► query ─► udp ─ truncated, suspect ─► tcp
-//!                                    Answer ◄─ answer ◄─ wire::parse_message ◄─ reply
+//!                                    Answer ◄─ answer ◄─ wire::parse_reply ◄─ reply
 //! ```
 
 mod answer;
@@ -34,6 +34,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use tokio::time::Instant;
 
 use crate::name::{Name, ancestors};
@@ -103,9 +104,8 @@ pub struct Ports {
 }
 
 impl Ports {
-    fn new(servers: impl Iterator<Item = SocketAddr>, clock: &Clock) -> Self {
-        let sockets = servers.map(|address| udp::Sockets::new(address, clock.clone())).collect();
-        Self { sockets, random: random::Random::default() }
+    fn new(servers: impl Iterator<Item = SocketAddr>) -> Self {
+        Self { sockets: servers.map(udp::Sockets::new).collect(), random: random::Random::default() }
     }
 }
 
@@ -113,15 +113,14 @@ impl Ports {
 #[derive(Debug)]
 pub struct Upstreams {
     upstreams: Vec<Arc<Upstream>>,
-    zones: HashMap<Name, Zone>,
+    zones: HashMap<Name, Zone, RandomState>,
     inflight: inflight::Inflight<(ViewId, Question)>,
-    clock: Clock,
 }
 
 /// The upstreams of one zone.
 #[derive(Debug, Default)]
 struct Zone {
-    views: HashMap<Arc<str>, usize>,
+    views: HashMap<Arc<str>, usize, RandomState>,
     rest: Option<usize>,
 }
 
@@ -129,7 +128,7 @@ impl Upstreams {
     /// Upstreams as configured, without mistakes: of two that claim the same, the first has it. Opens nothing yet.
     #[must_use]
     pub fn new(settings: Vec<Settings>, clock: &Clock) -> Self {
-        let mut zones: HashMap<Name, Zone> = HashMap::new();
+        let mut zones: HashMap<Name, Zone, RandomState> = HashMap::default();
         let mut upstreams = Vec::with_capacity(settings.len());
         let mut numbers = 0..;
         for (index, settings) in settings.into_iter().enumerate() {
@@ -153,7 +152,7 @@ impl Upstreams {
                     .collect(),
             }));
         }
-        Self { upstreams, zones, inflight: inflight::Inflight::new(), clock: clock.clone() }
+        Self { upstreams, zones, inflight: inflight::Inflight::new() }
     }
 
     /// Who answers for `name` (wire format, lower case) in `segment`: the longest zone for this segment or for all;
@@ -170,7 +169,7 @@ impl Upstreams {
     /// Ports for one runtime; none is open yet.
     #[must_use]
     pub fn ports(&self) -> Ports {
-        Ports::new(self.upstreams.iter().flat_map(|upstream| upstream.servers()), &self.clock)
+        Ports::new(self.upstreams.iter().flat_map(|upstream| upstream.servers()))
     }
 
     /// The answer of `upstream` to the question that `permit` permits, asked from `ports`, which are those of the

@@ -39,10 +39,15 @@ impl Query {
         let mut case = [0; 32];
         let case = case.get_mut(..question.name.as_wire().len().div_ceil(8)).unwrap_or_default();
         random.fill(case)?;
-        let mut bits = case.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
+        let mut letter = 0;
+        let upper = || {
+            let octet = case.get(letter / 8).copied().unwrap_or(0);
+            letter += 1;
+            octet >> (letter % 8) & 1 == 1
+        };
         let end = HEADER + question.name.as_wire().len() + TYPE_AND_CLASS;
         let mut bytes = Vec::with_capacity(end + 11);
-        wire::encode_query(&mut bytes, id, question, false, || bits.next().unwrap_or(false));
+        wire::encode_query(&mut bytes, id, question, false, upper);
         Ok(Self { bytes, end })
     }
 

@@ -119,7 +119,7 @@ impl Server {
         let over_udp = match (self.transport, ports.sockets.get(self.number)) {
             (Transport::Udp, Some(sockets)) => {
                 let query = Query::new(question, random)?;
-                match sockets.ask(&query, &pace, random, refused, || count(&self.counts.mismatches)).await? {
+                match sockets.ask(&query, &pace, started, random, refused, || count(&self.counts.mismatches)).await? {
                     Outcome::Reply(message) => {
                         heard();
                         Some(message)
@@ -143,7 +143,8 @@ impl Server {
                 message
             }
         };
-        answer(question, wire::parse_message(&message).map_err(Failure::Unreadable)?, origin)
+        // It repeats the question: that made it the reply.
+        answer(question, wire::parse_reply(&message, question).map_err(Failure::Unreadable)?, origin)
     }
 
     /// A reply came after this time.
@@ -166,9 +167,9 @@ impl Server {
     /// What servers are ordered by: the standing, then the round trip in steps. A server that failed is ready for the
     /// one question that is its trial, and the caller must ask it.
     pub(super) fn rank(&self) -> (Standing, u128) {
-        let now = self.clock.tick();
         let mut health = self.health.lock();
-        (health.standing(now), health.pace())
+        let standing = if health.is_well() { Standing::Ready } else { health.standing(self.clock.tick()) };
+        (standing, health.pace())
     }
 
     /// How long to wait before another server is asked as well.

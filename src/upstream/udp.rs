@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::failure::Failure;
 use super::query::{Match, Query, is_truncated};
 use super::random::Random;
-use crate::time::{Clock, Tick};
+use crate::time::Tick;
 use crate::wire::UDP_SIZE;
 
 /// From this many sockets on they are used again: 9 bits of the port's 16 that a guesser must still hit.
@@ -53,6 +53,8 @@ pub(super) enum Outcome {
 
 /// How long to try.
 pub(super) struct Pace {
+    /// Now.
+    pub(super) begin: Instant,
     /// The end.
     pub(super) deadline: Instant,
     /// The query is sent again after this, then after twice as long, and so on.
@@ -63,7 +65,6 @@ pub(super) struct Pace {
 #[derive(Debug)]
 pub(super) struct Sockets {
     server: SocketAddr,
-    clock: Clock,
     pool: Mutex<Pool>,
 }
 
@@ -97,11 +98,11 @@ impl Drop for Loan<'_> {
 }
 
 impl Sockets {
-    pub(super) fn new(server: SocketAddr, clock: Clock) -> Self {
-        Self { server, clock, pool: Mutex::default() }
+    pub(super) fn new(server: SocketAddr) -> Self {
+        Self { server, pool: Mutex::default() }
     }
 
-    /// Sends `query` until its reply comes. `refused` is called at each ICMP error, `mismatch` at each message
+    /// Sends `query` from `now` on until its reply comes. `refused` is called at each ICMP error, `mismatch` at each message
     /// that is not the reply; neither ends the wait by itself.
     ///
     /// # Errors
@@ -110,17 +111,17 @@ impl Sockets {
         &self,
         query: &Query,
         pace: &Pace,
+        now: Tick,
         random: &Random,
         mut refused: impl FnMut(),
         mut mismatch: impl FnMut(),
     ) -> Result<Outcome, Failure> {
-        let (mut loan, mut slot) = self.borrow(random)?;
+        let (mut loan, mut slot) = self.borrow(now, random)?;
         let (mut sends, mut refusals, mut mismatches) = (0, 0, 0);
         // Datagrams get lost. Whatever the server's pace, the query goes out three times: now, after a quarter of the
         // time and after three.
-        let now = Instant::now();
-        let mut resend = pace.resend.min(pace.deadline.saturating_duration_since(now) / 4);
-        let mut until = now;
+        let mut resend = pace.resend.min(pace.deadline.saturating_duration_since(pace.begin) / 4);
+        let mut until = pace.begin;
         loop {
             let sent = match slot.socket.get_ref().send(query.bytes()) {
                 // An ICMP error of the send before is told by this one, which then did not send.
@@ -161,7 +162,7 @@ impl Sockets {
                     }
                     Ok(Received::Reply(message)) => {
                         if sends == 1 && mismatches == 0 {
-                            loan.back = self.renewable(slot);
+                            loan.back = slot.renewed(now);
                         }
                         return Ok(message.map_or(Outcome::Incomplete, Outcome::Reply));
                     }
@@ -173,14 +174,7 @@ impl Sockets {
         }
     }
 
-    /// The socket, if it may be used once more.
-    fn renewable(&self, mut slot: Slot) -> Option<Slot> {
-        slot.uses += 1;
-        (slot.uses < USES && self.clock.tick().since(slot.opened) < LIFE).then_some(slot)
-    }
-
-    fn borrow(&self, random: &Random) -> Result<(Loan<'_>, Slot), Failure> {
-        let now = self.clock.tick();
+    fn borrow(&self, now: Tick, random: &Random) -> Result<(Loan<'_>, Slot), Failure> {
         let dice = u32::from_ne_bytes(random.take()?);
         let reused = {
             let mut pool = self.pool.lock();
@@ -227,6 +221,14 @@ impl Sockets {
         )]
         let socket = AsyncFd::with_interest(UdpSocket::from(socket), WATCHED)?;
         Ok(Slot { socket, opened: now, uses: 0 })
+    }
+}
+
+impl Slot {
+    /// The socket, if it may be used once more.
+    fn renewed(mut self, now: Tick) -> Option<Self> {
+        self.uses += 1;
+        (self.uses < USES && now.since(self.opened) < LIFE).then_some(self)
     }
 }
 
@@ -312,23 +314,26 @@ mod tests {
     use tokio::sync::Barrier;
 
     fn pace(resend_ms: u64, deadline_ms: u64) -> Pace {
-        let (resend, deadline) = (Duration::from_millis(resend_ms), Duration::from_millis(deadline_ms));
-        Pace { deadline: Instant::now() + deadline, resend }
+        let (begin, resend) = (Instant::now(), Duration::from_millis(resend_ms));
+        Pace { begin, deadline: begin + Duration::from_millis(deadline_ms), resend }
     }
 
     async fn ask(sockets: &Sockets, pace: &Pace) -> (Result<Outcome, Failure>, u32) {
+        ask_at(Tick(0), sockets, pace).await
+    }
+
+    async fn ask_at(now: Tick, sockets: &Sockets, pace: &Pace) -> (Result<Outcome, Failure>, u32) {
         let mut mismatches = 0;
         let random = Random::default();
         let query = Query::new(&question(), &random).unwrap();
-        let outcome = sockets.ask(&query, pace, &random, || (), || mismatches += 1).await;
+        let outcome = sockets.ask(&query, pace, now, &random, || (), || mismatches += 1).await;
         (outcome, mismatches)
     }
 
     #[tokio::test]
     async fn ports_vary_and_are_used_again_only_at_a_rate() {
         let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
-        let clock = Clock::manual();
-        let sockets = Sockets::new(fake.address, clock.clone());
+        let sockets = Sockets::new(fake.address);
         for _ in 0..SOCKETS {
             assert!(matches!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Reply(_)), 0)));
         }
@@ -342,9 +347,8 @@ mod tests {
         let second = ports(SOCKETS);
         assert!(second.len() >= 256, "picked at random: {}", second.len());
         assert!(second.difference(&first).count() < 64, "open ones are used again");
-        clock.advance(LIFE);
         for _ in 0..32 {
-            ask(&sockets, &pace(2000, 9000)).await.0.unwrap();
+            ask_at(Tick(0) + LIFE, &sockets, &pace(2000, 9000)).await.0.unwrap();
         }
         assert!(ports(2 * SOCKETS).intersection(&first).count() < 8, "after 10 s no socket is what it was");
         assert!(sockets.pool.lock().idle.len() <= 32);
@@ -353,7 +357,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_ends_after_its_uses() {
         let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
-        let sockets = Sockets::new(fake.address, Clock::manual());
+        let sockets = Sockets::new(fake.address);
         // As if all the others were busy: the one idle socket is picked each time.
         sockets.pool.lock().busy = SOCKETS;
         for _ in 0..3 * USES {
@@ -368,7 +372,7 @@ mod tests {
     async fn each_socket_has_one_query_in_flight() {
         const QUERIES: usize = 600;
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let sockets = Arc::new(Sockets::new(socket.local_addr().unwrap(), Clock::manual()));
+        let sockets = Arc::new(Sockets::new(socket.local_addr().unwrap()));
         let start = Arc::new(Barrier::new(QUERIES));
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..QUERIES {
@@ -413,7 +417,7 @@ mod tests {
                 if number == 0 { vec![bad, good] } else { vec![bad.clone(), bad, good] }
             })
             .await;
-            let sockets = Sockets::new(fake.address, Clock::manual());
+            let sockets = Sockets::new(fake.address);
             assert!(matches!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Reply(_)), 1)), "{name}");
             assert!(sockets.pool.lock().idle.is_empty(), "a socket that was guessed at is not used again");
             assert_eq!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Suspect), 2), "{name}");
@@ -424,7 +428,7 @@ mod tests {
     async fn a_message_from_elsewhere_never_arrives() {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let elsewhere = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let sockets = Sockets::new(socket.local_addr().unwrap(), Clock::manual());
+        let sockets = Sockets::new(socket.local_addr().unwrap());
         let answering = async {
             let mut buffer = [0; 512];
             let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
@@ -448,7 +452,7 @@ mod tests {
         ];
         for (name, mismatches, spoil) in rows {
             let fake = Fake::start(move |seen, _| vec![spoil(good(&seen.message))]).await;
-            let sockets = Sockets::new(fake.address, Clock::manual());
+            let sockets = Sockets::new(fake.address);
             assert_eq!(ask(&sockets, &pace(2000, 9000)).await, (Ok(Outcome::Incomplete), mismatches), "{name}");
         }
     }
@@ -456,7 +460,7 @@ mod tests {
     #[tokio::test]
     async fn a_lost_query_is_sent_again_on_its_socket() {
         let fake = Fake::start(|seen, number| if number < 2 { Vec::new() } else { vec![good(&seen.message)] }).await;
-        let sockets = Sockets::new(fake.address, Clock::manual());
+        let sockets = Sockets::new(fake.address);
         assert!(matches!(ask(&sockets, &pace(20, 9000)).await, (Ok(Outcome::Reply(_)), 0)));
         let seen = fake.seen();
         assert!(seen.iter().all(|one| one.from == seen[0].from && one.message == seen[0].message));
@@ -466,7 +470,7 @@ mod tests {
     #[tokio::test]
     async fn silence_ends_at_the_deadline_after_three_queries() {
         let fake = Fake::start(|_, _| Vec::new()).await;
-        let sockets = Sockets::new(fake.address, Clock::manual());
+        let sockets = Sockets::new(fake.address);
         assert_eq!(ask(&sockets, &pace(60_000, 400)).await, (Err(Failure::Timeout), 0));
         assert_eq!(fake.seen().len(), 3);
         assert_eq!(sockets.pool.lock().busy, 0);
@@ -474,11 +478,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_port_is_told_at_once_and_believed_the_second_time() {
-        let sockets = Sockets::new(closed_port().await, Clock::manual());
+        let sockets = Sockets::new(closed_port().await);
         let mut refused = 0;
         let random = Random::default();
         let query = Query::new(&question(), &random).unwrap();
-        let outcome = sockets.ask(&query, &pace(20, 60_000), &random, || refused += 1, || ()).await;
+        let outcome = sockets.ask(&query, &pace(20, 60_000), Tick(0), &random, || refused += 1, || ()).await;
         assert_eq!(outcome, Err(Failure::Network(io::ErrorKind::ConnectionRefused)));
         assert_eq!(refused, 2);
     }

@@ -77,19 +77,47 @@ pub fn encode_query(out: &mut Vec<u8>, id: u16, question: &Question, dnssec_ok: 
 /// # Errors
 /// The first [`Fault`] met. Of a truncated message (TC) too, every counted record must be there.
 pub fn parse_message(packet: &[u8]) -> Result<Message, Fault> {
+    read_message(packet, |reader, count| match count {
+        0 => Ok((None, None)),
+        1 => {
+            let (octets, question) = read_question(reader)?;
+            let name = question.name.clone();
+            Ok((Some((octets, question)), Some(name)))
+        }
+        _ => Err(Fault::QuestionCount),
+    })
+}
+
+/// Reads a whole message that is known to repeat the question `asked`, in whatever letter case. As [`parse_message`],
+/// but the question is not read again and left out, and its records share its name's memory.
+///
+/// # Errors
+/// Those of [`parse_message`].
+pub fn parse_reply(packet: &[u8], asked: &Question) -> Result<Message, Fault> {
+    read_message(packet, |reader, count| {
+        if count != 1 {
+            return Err(Fault::QuestionCount);
+        }
+        reader.take(asked.name.as_wire().len() + 4)?;
+        Ok((None, Some(asked.name.clone())))
+    })
+}
+
+/// A question section as it stands and what it asks, where it is wanted; the name at its beginning.
+type Asked = (Option<(Box<[u8]>, Question)>, Option<Name>);
+
+fn read_message<'a>(
+    packet: &'a [u8],
+    question: impl FnOnce(&mut Reader<'a>, u16) -> Result<Asked, Fault>,
+) -> Result<Message, Fault> {
     if packet.len() < HEADER {
         return Err(Fault::Short);
     }
     let mut reader = Reader::new(packet);
     let (id, flags) = (reader.u16()?, reader.u16()?);
     let [questions, answers, authority, additional] = [reader.u16()?, reader.u16()?, reader.u16()?, reader.u16()?];
-    let question = match questions {
-        0 => None,
-        1 => Some(read_question(&mut reader)?),
-        _ => return Err(Fault::QuestionCount),
-    };
-    let mut sections =
-        Sections { reader, owner: question.as_ref().map(|(_, question)| question.name.clone()), opt: None };
+    let (question, first) = question(&mut reader, questions)?;
+    let mut sections = Sections { reader, owner: first.clone(), first, opt: None };
     let (answers, authority) = (sections.read(answers, false)?, sections.read(authority, false)?);
     let additional = sections.read(additional, true)?;
     if !sections.reader.is_at_end() {
@@ -127,41 +155,63 @@ fn read_question(reader: &mut Reader<'_>) -> Result<(Box<[u8]>, Question), Fault
 /// The three sections of records, read one after the other.
 struct Sections<'a> {
     reader: Reader<'a>,
-    /// The owner of the record before: most have the same, and share its memory.
+    /// The name that begins where the header ends. Most owners are a pointer to it.
+    first: Option<Name>,
+    /// The owner of the record before: many have the same, and share its memory.
     owner: Option<Name>,
     opt: Option<Opt<'a>>,
 }
 
 impl Sections<'_> {
     fn read(&mut self, count: u16, may_hold_opt: bool) -> Result<Vec<Record>, Fault> {
+        /// A pointer to the end of the header.
+        const TO_FIRST: &[u8] = &[0xc0, HEADER as u8];
         if count > MAX_RECORDS {
             return Err(Fault::TooManyRecords);
         }
         let mut records = Vec::new();
         for _ in 0..count {
-            let owner = self.reader.name()?;
+            let rest = self.reader.rest();
+            let owner = match &self.first {
+                Some(first) if rest.starts_with(TO_FIRST) => {
+                    self.reader.take(TO_FIRST.len())?;
+                    Some(first.clone())
+                }
+                // The root: that of the OPT.
+                _ if rest.starts_with(&[0]) => {
+                    self.reader.take(1)?;
+                    None
+                }
+                _ => Some(self.owner()?),
+            };
             let raw = self.reader.record()?;
             if RecordType(raw.kind) == RecordType::OPT {
                 if self.opt.is_some() || !may_hold_opt {
                     return Err(Fault::SecondOpt);
                 }
-                if *owner != [0] {
+                if owner.is_some_and(|owner| owner.as_wire() != [0]) {
                     return Err(Fault::OptOwner);
                 }
                 let opt = Opt::from_record(&raw);
                 opt.options().try_for_each(|option| option.map(drop))?;
                 self.opt = Some(opt);
             } else if raw.class == IN {
-                let name = match self.owner.take().filter(|name| name.as_wire() == &*owner) {
-                    Some(name) => name,
-                    None => owner.to_name(),
-                };
-                self.owner = Some(name.clone());
+                let name = owner.unwrap_or_else(Name::root);
                 let data = rdata::expand(&raw, &self.reader)?;
                 records.push(Record { name, kind: RecordType(raw.kind), ttl: Ttl::from_wire(raw.ttl), data });
             }
         }
         Ok(records)
+    }
+
+    fn owner(&mut self) -> Result<Name, Fault> {
+        let owner = self.reader.name()?;
+        let name = match self.owner.take().filter(|name| name.as_wire() == &*owner) {
+            Some(name) => name,
+            None => owner.to_name(),
+        };
+        self.owner = Some(name.clone());
+        Ok(name)
     }
 }
 
@@ -244,6 +294,24 @@ mod tests {
         assert_eq!(message.answers[0].ttl, Ttl::ZERO);
         assert!(message.additional.is_empty(), "other classes are left out");
         assert!(message.response && message.authentic && !message.authoritative && !message.truncated);
+    }
+
+    #[test]
+    fn a_reply_is_the_message_less_its_question() {
+        let asked = Question { name: Name::parse("a.example").unwrap(), kind: RecordType::A };
+        let a = record(1, &[192, 0, 2, 1]);
+        let root = b"\x00\x00\x02\x00\x01\x00\x00\x00\x3c\x00\x02\xc0\x0c";
+        let other = b"\x01B\xc0\x0e\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x02";
+        let bytes = packet([1, 3, 1, 0], &[QUESTION, &a, other, other, root]);
+        let whole = parse_message(&bytes).unwrap();
+        let names: Vec<String> = whole.answers.iter().map(|record| record.name.to_string()).collect();
+        assert_eq!(names, ["a.example", "b.example", "b.example"]);
+        assert_eq!(parse_reply(&bytes, &asked), Ok(Message { question: None, ..whole }));
+        for (counts, fault) in [([0, 0, 0, 0], Fault::QuestionCount), ([1, 4, 0, 0], Fault::Truncated)] {
+            let parts: &[&[u8]] = if counts[0] == 0 { &[] } else { &[QUESTION, &a] };
+            assert_eq!(parse_reply(&packet(counts, parts), &asked), Err(fault));
+        }
+        assert_eq!(parse_reply(&packet([1, 0, 0, 0], &[&QUESTION[..12]]), &asked), Err(Fault::Truncated));
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod tests;
 
 pub use edns::{Edns, StreamOptions, extend};
 pub use fault::Fault;
-pub use message::{Message, MessageEdns, encode_query, parse_message};
+pub use message::{Message, MessageEdns, encode_query, parse_message, parse_reply};
 pub use query::{Canonical, Echo, Malformed, Query, parse};
 pub use reply::{REFUSAL_TTL, Template, Written, refusal_soa, write_refusal};
 
