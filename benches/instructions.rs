@@ -106,8 +106,9 @@ fn covers() -> Turn {
     let who = Who { segment: SegmentId(7), client: Some(stage::address(1)) };
     let asked: Vec<Name> = (0..QUERIES).map(|n| Name::parse(&stage::allowed(n)).unwrap()).collect();
     for name in &asked {
-        let covered = Covered { epoch: 1, told_until: Tick(300_000_000), open_until: None, reply: Arc::new(()) };
-        cover.put(who, Question { name: name.clone(), kind: RecordType::A }, covered, 500);
+        let reply = cover.hold((), 500);
+        let covered = Covered { epoch: 1, told_until: Tick(300_000_000), open_until: None, reply };
+        cover.put(who, Question { name: name.clone(), kind: RecordType::A }, covered);
     }
     Box::new(move || {
         for name in &asked {

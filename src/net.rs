@@ -1,25 +1,56 @@
 //! Addresses, prefixes and services: what a flow goes from, to and by.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use foldhash::fast::RandomState;
+use ipnet::IpNet;
 
 /// An address prefix of either family.
 pub type Prefix = IpNet;
 
-/// A table of prefixes of both families with longest-prefix look-up.
+/// A table of prefixes of both families with longest-prefix look-up: one probe for each length that occurs, the longest
+/// first. Few lengths occur, and a probe costs less than a step down a tree.
 #[derive(Clone, Debug)]
 pub struct PrefixMap<T> {
-    four: prefix_trie::PrefixMap<Ipv4Net, T>,
-    six: prefix_trie::PrefixMap<Ipv6Net, T>,
+    four: Lengths<u32, T>,
+    six: Lengths<u128, T>,
+}
+
+/// One family's prefixes by length and leading bits.
+#[derive(Clone, Debug)]
+struct Lengths<B, T> {
+    /// Those that occur, the longest first.
+    lengths: Vec<u8>,
+    entries: HashMap<(u8, B), T, RandomState>,
+}
+
+impl<B, T> Default for Lengths<B, T> {
+    fn default() -> Self {
+        Self { lengths: Vec::new(), entries: HashMap::default() }
+    }
+}
+
+impl<B: Hash + Eq, T> Lengths<B, T> {
+    fn insert(&mut self, length: u8, bits: B, value: T) -> Option<T> {
+        if let Err(place) = self.lengths.binary_search_by(|known| length.cmp(known)) {
+            self.lengths.insert(place, length);
+        }
+        self.entries.insert((length, bits), value)
+    }
+
+    /// `leading` gives as many leading bits of the address as it is told.
+    fn longest(&self, leading: impl Fn(u8) -> B) -> Option<&T> {
+        self.lengths.iter().find_map(|length| self.entries.get(&(*length, leading(*length))))
+    }
 }
 
 impl<T> Default for PrefixMap<T> {
     fn default() -> Self {
-        Self { four: prefix_trie::PrefixMap::new(), six: prefix_trie::PrefixMap::new() }
+        Self { four: Lengths::default(), six: Lengths::default() }
     }
 }
 
@@ -27,8 +58,8 @@ impl<T> PrefixMap<T> {
     /// Adds a prefix (host bits are dropped); the value that was there before, if any.
     pub fn insert(&mut self, prefix: Prefix, value: T) -> Option<T> {
         match prefix.trunc() {
-            IpNet::V4(prefix) => self.four.insert(prefix, value),
-            IpNet::V6(prefix) => self.six.insert(prefix, value),
+            IpNet::V4(prefix) => self.four.insert(prefix.prefix_len(), prefix.network().to_bits(), value),
+            IpNet::V6(prefix) => self.six.insert(prefix.prefix_len(), prefix.network().to_bits(), value),
         }
     }
 
@@ -36,8 +67,14 @@ impl<T> PrefixMap<T> {
     #[must_use]
     pub fn longest(&self, address: IpAddr) -> Option<&T> {
         match address {
-            IpAddr::V4(address) => self.four.get_lpm(&Ipv4Net::from(address)).map(|(_, value)| value),
-            IpAddr::V6(address) => self.six.get_lpm(&Ipv6Net::from(address)).map(|(_, value)| value),
+            IpAddr::V4(address) => {
+                let bits = address.to_bits();
+                self.four.longest(|length| bits & !u32::MAX.checked_shr(length.into()).unwrap_or(0))
+            }
+            IpAddr::V6(address) => {
+                let bits = address.to_bits();
+                self.six.longest(|length| bits & !u128::MAX.checked_shr(length.into()).unwrap_or(0))
+            }
         }
     }
 }
@@ -282,6 +319,8 @@ impl FromStr for Element {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -294,6 +333,31 @@ mod tests {
             [("192.0.2.1", Some(24)), ("192.0.2.129", Some(25)), ("198.51.100.1", None), ("2001:db8::1", Some(32))]
         {
             assert_eq!(map.longest(address.parse().unwrap()).copied(), value, "{address}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_longest_of_many_prefixes_is_found(
+            prefixes in prop::collection::vec((any::<bool>(), 0u32..4, 0u32..4, 0u8..=128), 0..12),
+            (six, high, low) in (any::<bool>(), 0u32..4, 0u32..4),
+        ) {
+            // Few bits at either end differ, so that prefixes nest.
+            let address = |six: bool, high: u32, low: u32| match six {
+                false => IpAddr::V4((high << 30 | low).into()),
+                true => IpAddr::V6((u128::from(high) << 126 | u128::from(low)).into()),
+            };
+            let mut map = PrefixMap::default();
+            let mut all = Vec::new();
+            for (six, high, low, length) in prefixes {
+                let length = if six { length } else { length.min(32) };
+                let prefix = IpNet::new(address(six, high, low), length).unwrap().trunc();
+                prop_assert_eq!(map.insert(prefix, prefix), all.contains(&prefix).then_some(prefix));
+                all.push(prefix);
+            }
+            let asked = address(six, high, low);
+            let longest = all.iter().filter(|prefix| prefix.contains(&asked)).max_by_key(|prefix| prefix.prefix_len());
+            prop_assert_eq!(map.longest(asked), longest);
         }
     }
 

@@ -30,8 +30,11 @@ use crate::serve::{StreamDoor, admin};
 use crate::time::Clock;
 use crate::upstream::Upstreams;
 
-/// Memory for answers, and for prepared replies.
-const CACHE_BYTES: usize = 64 << 20;
+/// Memory for answers.
+const ANSWER_BYTES: usize = 64 << 20;
+/// Memory for prepared replies and whom they are open for: a million clients' names, as many as there may be grants, take
+/// 120 bytes each.
+const COVER_BYTES: usize = 192 << 20;
 
 /// All of a query on the slow path: below the 2 s at which the quickest stubs ask again.
 const QUERY_DEADLINE: Duration = Duration::from_millis(1900);
@@ -170,8 +173,8 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     let gate = Arc::new(Gate {
         rulebook,
         upstreams,
-        answers: Answers::new(CACHE_BYTES),
-        cover: Cover::new(CACHE_BYTES),
+        answers: Answers::new(ANSWER_BYTES),
+        cover: Cover::new(COVER_BYTES),
         granter,
         slots: Slots::default(),
         passed: Passed::default(),

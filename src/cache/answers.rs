@@ -1,33 +1,51 @@
 //! What upstream said: (view, name, type) → answer.
 
 use std::hash::BuildHasher;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use foldhash::quality::RandomState;
+use parking_lot::Mutex;
 
+use crate::cache::cover::Held;
 use crate::cache::shards::Shards;
 use crate::record::{Answer, Question};
 use crate::time::Tick;
 
 /// An answer as its origin gave it.
 #[derive(Debug)]
-pub struct Known<Id> {
+pub struct Known<Id, R> {
     /// The answer.
     pub answer: Answer,
     /// It may be told until here.
     pub told_until: Tick,
     /// The query that fetched it.
     pub origin: Id,
+    /// The reply that was prepared from it last, where somebody still holds it.
+    pub last: Mutex<Weak<Held<R>>>,
+}
+
+impl<Id, R: PartialEq> Known<Id, R> {
+    /// The reply that was prepared from this answer before, where it is the same as `reply`; else what `hold` makes of
+    /// it. So the clients of a segment are told one reply, and it is in memory once.
+    pub fn share(&self, reply: R, hold: impl FnOnce(R) -> Arc<Held<R>>) -> Arc<Held<R>> {
+        let mut last = self.last.lock();
+        if let Some(same) = last.upgrade().filter(|last| ***last == reply) {
+            return same;
+        }
+        let reply = hold(reply);
+        *last = Arc::downgrade(&reply);
+        reply
+    }
 }
 
 /// Answers, bounded in bytes; what has ended is not given out.
 #[derive(Debug)]
-pub struct Answers<Id> {
-    table: Shards<(u32, Question), Arc<Known<Id>>>,
+pub struct Answers<Id, R> {
+    table: Shards<(u32, Question), Arc<Known<Id, R>>>,
     hasher: RandomState,
 }
 
-impl<Id> Answers<Id> {
+impl<Id, R> Answers<Id, R> {
     /// An empty table of at most `bytes`.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
@@ -36,17 +54,19 @@ impl<Id> Answers<Id> {
 
     /// The answer to `question` in an upstream's view, if a whole second of it is left to tell.
     #[must_use]
-    pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Arc<Known<Id>>> {
+    pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Arc<Known<Id, R>>> {
         let is = |key: &(u32, Question)| key.0 == view && key.1 == *question;
-        let lives = |known: &Arc<Known<Id>>| known.told_until.since(now).as_secs() > 0;
+        let lives = |known: &Arc<Known<Id, R>>| known.told_until.since(now).as_secs() > 0;
         self.table.get(self.hash(view, question), is, |_, known| lives(known).then(|| Arc::clone(known)))
     }
 
     /// Keeps an answer.
-    pub fn put(&self, view: u32, question: &Question, known: Arc<Known<Id>>) {
+    pub fn put(&self, view: u32, question: &Question, known: Arc<Known<Id, R>>) {
         let records = known.answer.records.iter().chain(&known.answer.soa);
-        let weight = records.map(|record| 64 + record.name.as_wire().len() + record.data.len()).sum::<usize>() + 160;
-        self.table.put(self.hash(view, question), (view, question.clone()), known, weight);
+        // With each allocation's own: the record, its name and its data; the answer; what is left of a reply.
+        let weight = records.map(|record| 80 + record.name.as_wire().len() + record.data.len()).sum::<usize>();
+        let weight = weight + size_of::<Known<Id, R>>() + size_of::<Held<R>>() + 48;
+        self.table.put(self.hash(view, question), (view, question.clone()), known, weight, || 0);
     }
 
     fn hash(&self, view: u32, question: &Question) -> u64 {
@@ -83,7 +103,7 @@ mod tests {
     use crate::name::Name;
     use crate::record::{AddressTrust, Origin, Rcode, RecordType};
 
-    fn known(origin: usize, told_until: Tick) -> Arc<Known<usize>> {
+    fn known(origin: usize, told_until: Tick) -> Arc<Known<usize, ()>> {
         let answer = Answer {
             rcode: Rcode::NXDOMAIN,
             authoritative: false,
@@ -92,7 +112,21 @@ mod tests {
             ede: None,
             origin: Origin { name: Arc::from("default"), trust: AddressTrust::Zone },
         };
-        Arc::new(Known { answer, told_until, origin })
+        Arc::new(Known { answer, told_until, origin, last: Mutex::default() })
+    }
+
+    #[test]
+    fn the_same_reply_is_made_once_while_it_is_held() {
+        let cover = crate::cache::Cover::new(1 << 20);
+        let answer = known(1, Tick(0));
+        let known = Known { answer: answer.answer.clone(), told_until: Tick(0), origin: 1, last: Mutex::default() };
+        let share = |reply: &'static str| known.share(reply, |reply| cover.hold(reply, 100));
+        let (one, two, other) = (share("a"), share("a"), share("b"));
+        assert!(Arc::ptr_eq(&one, &two) && **other == "b");
+        assert_eq!(cover.bytes(), one.weight() + other.weight());
+        drop((one, two, other));
+        assert_eq!(cover.bytes(), 0);
+        assert_eq!(**share("b"), "b");
     }
 
     proptest! {

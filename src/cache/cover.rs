@@ -2,6 +2,9 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foldhash::quality::RandomState;
 
@@ -28,8 +31,39 @@ pub struct Asked<'a> {
     pub(super) hash: u64,
 }
 
+/// A reply that counts towards the bytes of the table that it was made for, once, for as long as anybody holds it: one
+/// reply may be covered for many.
+#[derive(Debug)]
+pub struct Held<V> {
+    reply: V,
+    weight: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl<V> Held<V> {
+    /// About how many bytes it takes, this included.
+    #[must_use]
+    pub const fn weight(&self) -> usize {
+        self.weight
+    }
+}
+
+impl<V> Deref for Held<V> {
+    type Target = V;
+
+    fn deref(&self) -> &V {
+        &self.reply
+    }
+}
+
+impl<V> Drop for Held<V> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.weight, Ordering::Relaxed);
+    }
+}
+
 /// A prepared reply and what it stands on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Covered<V> {
     /// The rulebook's epoch under which it was granted; another epoch makes it a miss.
     pub epoch: u64,
@@ -38,21 +72,45 @@ pub struct Covered<V> {
     /// The first of its openings ends here; `None` where it needed none.
     pub open_until: Option<Tick>,
     /// The reply.
-    pub reply: V,
+    pub reply: Arc<Held<V>>,
+}
+
+impl<V> Clone for Covered<V> {
+    fn clone(&self) -> Self {
+        Self { reply: Arc::clone(&self.reply), ..*self }
+    }
 }
 
 /// Prepared replies, bounded in bytes.
 #[derive(Debug)]
 pub struct Cover<V> {
-    table: Shards<(Who, Question), Covered<V>>,
+    table: Shards<Key, Covered<V>>,
     hasher: RandomState,
+    /// The bytes of all replies.
+    held: Arc<AtomicUsize>,
 }
 
-impl<V: Clone> Cover<V> {
+#[derive(Debug, PartialEq, Eq)]
+struct Key {
+    name: Name,
+    kind: RecordType,
+    segment: SegmentId,
+    client: Option<IpAddr>,
+}
+
+impl<V> Cover<V> {
     /// An empty table of at most `bytes`.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        Self { table: Shards::new(bytes), hasher: RandomState::default() }
+        Self { table: Shards::new(bytes), hasher: RandomState::default(), held: Arc::default() }
+    }
+
+    /// A reply of about `weight` bytes, to be covered here.
+    #[must_use]
+    pub fn hold(&self, reply: V, weight: usize) -> Arc<Held<V>> {
+        let weight = weight + size_of::<Held<V>>() - size_of::<V>();
+        self.held.fetch_add(weight, Ordering::Relaxed);
+        Arc::new(Held { reply, weight, all: Arc::clone(&self.held) })
     }
 
     /// What is asked, ready to be looked up.
@@ -74,20 +132,20 @@ impl<V: Clone> Cover<V> {
     /// whose memory may be shared.
     #[must_use]
     pub fn get(&self, who: Who, asked: &Asked<'_>, epoch: u64, now: Tick) -> Option<(Name, Covered<V>)> {
-        let is = |(whose, question): &(Who, Question)| {
-            *whose == who && question.kind == asked.kind && question.name.as_wire() == asked.name
+        let is = |key: &Key| {
+            (key.segment, key.client, key.kind) == (who.segment, who.client, asked.kind)
+                && key.name.as_wire() == asked.name
         };
-        self.table.get(asked.hash ^ self.hash(who), is, |(_, question), covered| {
+        self.table.get(asked.hash ^ self.hash(who), is, |key, covered| {
             let stands = covered.epoch == epoch && covered.told_until.since(now).as_secs() > 0;
-            stands.then(|| (question.name.clone(), covered.clone()))
+            stands.then(|| (key.name.clone(), covered.clone()))
         })
     }
 
-    /// Keeps a reply that weighs about `weight` bytes.
-    pub fn put(&self, who: Who, question: Question, covered: Covered<V>, weight: usize) {
-        let hash = self.asked(question.name.as_wire(), question.kind).hash ^ self.hash(who);
-        let weight = weight + question.name.as_wire().len();
-        self.table.put(hash, (who, question), covered, weight);
+    /// Keeps a reply that was made by [`Cover::hold`].
+    pub fn put(&self, Who { segment, client }: Who, Question { name, kind }: Question, covered: Covered<V>) {
+        let hash = self.asked(name.as_wire(), kind).hash ^ self.hash(Who { segment, client });
+        self.table.put(hash, Key { name, kind, segment, client }, covered, 0, || self.held.load(Ordering::Relaxed));
     }
 
     fn hash(&self, who: Who) -> u64 {
@@ -112,7 +170,7 @@ impl<V: Clone> Cover<V> {
     /// How many bytes, as charged.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.table.bytes()
+        self.table.bytes() + self.held.load(Ordering::Relaxed)
     }
 }
 
@@ -141,7 +199,8 @@ mod tests {
         let who = |client: &str| Who { segment: SegmentId(7), client: Some(client.parse().unwrap()) };
         let told_until = Tick(100_000_000);
         let question = Question { name: name.clone(), kind: RecordType::A };
-        cover.put(who("192.0.2.1"), question, Covered { epoch: 3, told_until, open_until: None, reply: 1 }, 8);
+        let covered = Covered { epoch: 3, told_until, open_until: None, reply: cover.hold(1, 8) };
+        cover.put(who("192.0.2.1"), question, covered);
         let get = |client, kind, epoch, now| {
             cover.get(who(client), &cover.asked(name.as_wire(), kind), epoch, Tick(now)).is_some()
         };
@@ -164,6 +223,28 @@ mod tests {
     }
 
     proptest! {
+        /// I5: one reply may be covered for many, and counts once; with all of it the bytes stay under the bound.
+        #[test]
+        fn stays_within_its_bytes_with_the_replies_it_shares(
+            puts in prop::collection::vec((0u8..200, 0u8..6, any::<bool>(), 0usize..3000), 1..300),
+        ) {
+            let cover = Cover::new(64 * 4096);
+            let mut last: Option<Arc<Held<()>>> = None;
+            for (name, client, shared, weight) in puts {
+                let name = Name::parse(&format!("n{name}")).unwrap();
+                let client = Some(IpAddr::from([192, 0, 2, client]));
+                let reply = last.take().filter(|_| shared).unwrap_or_else(|| cover.hold((), weight));
+                let covered = Covered { epoch: 1, told_until: Tick(0), open_until: None, reply: Arc::clone(&reply) };
+                cover.put(Who { segment: SegmentId(1), client }, Question { name, kind: RecordType::A }, covered);
+                // One is held by who made it, and may come on top.
+                prop_assert!(cover.bytes() <= 64 * 4096 + reply.weight());
+                last = Some(reply);
+            }
+            drop(last);
+            prop_assert!(cover.bytes() <= 64 * 4096);
+            prop_assert_eq!(cover.len() == 0, cover.held.load(Ordering::Relaxed) == 0);
+        }
+
         /// I4: what is given out was put under this very key, last, under this epoch, and has a second left. Nothing
         /// else is ever given out, however full the table; with room, nothing less.
         #[test]
@@ -182,14 +263,16 @@ mod tests {
                 let key = (who.segment, who.client, name.clone(), kind);
                 if fill {
                     let told_until = Tick(moment);
-                    cover.put(who, Question { name, kind }, Covered { epoch, told_until, open_until: None, reply: put }, weight);
+                    let reply = cover.hold(put, weight);
+                    let covered = Covered { epoch, told_until, open_until: None, reply };
+                    cover.put(who, Question { name, kind }, covered);
                     model.insert(key, (epoch, told_until, put));
                     continue;
                 }
                 let found = cover.get(who, &cover.asked(name.as_wire(), kind), epoch, Tick(moment));
                 let found = found.map(|(known, covered)| {
                     assert_eq!(known, name);
-                    (covered.epoch, covered.told_until, covered.reply)
+                    (covered.epoch, covered.told_until, **covered.reply)
                 });
                 let known = model.get(&key).copied();
                 let known = known.filter(|(of, told, _)| *of == epoch && told.0 >= moment + 1_000_000);

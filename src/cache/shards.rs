@@ -20,7 +20,7 @@ struct Slot<K, V> {
     key: K,
     value: V,
     hash: u32,
-    charged: usize,
+    charged: u32,
     used: bool,
 }
 
@@ -35,7 +35,7 @@ struct Shard<K, V> {
 #[derive(Debug)]
 pub(super) struct Shards<K, V> {
     shards: Box<[Mutex<Shard<K, V>>]>,
-    bytes_per_shard: usize,
+    limit: usize,
     len: AtomicUsize,
     bytes: AtomicUsize,
 }
@@ -55,7 +55,7 @@ impl<K: Eq, V> Shards<K, V> {
         let shard = |_| Mutex::new(Shard { entries: HashTable::new(), bytes: 0, hand: 0 });
         Self {
             shards: (0..SHARDS).map(shard).collect(),
-            bytes_per_shard: bytes / SHARDS,
+            limit: bytes,
             len: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
         }
@@ -82,30 +82,39 @@ impl<K: Eq, V> Shards<K, V> {
     }
 
     /// Stores a value that weighs `weight` bytes besides itself; what is not used makes room. A value heavier than a
-    /// shard is not stored.
-    pub(super) fn put(&self, hash: u64, key: K, value: V, weight: usize) {
-        let charged = weight + size_of::<Slot<K, V>>() + OVERHEAD;
-        let Some(shard) = self.shard(hash).filter(|_| charged <= self.bytes_per_shard) else { return };
+    /// shard is not stored. `beside` is what counts towards the bound besides the entries, and may fall as they go.
+    pub(super) fn put(&self, hash: u64, key: K, value: V, weight: usize, beside: impl Fn() -> usize) {
+        let weighed = weight + size_of::<Slot<K, V>>() + OVERHEAD;
+        let most = self.limit / SHARDS;
+        let Some(shard) = self.shard(hash).filter(|_| weighed <= most) else { return };
+        let Ok(charged) = u32::try_from(weighed) else { return };
         let hash = lower(hash);
         let mut shard = shard.lock();
-        let (len, bytes) = (shard.entries.len(), shard.bytes);
-        shard.bytes += charged;
+        let len = shard.entries.len();
+        let mut before = shard.bytes;
+        shard.bytes += weighed;
         let is = |slot: &Box<Slot<K, V>>| slot.hash == hash && slot.key == key;
         match shard.entries.entry(in_table(hash), is, |slot| in_table(slot.hash)) {
             Entry::Occupied(mut entry) => {
                 let slot = entry.get_mut();
                 let old = std::mem::replace(&mut slot.charged, charged);
                 slot.value = value;
-                shard.bytes -= old;
+                shard.bytes -= old as usize;
             }
             Entry::Vacant(entry) => {
                 entry.insert(Box::new(Slot { key, value, hash, charged, used: false }));
             }
         }
-        while shard.bytes > self.bytes_per_shard && shard.evict() {}
-        // Wrapping differences: each shard's change is exact, the sum is read for metrics alone.
+        loop {
+            // Wrapping differences: each shard's change is exact.
+            let change = shard.bytes.wrapping_sub(std::mem::replace(&mut before, shard.bytes));
+            let all = self.bytes.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
+            let room = shard.bytes <= most && all.saturating_add(beside()) <= self.limit;
+            if room || !shard.evict() {
+                break;
+            }
+        }
         self.len.fetch_add(shard.entries.len().wrapping_sub(len), Ordering::Relaxed);
-        self.bytes.fetch_add(shard.bytes.wrapping_sub(bytes), Ordering::Relaxed);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -126,7 +135,7 @@ impl<K, V> Shard<K, V> {
             self.hand = if self.hand + 1 < places { self.hand + 1 } else { 0 };
             let Ok(mut entry) = self.entries.get_bucket_entry(self.hand) else { continue };
             if !std::mem::take(&mut entry.get_mut().used) {
-                self.bytes -= entry.remove().0.charged;
+                self.bytes -= entry.remove().0.charged as usize;
                 return true;
             }
         }
@@ -157,11 +166,11 @@ mod tests {
         fn stays_within_its_bytes(puts in prop::collection::vec((any::<u8>(), 0usize..3000), 0..400)) {
             let shards = Shards::new(SHARDS * 4096);
             for (key, weight) in puts {
-                shards.put(hash(key.into()), key, weight, weight);
+                shards.put(hash(key.into()), key, weight, weight, || 0);
                 let held: usize = shards.shards.iter().map(|shard| shard.lock().bytes).sum();
                 let len: usize = shards.shards.iter().map(|shard| shard.lock().entries.len()).sum();
                 let charged: usize =
-                    shards.shards.iter().map(|shard| shard.lock().entries.iter().map(|slot| slot.charged).sum::<usize>()).sum();
+                    shards.shards.iter().map(|shard| shard.lock().entries.iter().map(|slot| slot.charged as usize).sum::<usize>()).sum();
                 prop_assert!(held <= SHARDS * 4096);
                 prop_assert_eq!(charged, held);
                 prop_assert_eq!(shards.bytes(), held);
@@ -174,10 +183,10 @@ mod tests {
     fn what_is_used_outlives_what_is_not() {
         let shards = Shards::new(SHARDS * 8192);
         for key in 0..500 {
-            shards.put(hash(key), key, key, 0);
+            shards.put(hash(key), key, key, 0, || 0);
         }
         for flood in 1_000..20_000 {
-            shards.put(hash(flood), flood, flood, 0);
+            shards.put(hash(flood), flood, flood, 0, || 0);
             let used = flood % 500;
             assert_eq!(get(&shards, used), Some(used), "a flood of names that nobody asks for again evicts no other");
         }

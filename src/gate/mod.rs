@@ -75,9 +75,9 @@ pub struct Gate {
     /// Upstreams.
     pub upstreams: Upstreams,
     /// What is known.
-    pub answers: Answers<RecordId>,
+    pub answers: Answers<RecordId, Prepared>,
     /// For whom it is open.
-    pub cover: Cover<Arc<Prepared>>,
+    pub cover: Cover<Prepared>,
     /// The granter.
     pub granter: Granter,
     /// Room on the slow path.

@@ -20,7 +20,7 @@ use crate::time::{Clock, Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
 
 /// A granted answer, ready to be told to any client it was granted to, for as long as its [`Covered`] says.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Prepared {
     template: Template,
     /// What every record of it says.
@@ -87,7 +87,7 @@ pub enum Conclusion {
     /// It is told.
     Told {
         /// What, and for how long.
-        covered: Covered<Arc<Prepared>>,
+        covered: Covered<Prepared>,
         /// What the cache did for it.
         cache: CacheUse,
     },
@@ -131,7 +131,7 @@ pub struct Outbox<R> {
 }
 
 /// What this thread told last, to whom, and who its clients are.
-pub(super) type Near = Local<(Asker, Covered<Arc<Prepared>>), Option<Asker>>;
+pub(super) type Near = Local<(Asker, Covered<Prepared>), Option<Asker>>;
 
 /// The replies of one batch and their records, with the thread's shard of the log and its tally.
 #[derive(Debug)]
@@ -340,11 +340,11 @@ impl<R> Batch<R> {
         &mut self,
         sealing: &Sealing<'_>,
         query: &Query<'_>,
-        covered: &Covered<Arc<Prepared>>,
+        covered: &Covered<Prepared>,
         cache: CacheUse,
         route: impl FnOnce() -> R,
     ) {
-        let prepared = &*covered.reply;
+        let prepared: &Prepared = &covered.reply;
         let ttl = answer_ttl(covered.told_until, sealing.now.tick);
         let start = self.bytes.len();
         let written = prepared.template.write(&mut self.bytes, &query.echo, ttl, limit(sealing, query));

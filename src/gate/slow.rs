@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::audit::{CacheUse, RecordId};
@@ -31,6 +32,8 @@ struct Resolved {
     told_until: Tick,
     origin: RecordId,
     cache: CacheUse,
+    /// As it is kept for others; of a chain that was followed, its first part.
+    known: Option<Arc<Known<RecordId, Prepared>>>,
 }
 
 impl Gate {
@@ -107,21 +110,34 @@ impl Gate {
             if self.rulebook.load().epoch != rulebook.epoch {
                 continue;
             }
-            let covered = self.keep(&rulebook, &granted, resolved.origin);
+            let covered = self.keep(&rulebook, &granted, resolved.origin, resolved.known.as_deref());
             return Ok((Conclusion::Told { covered, cache: resolved.cache }, rulebook));
         }
         Err(Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy is changing too fast; ask again"))
     }
 
     /// Prepares the reply and keeps it for those whom it was granted to.
-    fn keep(&self, rulebook: &Rulebook, granted: &Granted, origin: RecordId) -> Covered<Arc<Prepared>> {
+    fn keep(
+        &self,
+        rulebook: &Rulebook,
+        granted: &Granted,
+        origin: RecordId,
+        known: Option<&Known<RecordId, Prepared>>,
+    ) -> Covered<Prepared> {
         let permit = granted.cleared().permit();
-        let reply = Arc::new(Prepared::new(granted, origin));
-        let weight = reply.weight();
+        let hold = |reply: Prepared| {
+            let weight = reply.weight();
+            self.cover.hold(reply, weight)
+        };
+        let reply = Prepared::new(granted, origin);
+        let reply = match known {
+            Some(known) => known.share(reply, hold),
+            None => hold(reply),
+        };
         let (told_until, open_until) = (granted.told_until(), granted.open_until());
         let covered = Covered { epoch: rulebook.epoch, told_until, open_until, reply };
         let who = who(&rulebook.policy, permit.asker());
-        self.cover.put(who, permit.question().clone(), covered.clone(), weight);
+        self.cover.put(who, permit.question().clone(), covered.clone());
         covered
     }
 
@@ -172,7 +188,7 @@ impl Gate {
         let now = self.clock.tick();
         if let Some(answer) = rulebook.zones.answer(question) {
             let told_until = self.terms.told_until(answer.ttl(), now);
-            return Ok(Resolved { answer, told_until, origin: id, cache: CacheUse::Zone });
+            return Ok(Resolved { answer, told_until, origin: id, cache: CacheUse::Zone, known: None });
         }
         let segment = permit.segment();
         let Some(upstream) = self.upstreams.route(&segment.name, question.name.as_wire()) else {
@@ -186,6 +202,7 @@ impl Gate {
                 told_until: known.told_until,
                 origin: known.origin,
                 cache: CacheUse::Open,
+                known: Some(known),
             });
         }
         let answer = self.upstreams.resolve(upstream, permit, ports, deadline).await.map_err(|error| Failure {
@@ -195,9 +212,9 @@ impl Gate {
             upstream: Some(Arc::clone(upstream.name())),
         })?;
         let told_until = self.terms.told_until(answer.ttl(), self.clock.tick());
-        let known = Arc::new(Known { answer, told_until, origin: id });
+        let known = Arc::new(Known { answer, told_until, origin: id, last: Mutex::default() });
         self.answers.put(view, question, Arc::clone(&known));
-        Ok(Resolved { answer: known.answer.clone(), told_until, origin: id, cache: CacheUse::Miss })
+        Ok(Resolved { answer: known.answer.clone(), told_until, origin: id, cache: CacheUse::Miss, known: Some(known) })
     }
 }
 

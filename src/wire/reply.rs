@@ -18,7 +18,7 @@ const REFUSAL_SOA: &[u8; 77] = b"\xc0\x0c\x00\x06\x00\x01\x00\x00\x00\x05\x00\x4
 
 /// The answer and authority sections of the answer to one question, encoded. The id, the question's case,
 /// the flags RD and CD, the EDNS and the TTL are put in when it is written.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     rcode: Rcode,
     authoritative: bool,

@@ -5,7 +5,7 @@ use super::{AFTER_ANSWERS, MAX_LINE, end_answers, figures};
 use crate::audit::{RecordId, Statement};
 
 /// A [`Statement`] as it stands in every line that makes it; in memory, about as many bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     /// The parts of [`Part`] one behind the other, then a [`Place`] for each answer.
     bytes: Box<[u8]>,
