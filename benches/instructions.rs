@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use outgate::audit::{CacheUse, Encoder, Event, Outcome, QueryEvent, RecordId, Rendered, Stated, Statement, Transport};
-use outgate::cache::{Cover, Covered, Who};
+use outgate::cache::{Cover, Covered, Reply, Until, Who};
 use outgate::name::Name;
 use outgate::net::{SegmentId, Services};
 use outgate::policy::{GrantScope, Reason, Settings, Source, Verdict, compile, decide};
@@ -99,6 +99,15 @@ fn decides(names: usize) -> Turn {
     })
 }
 
+/// A reply of type A.
+struct Named(Name);
+
+impl Reply for Named {
+    fn answers(&self, name: &[u8], kind: RecordType) -> bool {
+        kind == RecordType::A && self.0.as_wire() == name
+    }
+}
+
 /// A thousand covered replies are found.
 #[expect(clippy::unwrap_used, reason = "a benchmark's own data")]
 fn covers() -> Turn {
@@ -106,9 +115,9 @@ fn covers() -> Turn {
     let who = Who { segment: SegmentId(7), client: Some(stage::address(1)) };
     let asked: Vec<Name> = (0..QUERIES).map(|n| Name::parse(&stage::allowed(n)).unwrap()).collect();
     for name in &asked {
-        let reply = cover.hold((), 500);
-        let covered = Covered { epoch: 1, told_until: Tick(300_000_000), open_until: None, reply };
-        cover.put(who, Question { name: name.clone(), kind: RecordType::A }, covered);
+        let reply = cover.hold(Named(name.clone()), 500);
+        let covered = Covered { epoch: 1, until: Until::new(Tick(300_000_000), None), reply };
+        cover.put(who, &cover.asked(name.as_wire(), RecordType::A), covered);
     }
     Box::new(move || {
         for name in &asked {

@@ -55,9 +55,9 @@ impl<Id, R> Answers<Id, R> {
     /// The answer to `question` in an upstream's view, if a whole second of it is left to tell.
     #[must_use]
     pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Arc<Known<Id, R>>> {
-        let is = |key: &(u32, Question)| key.0 == view && key.1 == *question;
+        let is = |key: &(u32, Question), _: &_| key.0 == view && key.1 == *question;
         let lives = |known: &Arc<Known<Id, R>>| known.told_until.since(now).as_secs() > 0;
-        self.table.get(self.hash(view, question), is, |_, known| lives(known).then(|| Arc::clone(known)))
+        self.table.get(self.hash(view, question), is, |known| lives(known).then(|| Arc::clone(known)))
     }
 
     /// Keeps an answer.
@@ -66,7 +66,8 @@ impl<Id, R> Answers<Id, R> {
         // With each allocation's own: the record, its name and its data; the answer; what is left of a reply.
         let weight = records.map(|record| 80 + record.name.as_wire().len() + record.data.len()).sum::<usize>();
         let weight = weight + size_of::<Known<Id, R>>() + size_of::<Held<R>>() + 48;
-        self.table.put(self.hash(view, question), (view, question.clone()), known, weight, || 0);
+        let is = |key: &(u32, Question), _: &_| key.0 == view && key.1 == *question;
+        self.table.put(self.hash(view, question), is, ((view, question.clone()), known), weight, || 0);
     }
 
     fn hash(&self, view: u32, question: &Question) -> u64 {

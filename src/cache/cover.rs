@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use foldhash::quality::RandomState;
 
 use crate::cache::shards::Shards;
-use crate::name::Name;
 use crate::net::SegmentId;
-use crate::record::{Question, RecordType};
+use crate::record::RecordType;
 use crate::time::Tick;
 
 /// For whom a reply was prepared: a client of a segment, or the whole segment.
@@ -62,17 +61,44 @@ impl<V> Drop for Held<V> {
     }
 }
 
+/// A reply that knows what it answers: the tables do not keep the question beside it.
+pub trait Reply {
+    /// Whether this is what it answers; `name` is canonical.
+    fn answers(&self, name: &[u8], kind: RecordType) -> bool;
+}
+
 /// A prepared reply and what it stands on.
 #[derive(Debug)]
 pub struct Covered<V> {
     /// The rulebook's epoch under which it was granted; another epoch makes it a miss.
     pub epoch: u64,
-    /// It may be told until here; everything it names is open until here at least.
-    pub told_until: Tick,
-    /// The first of its openings ends here; `None` where it needed none.
-    pub open_until: Option<Tick>,
+    /// For how long.
+    pub until: Until,
     /// The reply.
     pub reply: Arc<Held<V>>,
+}
+
+/// For how long a reply stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Until {
+    /// It may be told until here; everything it names is open until here at least.
+    pub told: Tick,
+    /// The first of its openings ends here. The clock's beginning: it needed none.
+    opened: Tick,
+}
+
+impl Until {
+    /// It may be told until `told`, and its first opening ends at `open`, where it needed one.
+    #[must_use]
+    pub fn new(told: Tick, open: Option<Tick>) -> Self {
+        Self { told, opened: open.unwrap_or_default() }
+    }
+
+    /// The first of its openings ends here; `None` where it needed none.
+    #[must_use]
+    pub fn open(self) -> Option<Tick> {
+        Some(self.opened).filter(|opened| *opened != Tick::default())
+    }
 }
 
 impl<V> Clone for Covered<V> {
@@ -84,18 +110,10 @@ impl<V> Clone for Covered<V> {
 /// Prepared replies, bounded in bytes.
 #[derive(Debug)]
 pub struct Cover<V> {
-    table: Shards<Key, Covered<V>>,
+    table: Shards<Who, Covered<V>>,
     hasher: RandomState,
     /// The bytes of all replies.
     held: Arc<AtomicUsize>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Key {
-    name: Name,
-    kind: RecordType,
-    segment: SegmentId,
-    client: Option<IpAddr>,
 }
 
 impl<V> Cover<V> {
@@ -128,26 +146,6 @@ impl<V> Cover<V> {
         self.hasher.hash_one(bits(client))
     }
 
-    /// The reply prepared for `who`, if it stands under `epoch` and a whole second of it is left to tell; with the name,
-    /// whose memory may be shared.
-    #[must_use]
-    pub fn get(&self, who: Who, asked: &Asked<'_>, epoch: u64, now: Tick) -> Option<(Name, Covered<V>)> {
-        let is = |key: &Key| {
-            (key.segment, key.client, key.kind) == (who.segment, who.client, asked.kind)
-                && key.name.as_wire() == asked.name
-        };
-        self.table.get(asked.hash ^ self.hash(who), is, |key, covered| {
-            let stands = covered.epoch == epoch && covered.told_until.since(now).as_secs() > 0;
-            stands.then(|| (key.name.clone(), covered.clone()))
-        })
-    }
-
-    /// Keeps a reply that was made by [`Cover::hold`].
-    pub fn put(&self, Who { segment, client }: Who, Question { name, kind }: Question, covered: Covered<V>) {
-        let hash = self.asked(name.as_wire(), kind).hash ^ self.hash(Who { segment, client });
-        self.table.put(hash, Key { name, kind, segment, client }, covered, 0, || self.held.load(Ordering::Relaxed));
-    }
-
     fn hash(&self, who: Who) -> u64 {
         match who.client {
             Some(client) => self.client(client),
@@ -174,6 +172,25 @@ impl<V> Cover<V> {
     }
 }
 
+impl<V: Reply> Cover<V> {
+    /// The reply prepared for `who`, if it stands under `epoch` and a whole second of it is left to tell.
+    #[must_use]
+    pub fn get(&self, who: Who, asked: &Asked<'_>, epoch: u64, now: Tick) -> Option<Covered<V>> {
+        let is = |whose: &Who, covered: &Covered<V>| *whose == who && covered.reply.answers(asked.name, asked.kind);
+        self.table.get(asked.hash ^ self.hash(who), is, |covered| {
+            let stands = covered.epoch == epoch && covered.until.told.since(now).as_secs() > 0;
+            stands.then(|| covered.clone())
+        })
+    }
+
+    /// Keeps a reply to `asked` that was made by [`Cover::hold`].
+    pub fn put(&self, who: Who, asked: &Asked<'_>, covered: Covered<V>) {
+        let is = |whose: &Who, known: &Covered<V>| *whose == who && known.reply.answers(asked.name, asked.kind);
+        let beside = || self.held.load(Ordering::Relaxed);
+        self.table.put(asked.hash ^ self.hash(who), is, (who, covered), 0, beside);
+    }
+}
+
 /// An address of either family; what is no canonical address may share its bits with one.
 fn bits(client: IpAddr) -> u128 {
     match client {
@@ -192,15 +209,23 @@ mod tests {
     use super::*;
     use crate::name::Name;
 
+    struct Numbered(usize, Name, RecordType);
+
+    impl Reply for Numbered {
+        fn answers(&self, name: &[u8], kind: RecordType) -> bool {
+            self.1.as_wire() == name && self.2 == kind
+        }
+    }
+
     #[test]
     fn a_cover_is_for_one_client_one_epoch_and_a_while() {
         let cover = Cover::new(1 << 20);
         let name = Name::parse("api.example.com").unwrap();
         let who = |client: &str| Who { segment: SegmentId(7), client: Some(client.parse().unwrap()) };
         let told_until = Tick(100_000_000);
-        let question = Question { name: name.clone(), kind: RecordType::A };
-        let covered = Covered { epoch: 3, told_until, open_until: None, reply: cover.hold(1, 8) };
-        cover.put(who("192.0.2.1"), question, covered);
+        let reply = cover.hold(Numbered(1, name.clone(), RecordType::A), 8);
+        let covered = Covered { epoch: 3, until: Until::new(told_until, None), reply };
+        cover.put(who("192.0.2.1"), &cover.asked(name.as_wire(), RecordType::A), covered);
         let get = |client, kind, epoch, now| {
             cover.get(who(client), &cover.asked(name.as_wire(), kind), epoch, Tick(now)).is_some()
         };
@@ -229,20 +254,22 @@ mod tests {
             puts in prop::collection::vec((0u8..200, 0u8..6, any::<bool>(), 0usize..3000), 1..300),
         ) {
             let cover = Cover::new(64 * 4096);
-            let mut last: Option<Arc<Held<()>>> = None;
+            let mut last: Option<Arc<Held<Numbered>>> = None;
             for (name, client, shared, weight) in puts {
                 let name = Name::parse(&format!("n{name}")).unwrap();
                 let client = Some(IpAddr::from([192, 0, 2, client]));
-                let reply = last.take().filter(|_| shared).unwrap_or_else(|| cover.hold((), weight));
-                let covered = Covered { epoch: 1, told_until: Tick(0), open_until: None, reply: Arc::clone(&reply) };
-                cover.put(Who { segment: SegmentId(1), client }, Question { name, kind: RecordType::A }, covered);
+                let numbered = Numbered(0, name.clone(), RecordType::A);
+                let reply = last.take().filter(|_| shared).unwrap_or_else(|| cover.hold(numbered, weight));
+                let covered = Covered { epoch: 1, until: Until::new(Tick(0), None), reply: Arc::clone(&reply) };
+                let asked = cover.asked(reply.1.as_wire(), RecordType::A);
+                cover.put(Who { segment: SegmentId(1), client }, &asked, covered);
                 // One is held by who made it, and may come on top.
                 prop_assert!(cover.bytes() <= 64 * 4096 + reply.weight());
                 last = Some(reply);
             }
             drop(last);
             prop_assert!(cover.bytes() <= 64 * 4096);
-            prop_assert_eq!(cover.len() == 0, cover.held.load(Ordering::Relaxed) == 0);
+            prop_assert_eq!(cover.is_empty(), cover.held.load(Ordering::Relaxed) == 0);
         }
 
         /// I4: what is given out was put under this very key, last, under this epoch, and has a second left. Nothing
@@ -263,17 +290,14 @@ mod tests {
                 let key = (who.segment, who.client, name.clone(), kind);
                 if fill {
                     let told_until = Tick(moment);
-                    let reply = cover.hold(put, weight);
-                    let covered = Covered { epoch, told_until, open_until: None, reply };
-                    cover.put(who, Question { name, kind }, covered);
+                    let reply = cover.hold(Numbered(put, name.clone(), kind), weight);
+                    let covered = Covered { epoch, until: Until::new(told_until, None), reply };
+                    cover.put(who, &cover.asked(name.as_wire(), kind), covered);
                     model.insert(key, (epoch, told_until, put));
                     continue;
                 }
                 let found = cover.get(who, &cover.asked(name.as_wire(), kind), epoch, Tick(moment));
-                let found = found.map(|(known, covered)| {
-                    assert_eq!(known, name);
-                    (covered.epoch, covered.told_until, **covered.reply)
-                });
+                let found = found.map(|covered| (covered.epoch, covered.until.told, covered.reply.0));
                 let known = model.get(&key).copied();
                 let known = known.filter(|(of, told, _)| *of == epoch && told.0 >= moment + 1_000_000);
                 prop_assert!(found.is_none() || found == known, "{found:?}, not {known:?}");

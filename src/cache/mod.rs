@@ -11,5 +11,5 @@ mod local;
 mod shards;
 
 pub use answers::{Answers, Known};
-pub use cover::{Asked, Cover, Covered, Held, Who};
+pub use cover::{Asked, Cover, Covered, Held, Reply, Until, Who};
 pub use local::{Local, Wanted};

@@ -31,7 +31,7 @@ struct Shard<K, V> {
     hand: usize,
 }
 
-/// See the module. A key is given by its hash, of which every bit counts, and by what tells it from others.
+/// See the module. An entry is looked for by a hash, of which every bit counts, and by what knows it.
 #[derive(Debug)]
 pub(super) struct Shards<K, V> {
     shards: Box<[Mutex<Shard<K, V>>]>,
@@ -50,7 +50,7 @@ const fn lower(hash: u64) -> u32 {
     hash as u32
 }
 
-impl<K: Eq, V> Shards<K, V> {
+impl<K, V> Shards<K, V> {
     pub(super) fn new(bytes: usize) -> Self {
         let shard = |_| Mutex::new(Shard { entries: HashTable::new(), bytes: 0, hand: 0 });
         Self {
@@ -65,25 +65,33 @@ impl<K: Eq, V> Shards<K, V> {
         self.shards.get(usize::try_from(hash >> (u64::BITS - SHARD_BITS)).unwrap_or(0))
     }
 
-    /// What `take` makes of the entry whose key `is` knows. Both are called with the shard locked.
+    /// What `take` makes of the value of the entry that `is` knows. Both are called with the shard locked.
     pub(super) fn get<T>(
         &self,
         hash: u64,
-        is: impl Fn(&K) -> bool,
-        take: impl FnOnce(&K, &V) -> Option<T>,
+        is: impl Fn(&K, &V) -> bool,
+        take: impl FnOnce(&V) -> Option<T>,
     ) -> Option<T> {
         let mut shard = self.shard(hash)?.lock();
         let hash = lower(hash);
-        let slot = shard.entries.find_mut(in_table(hash), |slot| slot.hash == hash && is(&slot.key))?;
+        let slot = shard.entries.find_mut(in_table(hash), |slot| slot.hash == hash && is(&slot.key, &slot.value))?;
         if !slot.used {
             slot.used = true;
         }
-        take(&slot.key, &slot.value)
+        take(&slot.value)
     }
 
-    /// Stores a value that weighs `weight` bytes besides itself; what is not used makes room. A value heavier than a
-    /// shard is not stored. `beside` is what counts towards the bound besides the entries, and may fall as they go.
-    pub(super) fn put(&self, hash: u64, key: K, value: V, weight: usize, beside: impl Fn() -> usize) {
+    /// Stores an entry that weighs `weight` bytes besides itself, in place of the one that `is` knows; what is not used
+    /// makes room. An entry heavier than a shard is not stored. `beside` is what counts towards
+    /// the bound besides the entries, and may fall as they go.
+    pub(super) fn put(
+        &self,
+        hash: u64,
+        is: impl Fn(&K, &V) -> bool,
+        (key, value): (K, V),
+        weight: usize,
+        beside: impl Fn() -> usize,
+    ) {
         let weighed = weight + size_of::<Slot<K, V>>() + OVERHEAD;
         let most = self.limit / SHARDS;
         let Some(shard) = self.shard(hash).filter(|_| weighed <= most) else { return };
@@ -93,8 +101,12 @@ impl<K: Eq, V> Shards<K, V> {
         let len = shard.entries.len();
         let mut before = shard.bytes;
         shard.bytes += weighed;
-        let is = |slot: &Box<Slot<K, V>>| slot.hash == hash && slot.key == key;
-        match shard.entries.entry(in_table(hash), is, |slot| in_table(slot.hash)) {
+        let same = shard.entries.entry(
+            in_table(hash),
+            |slot| slot.hash == hash && is(&slot.key, &slot.value),
+            |slot| in_table(slot.hash),
+        );
+        match same {
             Entry::Occupied(mut entry) => {
                 let slot = entry.get_mut();
                 let old = std::mem::replace(&mut slot.charged, charged);
@@ -157,7 +169,11 @@ mod tests {
     }
 
     fn get(shards: &Shards<u64, u64>, key: u64) -> Option<u64> {
-        shards.get(hash(key), |known| *known == key, |_, value| Some(*value))
+        shards.get(hash(key), |known, _| *known == key, |value| Some(*value))
+    }
+
+    fn put(shards: &Shards<u64, u64>, key: u64) {
+        shards.put(hash(key), |known, _| *known == key, (key, key), 0, || 0);
     }
 
     proptest! {
@@ -166,7 +182,7 @@ mod tests {
         fn stays_within_its_bytes(puts in prop::collection::vec((any::<u8>(), 0usize..3000), 0..400)) {
             let shards = Shards::new(SHARDS * 4096);
             for (key, weight) in puts {
-                shards.put(hash(key.into()), key, weight, weight, || 0);
+                shards.put(hash(key.into()), |known, _| *known == key, (key, weight), weight, || 0);
                 let held: usize = shards.shards.iter().map(|shard| shard.lock().bytes).sum();
                 let len: usize = shards.shards.iter().map(|shard| shard.lock().entries.len()).sum();
                 let charged: usize =
@@ -183,10 +199,10 @@ mod tests {
     fn what_is_used_outlives_what_is_not() {
         let shards = Shards::new(SHARDS * 8192);
         for key in 0..500 {
-            shards.put(hash(key), key, key, 0, || 0);
+            put(&shards, key);
         }
         for flood in 1_000..20_000 {
-            shards.put(hash(flood), flood, flood, 0, || 0);
+            put(&shards, flood);
             let used = flood % 500;
             assert_eq!(get(&shards, used), Some(used), "a flood of names that nobody asks for again evicts no other");
         }

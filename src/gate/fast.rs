@@ -107,8 +107,8 @@ impl Gate {
         let wanted = Wanted::new(client, of_client, &asked);
         // While it is not known what a firewall holds, the granter has the word.
         let ready = self.granter.counts().ready();
-        if ready && let Some((asker, covered)) = near.get(&wanted, tick) {
-            batch.tell(&sealing(Some(*asker)), &query, covered, CacheUse::Hit, route);
+        if ready && let Some(kept) = near.get(&wanted, tick) {
+            batch.tell(&sealing(Some(kept.asker)), &query, (&kept.reply, kept.until), CacheUse::Hit, route);
             return Fast::Done;
         }
         let asker = near.client(client, of_client, || policy.asker(client));
@@ -117,10 +117,9 @@ impl Gate {
             return Fast::Done;
         };
         let who = who(policy, asker);
-        if ready && let Some((name, covered)) = self.cover.get(who, &asked, rulebook.epoch, tick) {
-            batch.tell(&sealing(Some(asker)), &query, &covered, CacheUse::Hit, route);
-            let (weight, told_until) = (covered.reply.weight(), covered.told_until);
-            near.put(&wanted, name, (asker, covered), weight, told_until, tick);
+        if ready && let Some(covered) = self.cover.get(who, &asked, rulebook.epoch, tick) {
+            batch.tell(&sealing(Some(asker)), &query, (&covered.reply, covered.until), CacheUse::Hit, route);
+            near.put(&wanted, asker, covered, tick);
             return Fast::Done;
         }
         let settle = |conclusion: &Conclusion| {

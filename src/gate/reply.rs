@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::audit::{
     AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shard, Stated, Statement, Transport,
 };
-use crate::cache::{Covered, Local};
+use crate::cache::{Covered, Local, Reply, Until};
 use crate::gate::designation::{self, Designation};
 use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
@@ -81,6 +81,12 @@ impl Prepared {
     }
 }
 
+impl Reply for Prepared {
+    fn answers(&self, name: &[u8], kind: RecordType) -> bool {
+        self.template.answers(name, kind)
+    }
+}
+
 /// What became of a query.
 #[derive(Clone, Debug)]
 pub enum Conclusion {
@@ -131,7 +137,7 @@ pub struct Outbox<R> {
 }
 
 /// What this thread told last, to whom, and who its clients are.
-pub(super) type Near = Local<(Asker, Covered<Prepared>), Option<Asker>>;
+pub(super) type Near = Local<Prepared>;
 
 /// The replies of one batch and their records, with the thread's shard of the log and its tally.
 #[derive(Debug)]
@@ -307,7 +313,9 @@ impl<R> Batch<R> {
     ) {
         let policy = &sealing.rulebook.policy;
         let told = match conclusion {
-            Conclusion::Told { covered, cache } => return self.tell(sealing, query, covered, *cache, route),
+            Conclusion::Told { covered, cache } => {
+                return self.tell(sealing, query, (&covered.reply, covered.until), *cache, route);
+            }
             Conclusion::Designated(designation) => return self.designate(sealing, query, designation, route),
             Conclusion::Refused(refusal) => {
                 let rcode = match refusal.shown {
@@ -340,12 +348,11 @@ impl<R> Batch<R> {
         &mut self,
         sealing: &Sealing<'_>,
         query: &Query<'_>,
-        covered: &Covered<Prepared>,
+        (prepared, until): (&Prepared, Until),
         cache: CacheUse,
         route: impl FnOnce() -> R,
     ) {
-        let prepared: &Prepared = &covered.reply;
-        let ttl = answer_ttl(covered.told_until, sealing.now.tick);
+        let ttl = answer_ttl(until.told, sealing.now.tick);
         let start = self.bytes.len();
         let written = prepared.template.write(&mut self.bytes, &query.echo, ttl, limit(sealing, query));
         let written = self.extend(written, &query.echo, sealing.arrival.transport);
@@ -354,7 +361,7 @@ impl<R> Batch<R> {
             written,
             cache: Some(cache),
             ttl,
-            open_until: covered.open_until,
+            open_until: until.open(),
             rendered: Some(&prepared.rendered),
             ..Told::nothing(prepared.outcome, prepared.reason)
         };

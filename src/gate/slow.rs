@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::audit::{CacheUse, RecordId};
-use crate::cache::{Covered, Known};
+use crate::cache::{Covered, Known, Until};
 use crate::gate::reply::{Conclusion, Failure, Prepared};
 use crate::gate::{Finished, Gate, Job, NotGranted, Rulebook, who};
 use crate::grant::Granted;
@@ -134,10 +134,11 @@ impl Gate {
             Some(known) => known.share(reply, hold),
             None => hold(reply),
         };
-        let (told_until, open_until) = (granted.told_until(), granted.open_until());
-        let covered = Covered { epoch: rulebook.epoch, told_until, open_until, reply };
+        let until = Until::new(granted.told_until(), granted.open_until());
+        let covered = Covered { epoch: rulebook.epoch, until, reply };
         let who = who(&rulebook.policy, permit.asker());
-        self.cover.put(who, permit.question().clone(), covered.clone());
+        let Question { name, kind } = permit.question();
+        self.cover.put(who, &self.cover.asked(name.as_wire(), *kind), covered.clone());
         covered
     }
 

@@ -27,6 +27,7 @@ mod testing;
 mod verdict;
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::document::Mistake;
@@ -93,7 +94,8 @@ impl Policy {
     pub fn asker(&self, peer: IpAddr) -> Option<Asker> {
         let client = canonical(peer);
         if let Some((forwarder, segment)) = self.forwarders.longest(client) {
-            return Some(Asker { client, segment: *segment, forwarder: Some(*forwarder) });
+            let forwarder = NonZeroU32::MIN.checked_add(*forwarder);
+            return Some(Asker { client, segment: *segment, forwarder });
         }
         self.clients.longest(client).map(|segment| Asker { client, segment: *segment, forwarder: None })
     }
@@ -133,7 +135,7 @@ impl Policy {
     /// The name of the forwarder that asked, if one did.
     #[must_use]
     pub fn forwarder(&self, asker: Asker) -> Option<&Arc<str>> {
-        self.forwarder_names.get(asker.forwarder? as usize)
+        self.forwarder_names.get(asker.forwarder?.get() as usize - 1)
     }
 
     /// What is no mistake and yet worth a look, by place.

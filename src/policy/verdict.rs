@@ -4,6 +4,7 @@
 //! are private, and the next stage of the walk takes them by value.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,7 +108,8 @@ pub struct Asker {
     /// The client; behind a forwarder without identity, the forwarder.
     pub client: IpAddr,
     pub(in crate::policy) segment: SegmentIndex,
-    pub(in crate::policy) forwarder: Option<u32>,
+    /// Its place in the policy's forwarders, from 1: an asker is kept with every reply that a worker told last.
+    pub(in crate::policy) forwarder: Option<NonZeroU32>,
 }
 
 impl Asker {

@@ -20,17 +20,19 @@ const REFUSAL_SOA: &[u8; 77] = b"\xc0\x0c\x00\x06\x00\x01\x00\x00\x00\x05\x00\x4
 /// the flags RD and CD, the EDNS and the TTL are put in when it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
-    rcode: Rcode,
+    /// The question's name, both sections, and two octets for each TTL in them: where it stands. All that a reply is
+    /// known by and made of is in one place, so that a reply that no processor's cache holds is waited for once.
+    octets: Box<[u8]>,
+    /// Where the sections end.
+    end: u32,
+    /// The length of the name; they begin behind it.
+    name: u8,
     authoritative: bool,
-    /// The length of the question section that the pointers assume.
-    question: usize,
+    kind: RecordType,
+    rcode: Rcode,
     answers: u16,
     authority: u16,
-    /// Both sections, then two octets for each TTL in them: where it stands. One allocation, next to itself in memory.
-    octets: Box<[u8]>,
-    /// The length of the sections.
-    body: usize,
-    ede: Option<ExtendedError>,
+    ede: Option<Box<ExtendedError>>,
 }
 
 /// What was appended to the buffer.
@@ -65,19 +67,29 @@ impl Template {
             names: Compressor::new(asked),
         };
         records.iter().chain(soa).for_each(|record| encoder.push(record));
-        let Encoder { body: mut octets, ttls, .. } = encoder;
-        let body = octets.len();
+        let Encoder { body, ttls, .. } = encoder;
+        let mut octets = Vec::with_capacity(asked.len() + body.len() + 2 * ttls.len());
+        octets.extend_from_slice(asked);
+        octets.extend_from_slice(&body);
+        let end = u32::try_from(octets.len()).unwrap_or(u32::MAX);
         octets.extend(ttls.iter().flat_map(|place| place.to_be_bytes()));
         Self {
-            rcode,
+            octets: octets.into(),
+            end,
+            name: u8::try_from(asked.len()).unwrap_or(u8::MAX),
             authoritative,
-            question: asked.len() + 4,
+            kind: question.kind,
+            rcode,
             answers: count(records.len()),
             authority: count(soa.iter().len()),
-            octets: octets.into(),
-            body,
-            ede: ede.cloned(),
+            ede: ede.cloned().map(Box::new),
         }
+    }
+
+    /// Whether this is what it answers; `name` is canonical.
+    #[must_use]
+    pub fn answers(&self, name: &[u8], kind: RecordType) -> bool {
+        self.kind == kind && self.octets.get(..self.name.into()) == Some(name)
     }
 
     /// The code that [`write`](Self::write) gives.
@@ -89,7 +101,7 @@ impl Template {
     /// About how many bytes it takes besides itself.
     #[must_use]
     pub fn weight(&self) -> usize {
-        self.octets.len() + self.ede.as_ref().map_or(0, |ede| ede.text.len())
+        self.octets.len() + self.ede.as_ref().map_or(0, |ede| size_of_val(&**ede) + ede.text.len())
     }
 
     /// Appends the reply to `echo`, which asks this template's question, in whatever case. Every record is told
@@ -99,16 +111,17 @@ impl Template {
     /// An echo of a question of another length cannot be answered from here and gets SERVFAIL.
     pub fn write(&self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
         let ede = self.ede.as_ref().map(|ede| (ede.code, &*ede.text));
-        if echo.question.len() != self.question {
+        let name = usize::from(self.name);
+        if echo.question.len() != name + 4 {
             return Reply { ede, ..Reply::empty(Rcode::SERVFAIL) }.write(out, echo, ttl, limit);
         }
-        let (body, ttls) = self.octets.split_at_checked(self.body).unwrap_or_default();
+        let (body, ttls) = self.octets.split_at_checked(self.end as usize).unwrap_or_default();
         Reply {
             rcode: self.rcode,
             authoritative: self.authoritative,
             answers: self.answers,
             authority: self.authority,
-            body,
+            body: body.get(name..).unwrap_or_default(),
             ttls: ttls.as_chunks().0,
             ede,
         }
@@ -318,7 +331,7 @@ mod tests {
             let data = [&[0; 6][..prefix], name.as_wire()].concat().into();
             let record = Record { name: name.clone(), kind, ttl: Ttl::ZERO, data };
             let template = Template::new(&question(), Rcode::NOERROR, false, &[record], None, None);
-            assert_eq!(template.body, 12 + length, "{kind}");
+            assert_eq!(template.end as usize, 17 + 12 + length, "{kind}");
         }
     }
 
