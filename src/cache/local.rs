@@ -299,7 +299,7 @@ mod tests {
             };
             (0..upto).filter(here).count()
         };
-        let mut tell = |local: &mut Local<_>, number: u32| {
+        let tell = |local: &mut Local<_>, number: u32| {
             let client = IpAddr::V4(number.into());
             let hash = cover.client(client);
             let wanted = Wanted::new(client, hash, &asked);
