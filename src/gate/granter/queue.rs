@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The end that orders are put in; there may be several.
 pub(super) struct Sender<T>(Arc<Queue<T>>);
@@ -104,6 +105,8 @@ impl<T> Inbox<T> {
             state.asleep = true;
             self.queue.bell.wait_for(&mut state, patience);
             state.asleep = false;
+            // Who woke it is about to put more in. Where that needs this very core it goes first, and all is one batch.
+            MutexGuard::unlocked(&mut state, thread::yield_now);
         }
         std::mem::swap(&mut state.orders, &mut self.spare);
         let over = self.spare.is_empty() && state.senders == 0;

@@ -7,11 +7,14 @@
 mod jobs;
 mod socket;
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use jobs::Jobs;
 pub use socket::{BindError, LISTEN};
@@ -22,6 +25,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::unconstrained;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::stopped;
 use crate::audit::{Shard, Transport};
@@ -34,6 +38,10 @@ const BATCH: usize = 64;
 
 /// Batches received in a row before the runtime looks for replies of upstreams and for timers.
 const IN_A_ROW: usize = 4;
+
+/// While jobs are under way the runtime is due to wake this soon, which is sooner than any of their timers: it wakes
+/// itself, by a system call, for each new timer that is due before all that it knew when it went to sleep.
+const BEAT: Duration = Duration::from_millis(100);
 
 /// One worker, bound and ready to run.
 #[derive(Debug)]
@@ -113,12 +121,16 @@ impl Worker {
         let mut serving = Serving { gate: &gate, doors, outbox, passed: &passed, jobs: Jobs::new(), begin };
         // A worker's jobs share its thread's one task: tokio's budget for a task would hold back the last of a batch.
         runtime.block_on(unconstrained(async {
+            let mut beat = pin!(sleep(BEAT));
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => {}
-                () = std::future::poll_fn(|context| serving.serve(context)) => {}
+                () = poll_fn(|context| {
+                    serving.beat(beat.as_mut(), context);
+                    serving.serve(context)
+                }) => {}
             }
-            std::future::poll_fn(|context| serving.drain(context)).await;
+            poll_fn(|context| serving.drain(context)).await;
         }));
     }
 }
@@ -144,6 +156,13 @@ where
     F: Future<Output = (Finished, Route, usize)>,
     B: Fn(Job, Route, usize) -> F,
 {
+    /// See [`BEAT`].
+    fn beat(&self, mut beat: Pin<&mut Sleep>, context: &mut Context<'_>) {
+        while !self.jobs.is_empty() && beat.as_mut().poll(context).is_ready() {
+            beat.as_mut().reset(Instant::now() + BEAT);
+        }
+    }
+
     /// Answers what is there. Never ends.
     fn serve(&mut self, context: &mut Context<'_>) -> Poll<()> {
         for _ in 0..IN_A_ROW {
