@@ -153,14 +153,14 @@ mod tests {
     #[test]
     fn who_sleeps_is_woken() {
         let (sender, mut inbox) = queue(3);
-        let taker = std::thread::spawn(move || {
+        let taker = thread::spawn(move || {
             let mut orders = VecDeque::new();
             while inbox.take(&mut orders, LONG) {}
             orders
         });
         for number in 0..3 {
             while !sender.0.state.lock().asleep {
-                std::thread::yield_now();
+                thread::yield_now();
             }
             sender.clone().put(number).unwrap();
         }
