@@ -19,14 +19,14 @@
 //!      │ Query                                                                         │
 //!   policy.asker(client) ──── none ────────────────────► REFUSED + EDE 18              │
 //!      │ Asker                                                                         │
-//!   cover.get ─────────────── open long enough ────────► the prepared reply            ├─► Outbox: bytes and
+//!   Local, cover ──────────── open long enough ────────► the prepared reply            ├─► Outbox: bytes and
 //!      │ nothing                                                                       │   record, sealed together.
 //!   policy::decide ────────── Refuse ──────────────────► NXDOMAIN, NODATA … + EDE 15   │   The batch's records are
 //!      │ Permit                                                                        │   written, then its
 //!   Slots.take ────────────── no room ─────────────────► SERVFAIL + EDE                │   replies are sent.
 //!      │ Job                                                                           │
-//! slow path: Gate::slow (tokio; one deadline for all of it)                            │
-//!   policy::decide again ──── under the policy of now                                  │
+//! slow path: Gate::slow (a job of that thread; one deadline for all of it)             │
+//!   the Permit still stands ─ or policy::decide again, under the policy of now         │
 //!   zones, answers, upstream  → Answer                                                 │
 //!   policy::inspect           → Cleared                                                │
 //!   granter.offer             → Granted    journal, firewalls, acknowledgement, record │

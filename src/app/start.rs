@@ -97,6 +97,8 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let streams = listen(&config.listen.dns, LISTEN)?;
     let tls_streams = listen(&config.listen.tls, "[listen].tls")?;
     let https_streams = listen(&config.listen.https, "[listen].https")?;
+    // The workers, and the runtime that the streams share, have ports of their own.
+    let files = upstreams.sockets() * (config.listen.workers + 1) + OTHER_FILES;
     let udp: Vec<SocketAddr> =
         config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
     let sockets = bind(&udp, config.listen.workers).map_err(|error| Failure::Failed(error.to_string()))?;
@@ -117,17 +119,20 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     };
     let doors = Doors { dns: sockets.addresses(), tls: bound(&tls_streams), https: bound(&https_streams) };
     match build(Parts { config, clock, upstreams, no_upstream, loaded, sockets, doors, meter, boot }, shards) {
-        Ok(built) => Ok(Started {
-            built,
-            log,
-            streams,
-            tls_streams,
-            https_streams,
-            health,
-            admin,
-            stop: watch::channel(false),
-            lock,
-        }),
+        Ok(built) => {
+            judge_file_limit(files);
+            Ok(Started {
+                built,
+                log,
+                streams,
+                tls_streams,
+                https_streams,
+                health,
+                admin,
+                stop: watch::channel(false),
+                lock,
+            })
+        }
         Err(failure) => {
             // A log without its last record is that of a process that was killed. The failure matters more than
             // one of this.
@@ -268,6 +273,20 @@ fn lock_state(state: &Path) -> Result<Flock<std::fs::File>, Failure> {
 fn raise_file_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Besides the ports to upstream servers: connections of clients, sockets, the log, the journal.
+const OTHER_FILES: usize = 2_048;
+
+/// Says where the limit of open files is too low for the load that `wanted` of them are for.
+fn judge_file_limit(wanted: usize) {
+    if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < wanted as u64
+    {
+        tracing::warn!(
+            "at most {soft} files may be open, and under load the ports to upstream servers and the connections of clients take up to {wanted}; raise LimitNOFILE of the service, or `ulimit -n`, or lower `workers`"
+        );
     }
 }
 

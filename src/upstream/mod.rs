@@ -172,6 +172,12 @@ impl Upstreams {
         Ports::new(self.upstreams.iter().flat_map(|upstream| upstream.servers()))
     }
 
+    /// How many sockets one runtime's ports take up under load.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.upstreams.iter().map(|upstream| upstream.servers.len() * udp::SOCKETS).sum()
+    }
+
     /// The answer of `upstream` to the question that `permit` permits, asked from `ports`, which are those of the
     /// runtime that this runs on. The same question of the same view is asked once, however many wait for it.
     ///

@@ -21,7 +21,7 @@ use crate::time::Tick;
 use crate::wire::UDP_SIZE;
 
 /// From this many sockets on they are used again: 9 bits of the port's 16 that a guesser must still hit.
-const SOCKETS: usize = 512;
+pub(super) const SOCKETS: usize = 512;
 /// A socket's life in queries.
 const USES: u32 = 32;
 /// A socket's life in time.

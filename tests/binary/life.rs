@@ -254,6 +254,19 @@ fn few_open_files_are_enough_or_told() {
 }
 
 #[test]
+fn a_limit_of_open_files_that_load_would_meet_is_said() {
+    let site = Site::new();
+    let mut node = site.spawn_command(&mut with_open_files(&site, 1_000));
+    while site.get("/health/ready").is_none_or(|(status, _)| status != 200) {
+        assert!(!node.has_ended(), "{}", node.stderr());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(node.stop(), Some(0));
+    let said = node.stderr();
+    assert!(said.contains("at most 1000 files may be open") && said.contains("LimitNOFILE"), "{said}");
+}
+
+#[test]
 fn too_few_open_files_are_one_sentence() {
     for limit in [8, 12, 16, 20, 24] {
         let site = Site::new();

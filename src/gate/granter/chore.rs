@@ -108,7 +108,8 @@ impl Desk {
             revoked.len() < super::desk::BATCH
         });
         let changes = self.ledger.take_batch();
-        if !changes.is_empty() {
+        // A reason may go without a change: the element is open as long for another one.
+        if !revoked.is_empty() || !changes.is_empty() {
             self.journal_closings(&changes);
             revocation.unjournalled |= self.journal.write().is_err();
             let applied = self.enforcers.apply(&changes, now.tick);
