@@ -77,9 +77,9 @@ private = ["198.18.0.0/15", "10.0.0.0/8"]
 name = "bench"
 {firewall}
 """)
-    # Segments of 16,384 clients each, from 127.0.0.0/18 on: one may have 262,144 addresses open.
+    # Segments of 4,096 clients each, from 127.0.0.0/20 on: one may have 262,144 addresses open.
     segments = "".join(
-        f'[[segment]]\nname = "s{number}"\nclients = ["127.{number // 4}.{number % 4 * 64}.0/18"]\n' for number in range(16)
+        f'[[segment]]\nname = "s{number}"\nclients = ["127.{number // 16}.{number % 16 * 16}.0/20"]\n' for number in range(32)
     )
     names = [*cases.allowed_names(setting.row.policy), *(f"*.{suffix}" for suffix in cases.WILDCARDS)]
     setting.write("policy/bench.toml", f"""

@@ -17,7 +17,7 @@ use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
 use crate::app::node::{Doors, NodeParts, RunningNode};
 use crate::audit::{Log, Meter, Shard};
-use crate::cache::{Answers, Cover};
+use crate::cache::{Answers, Cover, LOCAL_BYTES};
 use crate::document::Mistake;
 use crate::firewall;
 use crate::gate::{Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS};
@@ -179,7 +179,8 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         rulebook,
         upstreams,
         answers: Answers::new(ANSWER_BYTES),
-        cover: Cover::new(COVER_BYTES),
+        // What the doors' threads keep is on top: it must not push out what all of them share.
+        cover: Cover::new(COVER_BYTES + (config.listen.workers + 1) * LOCAL_BYTES),
         granter,
         slots: Slots::default(),
         passed: Passed::default(),

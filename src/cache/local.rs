@@ -19,6 +19,8 @@ const FEWEST: usize = 1 << 8;
 const MOST: usize = 1 << 13;
 /// What weighs more is not kept: a thread keeps small answers from being evicted, never large ones.
 const HEAVIEST: usize = 1_024;
+/// What the replies of one of these tables weigh at most.
+pub const LOCAL_BYTES: usize = MOST * WAYS * HEAVIEST;
 /// How long a reply is good.
 const GOOD_FOR: Duration = Duration::from_secs(5);
 /// A reply must be good to tell for a second.

@@ -12,4 +12,4 @@ mod shards;
 
 pub use answers::{Answers, Known};
 pub use cover::{Asked, Cover, Covered, Held, Reply, Until, Who};
-pub use local::{Local, Wanted};
+pub use local::{LOCAL_BYTES, Local, Wanted};

@@ -34,6 +34,15 @@ pub trait Firewall: Send {
     /// The firewall cannot be used.
     fn adopt(&mut self, layout: &Layout, now: Tick) -> Result<Vec<(Element, Tick)>, FirewallError>;
 
+    /// As [`Firewall::adopt`], but puts exactly `live` in force, in one instant, instead of listing what is: where there
+    /// is much of it, that is quicker. `false`, and nothing was done: this firewall cannot.
+    ///
+    /// # Errors
+    /// The firewall cannot be used.
+    fn restore(&mut self, _layout: &Layout, _live: &[(Element, Tick)], _now: Tick) -> Result<bool, FirewallError> {
+        Ok(false)
+    }
+
     /// Replaces the layout, atomically; elements stay.
     ///
     /// # Errors

@@ -106,7 +106,7 @@ pub enum UpstreamError {
     #[error("{0}")]
     Malformed(Attempts),
     /// Too many questions are being asked at once.
-    #[error("2048 questions are in flight already")]
+    #[error("8192 questions are in flight already")]
     Busy,
 }
 

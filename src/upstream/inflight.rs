@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::hash::Hash;
+use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -17,8 +18,9 @@ use tokio::time::{Instant, timeout_at};
 use super::failure::{Attempts, UpstreamError};
 use crate::record::Answer;
 
-/// The most exchanges under way at once; at the cap, new questions fail and those under way go on.
-const CAP: usize = 2048;
+/// The most exchanges under way at once: as many as there is room for on the slow path, where each segment has its share.
+/// At the cap, new questions fail and those under way go on.
+const CAP: usize = 8_192;
 /// Less time than this is not worth another exchange; guessed, a few near round trips.
 const WORTHWHILE: Duration = Duration::from_millis(100);
 
@@ -35,8 +37,14 @@ struct Entered<'a, K: Eq + Hash> {
 }
 
 impl<K: Eq + Hash> Entered<'_, K> {
-    fn leave(&self) -> Vec<oneshot::Sender<Outcome>> {
+    fn leave(&mut self) -> Vec<oneshot::Sender<Outcome>> {
         self.inflight.0.lock().remove(self.key).unwrap_or_default()
+    }
+
+    /// Leaves, once: those who waited.
+    fn left(self) -> Vec<oneshot::Sender<Outcome>> {
+        let mut entered = ManuallyDrop::new(self);
+        entered.leave()
     }
 }
 
@@ -73,8 +81,8 @@ impl<K: Eq + Hash + Clone> Inflight<K> {
             let outcome = match self.enter(key)? {
                 Part::First(entered) => {
                     let outcome = begin().await;
-                    // Off the table before it is told: who comes now asks anew.
-                    for waiting in entered.leave() {
+                    // Off the table before it is told: who comes now asks anew, and is not taken off with this one.
+                    for waiting in entered.left() {
                         let _gone = waiting.send(outcome.clone());
                     }
                     return outcome;

@@ -147,8 +147,9 @@ impl Upstreams {
                 view: ViewId(u32::try_from(index).unwrap_or(u32::MAX)),
                 origin: Origin { name: settings.name, trust: AddressTrust::Upstream(Arc::clone(&private)) },
                 private,
-                servers: (numbers.by_ref().zip(settings.servers))
-                    .map(|(number, one)| server::Server::new(number, one, clock))
+                // The servers first: a zip whose first runs out takes nothing from the second.
+                servers: (settings.servers.into_iter().zip(numbers.by_ref()))
+                    .map(|(one, number)| server::Server::new(number, one, clock))
                     .collect(),
             }));
         }

@@ -24,7 +24,7 @@ const STALLED: Duration = Duration::from_secs(2);
 /// A connection on which nothing is awaited is closed after this. RFC 7766 §6.2.3 asks clients to keep none needlessly.
 const IDLE: Duration = Duration::from_secs(10);
 /// The most queries awaiting a reply on one connection.
-const PENDING: usize = 2048;
+const PENDING: usize = 8_192;
 /// Queries waiting to be written.
 const QUEUED: usize = 256;
 /// How much is read at once.

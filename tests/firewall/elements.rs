@@ -314,3 +314,28 @@ fn ten_thousand_segments_fit_into_one_transaction() {
         timed("adopt again, 100,000 elements", start);
     });
 }
+
+#[test]
+fn what_is_live_is_restored_in_one_instant() {
+    alone(|| {
+        let layout = layout(vec![segment("a", &["192.0.2.0/24"], &[])]);
+        let mut first = firewall(forward());
+        first.adopt(&layout, now()).unwrap();
+        open(&mut first, &[web(1), web(2)], MINUTE);
+        drop(first);
+        let mut second = firewall(forward());
+        // Of the first two one is not known any more; one has another end; one was never there; one has ended.
+        let live = [(web(2), now() + 2 * MINUTE), (web(3), now() + MINUTE), (web(4), now())];
+        assert_eq!(second.restore(&layout, &live, now()), Ok(true));
+        assert_eq!(second.drifted(), Ok(false));
+        let mut found = second.adopt(&layout, now()).unwrap();
+        found.sort_by_key(|(_, until)| *until);
+        assert_eq!(found.iter().map(|(element, _)| *element).collect::<Vec<_>>(), [web(3), web(2)]);
+        assert!(found.iter().zip([MINUTE, 2 * MINUTE]).all(|((_, until), left)| {
+            (left - Duration::from_secs(5)..=left + Duration::from_secs(1)).contains(&until.since(now()))
+        }));
+        // With what it changes by itself the table goes on.
+        open(&mut second, &[web(4)], MINUTE);
+        assert_eq!(second.adopt(&layout, now()).unwrap().len(), 3);
+    });
+}

@@ -190,6 +190,36 @@ impl Kernel {
         Ok(elements)
     }
 
+    /// Empties the sets of grants and fills them with what is live, in one transaction. The kernel lists a set from its
+    /// beginning for every 500 elements that it hands out, so that listing a million takes half a minute; this takes as
+    /// long as adding them.
+    pub(super) fn restore(&mut self, live: &[(Element, Tick)], now: Tick) -> Result<(), FirewallError> {
+        let entry = |(element, until): &(Element, Tick)| {
+            let (grants, key) = Grants::key(element)?;
+            Some((grants, key, element::timeout(*until, now)?))
+        };
+        let mut entries: Vec<(Grants, Key, u64)> = live.iter().filter_map(entry).collect();
+        entries.sort_unstable_by_key(|(grants, ..)| *grants);
+        let mut batch = self.socket.batch();
+        for grants in Grants::all() {
+            batch.message(Verb::DeleteElements, 0, |a| {
+                a.text(1, &self.table);
+                a.text(2, grants.name());
+            });
+        }
+        for entries in entries.chunk_by(|(one, ..), (other, ..)| one == other) {
+            let Some((grants, ..)) = entries.first() else { continue };
+            let entries = entries.iter().map(|(_, key, timeout)| Entry::new(key, Value::Timeout(*timeout)));
+            element::write(&mut batch, Verb::NewElements, (&self.table, grants.name()), entries);
+        }
+        self.socket.commit(batch).map_err(|failure| failure.error("restoring elements", &self.table))?;
+        // More events than the buffer holds are no drift: all of it was just written.
+        if let Heard::Foreign = self.listen()? {
+            self.drifted = true;
+        }
+        Ok(())
+    }
+
     /// Does the works, sorted by set, in one transaction; where one of them fails, halves it until only that one is
     /// left out.
     pub(super) fn apply(&mut self, works: &[Work], outcome: Outcome<'_>) -> Result<(), FirewallError> {

@@ -239,6 +239,17 @@ impl Nftables {
         (works, failed)
     }
 
+    /// The table as the layout has it, with what is in its sets.
+    fn take_over(&mut self, layout: &Layout) -> Result<&mut Kernel, FirewallError> {
+        let kernel = match &mut self.kernel {
+            Some(kernel) => kernel,
+            none => none.insert(Kernel::open(&self.settings.table, self.common.deadline)?),
+        };
+        kernel.forget()?;
+        kernel.lay(&self.settings, layout)?;
+        Ok(kernel)
+    }
+
     fn make(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError> {
         let (works, mut failed) = self.works(changes, now);
         let kernel = self.kernel.as_mut().ok_or(FirewallError::NotAdopted)?;
@@ -259,13 +270,15 @@ impl Firewall for Nftables {
     }
 
     fn adopt(&mut self, layout: &Layout, now: Tick) -> Result<Vec<(Element, Tick)>, FirewallError> {
-        let kernel = match &mut self.kernel {
-            Some(kernel) => kernel,
-            none => none.insert(Kernel::open(&self.settings.table, self.common.deadline)?),
-        };
-        kernel.forget()?;
-        kernel.lay(&self.settings, layout)?;
-        kernel.elements(now)
+        self.take_over(layout)?.elements(now)
+    }
+
+    fn restore(&mut self, layout: &Layout, live: &[(Element, Tick)], now: Tick) -> Result<bool, FirewallError> {
+        // There, what is in the sets depends on this machine's addresses as well.
+        if self.settings.hook == Hook::Output {
+            return Ok(false);
+        }
+        self.take_over(layout)?.restore(live, now).map(|()| true)
     }
 
     fn arrange(&mut self, layout: &Layout) -> Result<(), FirewallError> {

@@ -15,6 +15,9 @@ use crate::time::{Now, Tick};
 /// How long one slice takes, about: what an offer may have to wait for besides the batch before its own.
 const SLICE: Duration = Duration::from_micros(200);
 
+/// A revocation that goes on takes longer and longer slices, up to this: what it closes is open meanwhile.
+const LONGEST: Duration = Duration::from_millis(10);
+
 /// Slots between two looks at the clock.
 const STEP: usize = 32;
 
@@ -30,6 +33,8 @@ pub(super) enum Chore {
 #[derive(Default)]
 pub(super) struct Revocation {
     next: usize,
+    /// How long it has taken so far, in slices.
+    took: Duration,
     revoked: u64,
     failed: bool,
     unjournalled: bool,
@@ -68,12 +73,23 @@ impl Desk {
         }
     }
 
-    /// One slice of the chore whose turn it is.
+    /// Whether a revocation is under way.
+    pub(super) fn revokes(&self) -> bool {
+        self.chores.iter().any(|chore| matches!(chore, Chore::Revoke(_)))
+    }
+
+    /// One slice of the chore whose turn it is: of a revocation, where there is one.
     pub(super) fn chore(&mut self) {
-        let Some(chore) = self.chores.pop_front() else { return };
-        let end = self.clock.tick() + SLICE;
+        let first = self.chores.iter().position(|chore| matches!(chore, Chore::Revoke(_))).unwrap_or(0);
+        let Some(chore) = self.chores.remove(first) else { return };
+        let begin = self.clock.tick();
+        let end = begin + SLICE;
         let rest = match chore {
-            Chore::Revoke(revocation) => self.revoke(revocation, end).map(Chore::Revoke),
+            Chore::Revoke(mut revocation) => {
+                let end = begin + (revocation.took / 8).clamp(SLICE, LONGEST);
+                revocation.took += end.since(begin);
+                self.revoke(revocation, end).map(Chore::Revoke)
+            }
             Chore::List(listing) => self.list(listing, end).map(Chore::List),
             Chore::Rewrite(next) => self.rewrite(next, end).map(Chore::Rewrite),
         };

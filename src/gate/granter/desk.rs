@@ -88,6 +88,8 @@ pub(super) struct Desk {
     layout_ends: Option<Wall>,
     /// When the firewalls are asked again how full they are.
     measure_at: Tick,
+    /// More elements have ended than were looked at.
+    behind: bool,
     pub(super) clock: Clock,
 }
 
@@ -100,8 +102,19 @@ impl Desk {
         let enforcers = Enforcers::new(firewalls, held, clock.clone());
         let laid = Arc::clone(&rulebook.load().policy);
         let log = GrantLog::new(shard);
-        let (chores, layout_ends, measure_at) = (VecDeque::new(), None, Tick(0));
-        let mut desk = Self { ledger, enforcers, journal, log, rulebook, chores, laid, layout_ends, measure_at, clock };
+        let mut desk = Self {
+            ledger,
+            enforcers,
+            journal,
+            log,
+            rulebook,
+            chores: VecDeque::new(),
+            laid,
+            layout_ends: None,
+            measure_at: Tick(0),
+            behind: false,
+            clock,
+        };
         desk.adopt()?;
         desk.journal.rewrite(&desk.ledger).map_err(named)?;
         Ok(desk)
@@ -117,7 +130,7 @@ impl Desk {
         let mut offers = Vec::new();
         loop {
             // It waits only where there is nothing to do.
-            let patience = (orders.is_empty() && self.chores.is_empty()).then_some(IDLE);
+            let patience = (orders.is_empty() && self.chores.is_empty() && !self.behind).then_some(IDLE);
             if orders.len() < BATCH && !inbox.take(&mut orders, patience) && orders.is_empty() {
                 return;
             }
@@ -160,7 +173,13 @@ impl Desk {
             Order::Arrange { rulebook, reply } => drop(reply.send(self.arrange(&rulebook.policy))),
             Order::Revoke { reply } => self.begin_revocation(reply),
             Order::List { query, reply } => self.chores.push_back(Chore::List(Listing::new(query, reply))),
-            Order::Stop => return false,
+            Order::Stop => {
+                // What was revoked must close.
+                while self.revokes() {
+                    self.chore();
+                }
+                return false;
+            }
         }
         true
     }
@@ -202,6 +221,8 @@ impl Desk {
             tracing::info!("the journal can be written again");
         }
         let applied = self.enforcers.apply(&changes, now.tick);
+        // What it holds is not known any more, and neither is what the ledger says was open before.
+        let unusable = self.enforcers.unusable().map(|counts| Arc::clone(&counts.name));
         let back = self.ledger.acknowledge(&changes, &applied.failed);
         self.enforcers.take_back(&back, now.tick);
         // Written with the next batch: what was never told is not worth a write of its own.
@@ -223,14 +244,19 @@ impl Desk {
                 counts.failed_closed.fetch_add(1, Ordering::Relaxed);
                 NotGranted::Firewall(Arc::clone(&counts.name), (*why).to_owned())
             });
+            let result = match (&unusable, result) {
+                (Some(name), Ok(_)) => Err(NotGranted::Firewall(Arc::clone(name), "it cannot be used".to_owned())),
+                (_, result) => result,
+            };
             let failure = if let Err(NotGranted::Firewall(_, why)) = &result { Some(why.as_str()) } else { None };
             self.log.offered(&basis, &added, query, failure, &backends, now);
             settled.push((reply, result, added));
         }
         let recorded = self.log.commit().is_ok();
-        if !recorded {
-            self.close_unrecorded(settled.iter().flat_map(|(.., added)| added), now);
-        }
+        let closings = match recorded {
+            true => Vec::new(),
+            false => self.close_unrecorded(settled.iter().flat_map(|(.., added)| added), now),
+        };
         for (reply, result, _) in settled {
             drop(reply.send(if recorded { result } else { result.and(Err(NotGranted::Audit)) }));
         }
@@ -239,10 +265,12 @@ impl Desk {
         let mut at = 0..;
         taken.retain(|_| at.next().is_none_or(|at| applied.failed.binary_search(&at).is_err()));
         self.after(&taken, now);
+        self.after(&closings, now);
     }
 
-    /// Closes what was opened and could not be recorded: no answer tells it, so nothing may hold it.
-    fn close_unrecorded<'a>(&mut self, added: impl Iterator<Item = &'a Added>, now: Now) {
+    /// Closes what was opened and could not be recorded: no answer tells it, so nothing may hold it. The closings, for
+    /// those that are advised.
+    fn close_unrecorded<'a>(&mut self, added: impl Iterator<Item = &'a Added>, now: Now) -> Vec<Change> {
         let opened = added.filter(|added| matches!(added.effect, Effect::Opens(..))).map(|added| &added.element);
         self.ledger.abandon(opened);
         let changes = self.ledger.take_batch();
@@ -250,6 +278,7 @@ impl Desk {
         let applied = self.enforcers.apply(&changes, now.tick);
         let back = self.ledger.acknowledge(&changes, &applied.failed);
         self.enforcers.take_back(&back, now.tick);
+        changes
     }
 
     /// Puts every offer that still counts into the batch being filled.
@@ -313,7 +342,7 @@ impl Desk {
             self.measure_at = now.tick + MEASURE;
             self.enforcers.measure();
         }
-        self.ledger.expire(now.tick, EXPIRE);
+        self.behind = self.ledger.expire(now.tick, EXPIRE);
         self.enforcers.repair(&self.ledger, || self.laid.layout(now.wall), now.tick);
         if self.layout_ends.is_some_and(|end| end <= now.wall) {
             let laid = Arc::clone(&self.laid);
@@ -338,7 +367,9 @@ impl Desk {
         let now = self.clock.now();
         let policy = Arc::clone(&self.rulebook.load().policy);
         let unusable = |(name, error)| GranterError::Firewall(name, error);
-        let found = self.enforcers.adopt(&policy.layout(now.wall), now.tick).map_err(unusable)?;
+        let recalled = self.ledger.recalled(now.tick);
+        let found = self.enforcers.adopt(&policy.layout(now.wall), &recalled, now.tick).map_err(unusable)?;
+        drop(recalled);
         self.layout_ends = policy.next_change(now.wall);
         // What any of them holds; the others are given it below, before an answer relies on it.
         for (element, until) in found.iter().flatten() {

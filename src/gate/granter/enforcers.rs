@@ -18,6 +18,9 @@ const SLOW: Duration = Duration::from_millis(50);
 /// would wait meanwhile.
 const REST: Duration = Duration::from_secs(5);
 
+/// From so many elements on they are restored instead of listed: a tenth of a second in nftables.
+const RESTORED: usize = 50_000;
+
 /// How often the operator is told of elements that are not taken.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -115,14 +118,20 @@ impl Enforcers {
         self.counts.enforcers.get(place)
     }
 
-    /// Takes over what is in force, of each firewall; [`Enforcers::even_out`] has to follow.
+    /// Takes over what is in force, of each firewall; [`Enforcers::even_out`] has to follow. `recalled` is what the
+    /// journal says.
     ///
     /// # Errors
     /// A required firewall cannot be used.
-    pub(super) fn adopt(&mut self, layout: &Layout, now: Tick) -> Result<Vec<Found>, (Arc<str>, FirewallError)> {
+    pub(super) fn adopt(
+        &mut self,
+        layout: &Layout,
+        recalled: &[(Element, Tick)],
+        now: Tick,
+    ) -> Result<Vec<Found>, (Arc<str>, FirewallError)> {
         let mut all = Vec::with_capacity(self.firewalls.len());
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
-            let found = match firewall.adopt(layout, now) {
+            let found = match take_over(&mut **firewall, layout, recalled, now) {
                 Ok(live) => live,
                 Err(error) if counts.required => return Err((Arc::clone(&counts.name), error)),
                 Err(error) => {
@@ -248,12 +257,16 @@ impl Enforcers {
             return;
         }
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
-            if counts.usable.load(Ordering::Relaxed)
-                && let Err(error) = firewall.apply(changes, now)
-            {
-                counts.usable.store(false, Ordering::Relaxed);
-                tracing::warn!(firewall = %counts.name, %error, "failed changes could not be taken back; the firewall will be repaired");
+            if !counts.usable.load(Ordering::Relaxed) {
+                continue;
             }
+            let why = match firewall.apply(changes, now) {
+                Ok(failed) if failed.is_empty() => continue,
+                Ok(failed) => format!("{} of {} changes were not taken", failed.len(), changes.len()),
+                Err(error) => error.to_string(),
+            };
+            counts.usable.store(false, Ordering::Relaxed);
+            tracing::warn!(firewall = %counts.name, why, "failed changes could not be taken back; the firewall will be repaired");
         }
     }
 
@@ -265,7 +278,12 @@ impl Enforcers {
                 continue;
             }
             match firewall.apply(changes, now) {
-                Ok(failed) => drop(counts.errors.fetch_add(failed.len() as u64, Ordering::Relaxed)),
+                Ok(failed) => {
+                    counts.errors.fetch_add(failed.len() as u64, Ordering::Relaxed);
+                    if leaves_open(changes, &failed) {
+                        counts.usable.store(false, Ordering::Relaxed);
+                    }
+                }
                 Err(error) => {
                     counts.usable.store(false, Ordering::Relaxed);
                     counts.errors.fetch_add(changes.len() as u64, Ordering::Relaxed);
@@ -284,7 +302,8 @@ impl Enforcers {
             if usable && matches!(firewall.drifted(), Ok(false)) || !usable && now < *rest {
                 continue;
             }
-            let repaired = firewall.adopt(&layout(), now).and_then(|found| {
+            let in_force = if ledger.len() < RESTORED { Vec::new() } else { ledger.in_force(now) };
+            let repaired = take_over(&mut **firewall, &layout(), &in_force, now).and_then(|found| {
                 let changes = ledger.repair(&found, now);
                 firewall.apply(&changes, now).map(|failed| (changes.len(), failed.len()))
             });
@@ -353,6 +372,20 @@ impl Enforcers {
             }
         }
     }
+}
+
+/// What a firewall holds: what it lists, or `known`, put in force, where that is much.
+fn take_over(
+    firewall: &mut dyn Firewall,
+    layout: &Layout,
+    known: &[(Element, Tick)],
+    now: Tick,
+) -> Result<Found, FirewallError> {
+    // Where that fails, nothing has changed, and listing tells why or works.
+    if known.len() >= RESTORED && matches!(firewall.restore(layout, known, now), Ok(true)) {
+        return Ok(known.to_vec());
+    }
+    firewall.adopt(layout, now)
 }
 
 /// Whether a closing is among the changes that failed: something is open that should not be.

@@ -176,10 +176,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Puts the new journal in the old one's place.
+    /// Puts the new journal in the old one's place. Where that fails it is given up.
     pub(super) fn finish_rewriting(&mut self) -> io::Result<()> {
-        self.write()?;
-        let Some(mut rewriting) = self.rewriting.take() else { return Ok(()) };
+        let written = self.write();
+        let Some(mut rewriting) = self.rewriting.take() else { return written };
+        written?;
         rewriting.flush()?;
         std::fs::rename(&rewriting.path, &self.path)?;
         let Rewriting { file, live, before, .. } = rewriting;

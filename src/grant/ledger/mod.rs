@@ -222,9 +222,13 @@ impl Ledger {
             entry.alarm = when;
             self.alarms.push(Reverse((when, slot)));
             if self.alarms.len() > SWEEP_FROM.max(2 * self.table.len()) {
-                let table = &self.table;
-                self.alarms
-                    .retain(|Reverse((when, slot))| table.entry(*slot).is_some_and(|entry| entry.alarm == *when));
+                let mut alarms = std::mem::take(&mut self.alarms).into_vec();
+                let own = |slot, when| self.table.entry(slot).is_some_and(|entry| entry.alarm == when);
+                alarms.retain(|Reverse((when, slot))| own(*slot, *when));
+                // A slot that is taken again and again by elements that end at once has as many.
+                alarms.sort_unstable();
+                alarms.dedup();
+                self.alarms = alarms.into();
             }
         }
     }
@@ -306,12 +310,12 @@ impl Ledger {
     }
 
     /// Drops what has ended; the firewalls have dropped it by themselves. Looks at `most` elements and goes on the next
-    /// time: an element that is still there counts against caps and is not open.
-    pub fn expire(&mut self, now: Tick, most: usize) {
+    /// time: an element that is still there counts against caps and is not open. Whether there are more.
+    pub fn expire(&mut self, now: Tick, most: usize) -> bool {
         for _ in 0..most {
             let Some(Reverse((when, slot))) = self.alarms.peek().copied().filter(|Reverse((when, _))| *when <= now)
             else {
-                return;
+                return false;
             };
             self.alarms.pop();
             let Some(entry) = self.table.entry_mut(slot).filter(|entry| entry.alarm == when) else { continue };
@@ -326,5 +330,6 @@ impl Ledger {
                 self.refile(slot);
             }
         }
+        true
     }
 }

@@ -6,7 +6,7 @@
 
 use super::entry::Kept;
 use super::table::Slot;
-use super::{Entry, Ledger, ROUNDING};
+use super::{Entry, Held, Ledger, ROUNDING};
 use crate::grant::Change;
 use crate::net::{Element, Scope, SegmentId};
 use crate::policy::Basis;
@@ -28,6 +28,20 @@ impl Ledger {
         if let Some(slot) = self.table.find(element) {
             self.table.remove(slot);
         }
+    }
+
+    /// What was recalled and has not ended, each element with the end of its last reason.
+    #[must_use]
+    pub fn recalled(&self, now: Tick) -> Vec<(Element, Tick)> {
+        let end = |held: Held<'_>| Some((*held.element, held.reasons.iter().map(|reason| reason.open_until).max()?));
+        self.held(0..self.slots()).filter_map(end).filter(|(_, end)| *end > now).collect()
+    }
+
+    /// What the firewalls were last told and has not ended.
+    #[must_use]
+    pub fn in_force(&self, now: Tick) -> Vec<(Element, Tick)> {
+        let told = |held: Held<'_>| Some((*held.element, held.in_force?));
+        self.held(0..self.slots()).filter_map(told).filter(|(_, end)| *end > now).collect()
     }
 
     /// A firewall holds an element until then; of several, the longest counts.

@@ -89,8 +89,8 @@ impl<F: Future> Jobs<F> {
         std::mem::swap(&mut self.turn, &mut self.woken.lock().places);
         for index in self.turn.drain(..) {
             let Some(place) = self.places.get_mut(index) else { continue };
-            // Whoever rings from here on has the job polled once more.
-            place.bell.rung.store(false, Ordering::Release);
+            // Whoever rings from here on has the job polled once more; what whoever rang before has written is seen.
+            place.bell.rung.swap(false, Ordering::AcqRel);
             // Nobody there: somebody still held the waker of the job before.
             let Some(future) = place.future.as_mut().as_pin_mut() else { continue };
             if let Poll::Ready(output) = future.poll(&mut Context::from_waker(&place.waker)) {

@@ -214,8 +214,8 @@ where
         }
         // Until the replies have left: a swap waits for them before it revokes what they tell.
         let rulebook = gate.use_rulebook(passed);
-        let first = finished.len().saturating_sub(BATCH);
-        for (finished, route) in finished.drain(first..) {
+        // The oldest first: an answer lives no longer than it was granted.
+        for (finished, route) in finished.drain(..finished.len().min(BATCH)) {
             if let Some(job) = gate.finish(finished, outbox, || route) {
                 jobs.start(begin(job, route, index));
             }

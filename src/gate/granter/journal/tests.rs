@@ -137,6 +137,19 @@ fn the_last_word_on_a_reason_counts_and_a_closing_ends_all_of_an_element() {
 }
 
 #[test]
+fn a_rewriting_that_cannot_be_finished_is_given_up() {
+    let place = Place::new();
+    let mut journal = write(&place, &["a.example.org"]);
+    journal.begin_rewriting().unwrap();
+    journal.closed([element(HERE)].iter());
+    journal.file = OpenOptions::new().append(true).open("/dev/full").unwrap();
+    assert_eq!(journal.finish_rewriting().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert!(journal.rewriting.is_none(), "it would take in all that is written from here on");
+    journal.named = COMPACT_FROM.max(2 * journal.rewritten);
+    assert!(journal.is_large(), "it is tried again");
+}
+
+#[test]
 fn a_journal_of_another_boot_or_version_is_void() {
     let place = Place::new();
     drop(write(&place, &["a.example.org"]));
