@@ -71,16 +71,16 @@ where
         Method::POST => {
             let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
             let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
-            if !kind.trim().eq_ignore_ascii_case(MEDIA_TYPE) {
-                return Err(Refusal::MediaType);
-            }
-            // What is a little too long is read to its end: a stream that is closed before looks broken to some clients.
+            let is_ours = kind.trim().eq_ignore_ascii_case(MEDIA_TYPE);
+            // What is a little too long, or of another type, is read to its end: a stream that is closed before looks broken
+            // to some clients.
             let most = 2 * largest;
             if request.body().size_hint().lower() > most as u64 {
                 return Err(Refusal::LongBody);
             }
             let body = timeout(patience, Limited::new(request.into_body(), most).collect());
             match body.await {
+                Ok(_) if !is_ours => Err(Refusal::MediaType),
                 Ok(Ok(body)) => {
                     let message = body.to_bytes();
                     if message.len() > largest { Err(Refusal::LongBody) } else { Ok(message.into()) }
