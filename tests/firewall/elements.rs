@@ -339,3 +339,24 @@ fn what_is_live_is_restored_in_one_instant() {
         assert_eq!(second.adopt(&layout, now()).unwrap().len(), 3);
     });
 }
+
+#[test]
+fn nothing_is_restored_while_somebody_hears_of_every_change() {
+    alone(|| {
+        let layout = layout(vec![segment("a", &["192.0.2.0/24"], &[])]);
+        // A table that is not owned is listened to by its enforcer itself; that does not count.
+        let mut firewall = firewall(Settings { size: 1 << 10, ..Settings::new(Hook::Sets) });
+        assert_eq!(firewall.restore(&layout, &[(web(1), now() + MINUTE)], now()), Ok(true));
+        let mut monitor = netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_NETFILTER).unwrap();
+        monitor.bind_auto().unwrap();
+        monitor.add_membership(7).unwrap();
+        assert_eq!(firewall.restore(&layout, &[(web(2), now() + MINUTE)], now()), Ok(false));
+        drop(monitor);
+        let found = firewall.adopt(&layout, now()).unwrap();
+        assert_eq!(found.iter().map(|(element, _)| *element).collect::<Vec<_>>(), [web(1)]);
+        // What others change is still heard.
+        assert_eq!(firewall.drifted(), Ok(false));
+        run("nft", &["delete element inet outgate host4 { 192.0.2.1 . 198.51.100.1 . tcp . 443 }"]);
+        assert_eq!(firewall.drifted(), Ok(true));
+    });
+}

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::element::{self, Entry, Grants, Key, Value};
 use super::expression::Family;
-use super::socket::{Chains, Failure, Heard, Socket, Watch};
+use super::socket::{Chains, Failure, Heard, Socket, Watch, anybody_listens};
 use super::wire::{Attributes, Batch, CREATE, Message, Verb, number, text};
 use super::{Hook, Settings, ruleset, sets};
 use crate::firewall::{FirewallError, Load};
@@ -192,8 +192,22 @@ impl Kernel {
 
     /// Empties the sets of grants and fills them with what is live, in one transaction. The kernel lists a set from its
     /// beginning for every 500 elements that it hands out, so that listing a million takes half a minute; this takes as
-    /// long as adding them.
-    pub(super) fn restore(&mut self, live: &[(Element, Tick)], now: Tick) -> Result<(), FirewallError> {
+    /// long as adding them. `false`, and nothing was done: somebody hears of every change, and until the transaction is
+    /// done the kernel holds a message of its own, 4 KiB, for every element.
+    ///
+    /// Rules have to be laid out again: for a moment nobody here listened to what others do to them.
+    pub(super) fn restore(&mut self, live: &[(Element, Tick)], now: Tick) -> Result<bool, FirewallError> {
+        let watched = self.watch.take().map(|watch| watch.chains());
+        let restored = if anybody_listens() { Ok(false) } else { self.refill(live, now).map(|()| true) };
+        if let Some(chains) = watched {
+            let watch = Watch::open(chains).map_err(|failure| failure.error("listening to nf_tables", &self.table))?;
+            self.watch = Some(watch);
+            self.layout = None;
+        }
+        restored
+    }
+
+    fn refill(&mut self, live: &[(Element, Tick)], now: Tick) -> Result<(), FirewallError> {
         let entry = |(element, until): &(Element, Tick)| {
             let (grants, key) = Grants::key(element)?;
             Some((grants, key, element::timeout(*until, now)?))
@@ -212,12 +226,7 @@ impl Kernel {
             let entries = entries.iter().map(|(_, key, timeout)| Entry::new(key, Value::Timeout(*timeout)));
             element::write(&mut batch, Verb::NewElements, (&self.table, grants.name()), entries);
         }
-        self.socket.commit(batch).map_err(|failure| failure.error("restoring elements", &self.table))?;
-        // More events than the buffer holds are no drift: all of it was just written.
-        if let Heard::Foreign = self.listen()? {
-            self.drifted = true;
-        }
-        Ok(())
+        self.socket.commit(batch).map_err(|failure| failure.error("restoring elements", &self.table))
     }
 
     /// Does the works, sorted by set, in one transaction; where one of them fails, halves it until only that one is

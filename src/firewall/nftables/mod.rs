@@ -278,7 +278,11 @@ impl Firewall for Nftables {
         if self.settings.hook == Hook::Output {
             return Ok(false);
         }
-        self.take_over(layout)?.restore(live, now).map(|()| true)
+        let restored = self.take_over(layout)?.restore(live, now)?;
+        if restored {
+            self.arrange(layout)?;
+        }
+        Ok(restored)
     }
 
     fn arrange(&mut self, layout: &Layout) -> Result<(), FirewallError> {

@@ -2,8 +2,8 @@
 //!
 //! nf_tables works within `send`: when it returns, the transaction is done and its acknowledgement waits to be read.
 
-use std::io;
 use std::time::Duration;
+use std::{fs, io};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket as Raw, SocketAddr};
@@ -216,6 +216,11 @@ impl Watch {
         Ok(Self { chains, raw, received: Vec::with_capacity(DATAGRAM) })
     }
 
+    /// Which chains it is about.
+    pub(super) const fn chains(&self) -> Chains {
+        self.chains
+    }
+
     /// Reads all that was heard of changes of `table` by others than `port`.
     pub(super) fn listen(&mut self, table: &str, port: u32) -> Result<Heard, Failure> {
         let mut heard = Heard::Nothing;
@@ -233,6 +238,18 @@ impl Watch {
             }
         }
     }
+}
+
+/// Whether a socket of this network namespace hears of every change: our own [`Watch`], `nft monitor`.
+pub(super) fn anybody_listens() -> bool {
+    // sk, protocol, port, groups: Documentation/filesystems/proc.rst, net/netlink/af_netlink.c.
+    let listens = |line: &str| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let protocol = fields.next().and_then(|field| field.parse().ok());
+        let groups = fields.nth(1).and_then(|field| u32::from_str_radix(field, 16).ok());
+        protocol == Some(NETLINK_NETFILTER) && groups.is_none_or(|groups| groups >> (CHANGES - 1) & 1 == 1)
+    };
+    fs::read_to_string("/proc/thread-self/net/netlink").map_or(true, |sockets| sockets.lines().any(listens))
 }
 
 /// Whose the chains of the table are.
