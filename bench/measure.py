@@ -186,7 +186,7 @@ def start(stage, case, chosen, place, stack):
         if alone or network is None:
             network = machine.Network()
             stack.callback(network.close)
-            port = stage.upstream(network, place / f"upstream-{row.label}", stack)
+            port = stage.upstream(network, place / f"upstream-{len(servers) + len(failed)}", stack)
         stage.say(f"{case.name}: {row.label} starts")
         with keep_failure(row.label, servers, failed):
             server = servers[row.label] = Server(stage, case, row, place / row.label, network, port, stack)

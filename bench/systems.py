@@ -77,9 +77,10 @@ private = ["198.18.0.0/15", "10.0.0.0/8"]
 name = "bench"
 {firewall}
 """)
-    # Segments of 4,096 clients each, from 127.0.0.0/20 on: one may have 262,144 addresses open.
+    # The single client, and the many from 127.1.0.1 on by 4,096: one segment may have 262,144 addresses open.
+    sources = ["127.0.0.0/16", *(f"127.{number // 16 + 1}.{number % 16 * 16}.0/20" for number in range(32))]
     segments = "".join(
-        f'[[segment]]\nname = "s{number}"\nclients = ["127.{number // 16}.{number % 16 * 16}.0/20"]\n' for number in range(32)
+        f'[[segment]]\nname = "s{number}"\nclients = ["{source}"]\n' for number, source in enumerate(sources)
     )
     names = [*cases.allowed_names(setting.row.policy), *(f"*.{suffix}" for suffix in cases.WILDCARDS)]
     setting.write("policy/bench.toml", f"""
