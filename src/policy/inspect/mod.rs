@@ -1,0 +1,153 @@
+//! [`inspect`]: may these addresses be opened, and what of the answer may be told? [`Policy::upholds`] asks the same
+//! of one element that is open already.
+
+mod address;
+#[cfg(test)]
+mod tests;
+mod uphold;
+
+use std::sync::Arc;
+
+use super::Policy;
+use super::decide::{Rules, Ruling};
+use super::rule::Cname;
+use super::verdict::{Basis, Cleared, Opening, Permit, Reason, RuleIndex, SegmentIndex, Withheld};
+use crate::name::Name;
+use crate::record::{Answer, Origin, Rcode, Record, RecordType};
+
+/// The longest CNAME chain, counted in names after the question's own. As Unbound had it; public chains stay below.
+const MAX_CHAIN: usize = 8;
+
+/// May these addresses be opened, and what of the answer may be told?
+#[must_use]
+pub fn inspect(permit: Permit, mut answer: Answer) -> Cleared {
+    let cnames = answer.records.iter().filter(|record| record.kind == RecordType::CNAME).count();
+    let (end, chain) = if cnames > MAX_CHAIN {
+        (permit.question.name.clone(), Vec::new())
+    } else {
+        answer.chain(&permit.question.name)
+    };
+    let records = keep_chain(std::mem::take(&mut answer.records), &permit, &chain, &end);
+    let inspected = if cnames > MAX_CHAIN {
+        Err(Held::new(Reason::Cname, None, format!("{cnames} CNAME records are more than {MAX_CHAIN}")))
+    } else if permit.observed.is_some() {
+        // Enforcing would not have asked: whatever came may be told here, and nothing is opened for it.
+        Ok((records.clone(), Vec::new()))
+    } else {
+        permit.policy.admit_answer(&permit, &chain, &answer.origin, &records)
+    };
+    let (openings, withheld) = match inspected {
+        Ok((kept, openings)) => {
+            answer.records = kept;
+            (openings, None)
+        }
+        Err(Held { reason, rule, why }) => {
+            if permit.observing {
+                answer.records = records;
+            } else {
+                answer.rcode = Rcode::NOERROR;
+                answer.soa = None;
+            }
+            (Vec::new(), Some(Withheld { reason, rule, why: why.into(), enforced: !permit.observing }))
+        }
+    };
+    let policy = &permit.policy;
+    let basis = Basis {
+        client: permit.asker.client,
+        forwarder: policy.forwarder(permit.asker).cloned(),
+        question: permit.question.clone(),
+        chain: chain.into(),
+        origin: answer.origin.clone(),
+        segment: Arc::clone(&permit.segment().name),
+        rule: permit.rule().map_or_else(|| Arc::from(""), |rule| Arc::clone(policy.rule_id(rule))),
+    };
+    Cleared { answer, openings, basis: Arc::new(basis), withheld, permit }
+}
+
+/// Why an answer is withheld.
+struct Held {
+    reason: Reason,
+    rule: Option<RuleIndex>,
+    why: String,
+}
+
+impl Held {
+    const fn new(reason: Reason, rule: Option<RuleIndex>, why: String) -> Self {
+        Self { reason, rule, why }
+    }
+}
+
+/// The CNAMEs from the question's name to `end`, then the records of the asked type there. Anything else is dropped.
+fn keep_chain(records: Vec<Record>, permit: &Permit, chain: &[Name], end: &Name) -> Vec<Record> {
+    let kind = permit.question.kind;
+    let mut kept = Vec::with_capacity(records.len());
+    let mut owner = &permit.question.name;
+    for next in chain {
+        let link = records.iter().find(|record| record.name == *owner && record.target().as_ref() == Some(next));
+        kept.extend(link.cloned());
+        owner = next;
+    }
+    let asked = |record: &Record| {
+        record.name == *end
+            && record.kind == kind
+            && kind != RecordType::CNAME
+            && (record.address().is_some() || !kind.is_address())
+    };
+    kept.extend(records.into_iter().filter(asked));
+    kept
+}
+
+impl Policy {
+    /// The records that may be told and the openings they need.
+    fn admit_answer(
+        &self,
+        permit: &Permit,
+        chain: &[Name],
+        origin: &Origin,
+        records: &[Record],
+    ) -> Result<(Vec<Record>, Vec<Opening>), Held> {
+        let asker = permit.asker;
+        let kind = permit.question.kind;
+        let rules = self.trusting(asker.segment, &permit.rules, kind, chain)?;
+        if !kind.is_address() {
+            return Ok((records.to_vec(), Vec::new()));
+        }
+        self.admit_addresses(&rules, asker, origin, records)
+    }
+
+    /// The rules that accept this CNAME chain.
+    fn trusting(
+        &self,
+        segment: SegmentIndex,
+        rules: &[RuleIndex],
+        kind: RecordType,
+        chain: &[Name],
+    ) -> Result<Rules, Held> {
+        if chain.len() > MAX_CHAIN {
+            let why = format!("a chain of {} names is longer than {MAX_CHAIN}", chain.len());
+            return Err(Held::new(Reason::Cname, None, why));
+        }
+        for name in chain {
+            if let Some(rule) = self.denied(segment, name.as_wire()) {
+                let why = format!("the answer leads to {name}, which rule {} denies", self.rule_id(rule));
+                return Err(Held::new(Reason::Cname, Some(rule), why));
+            }
+        }
+        let distrusted = |rule: RuleIndex| {
+            chain.iter().find(|name| match &self.rule(rule).cname {
+                Cname::Trust => false,
+                Cname::Inspect => !matches!(self.rule_on(segment, name.as_wire(), kind), Ruling::Allowed(_)),
+                Cname::Pinned(pins) => !pins.contains(name.as_wire()),
+            })
+        };
+        let trusting: Rules = rules.iter().copied().filter(|rule| distrusted(*rule).is_none()).collect();
+        match rules.first().filter(|_| trusting.is_empty()) {
+            None => Ok(trusting),
+            Some(rule) => {
+                let name = distrusted(*rule).map(ToString::to_string).unwrap_or_default();
+                let why = format!("the answer leads to {name}, which rule {} does not trust", self.rule_id(*rule));
+                Err(Held::new(Reason::Cname, Some(*rule), why))
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! [`Policy::upholds`]: would this policy grant what is open already?
+
+use crate::net::{Element, Scope, canonical};
+use crate::policy::decide::Ruling;
+use crate::policy::verdict::{Basis, RuleIndex, SegmentIndex};
+use crate::policy::{GrantScope, Policy};
+use crate::record::RecordType;
+
+impl Policy {
+    /// The rule by which this policy would grant `element` on `basis` today; `None`: it would not (I6).
+    #[must_use]
+    pub fn upholds(&self, basis: &Basis, element: &Element) -> Option<RuleIndex> {
+        let segment = self.holder(basis, element)?;
+        let question = &basis.question;
+        let asked = if element.to.is_ipv4() { RecordType::A } else { RecordType::AAAA };
+        if question.kind != asked {
+            return None;
+        }
+        let Ruling::Allowed(rules) = self.rule_on(segment, question.name.as_wire(), question.kind) else {
+            return None;
+        };
+        let rules = self.trusting(segment, &rules, question.kind, &basis.chain).ok()?;
+        let admitting = self.admitting_rules(&rules, &basis.origin, element.to).ok()?;
+        admitting.into_iter().find(|rule| self.rule(*rule).ports.iter().any(|ports| ports.contains(element.service)))
+    }
+
+    /// The segment whose grant `element` would be today. What a segment of scope `segment` was granted is the
+    /// segment's: who asked may have left it, others were told the same address meanwhile.
+    fn holder(&self, basis: &Basis, element: &Element) -> Option<SegmentIndex> {
+        let named = self.segments.binary_search_by(|segment| segment.name.cmp(&basis.segment)).ok();
+        if let Some((place, segment)) = named.and_then(|place| Some((place, self.segments.get(place)?)))
+            && segment.scope == GrantScope::Segment
+            && element.from == Scope::Segment(segment.id)
+        {
+            return segment.reaches(element.to).then(|| u32::try_from(place).ok().map(SegmentIndex)).flatten();
+        }
+        let asker = self.asker(canonical(basis.client))?;
+        (self.scope(asker, element.to).ok()? == element.from).then_some(asker.segment)
+    }
+}
