@@ -1,4 +1,5 @@
-//! The zones against Knot DNS: the same random zone files, the same questions, the same answers.
+//! The zones against Knot DNS: the same random zone files, the same questions, the same answers. Where Knot refers to
+//! the servers of a delegation, its NS records and glue are what is told here; the rest is for an upstream.
 //!
 //! A real `knotd` is started on a loopback port. Without one the test says so and passes, unless `CI=true`.
 
@@ -22,8 +23,8 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-const ZONES: usize = 20;
-const QUESTIONS: usize = 40;
+const ZONES: usize = 40;
+const QUESTIONS: usize = 100;
 /// How long Knot may take to load or to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -48,10 +49,10 @@ fn program() -> Option<&'static str> {
 }
 
 impl Knot {
-    /// Starts it with these zones and returns when all of them are loaded.
+    /// Starts it with these zones and returns when all of them are loaded. The second half of each is included.
     fn start(program: &str, zones: &[Source]) -> Self {
         let directory = std::env::temp_dir().join(format!("outgate-knot-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::create_dir_all(directory.join("half")).unwrap();
         // The port is free now; nothing else here asks for one.
         let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let root = directory.display();
@@ -63,8 +64,11 @@ impl Knot {
             port = address.port()
         );
         for source in zones {
-            std::fs::write(directory.join(&*source.file), &source.text).unwrap();
             let domain = source.file.strip_suffix(".zone").unwrap();
+            let middle = source.text.len() / 2 + source.text[source.text.len() / 2..].find('\n').unwrap() + 1;
+            let (first, second) = source.text.split_at(middle);
+            std::fs::write(directory.join(&*source.file), format!("{first}$INCLUDE half/{domain}\n")).unwrap();
+            std::fs::write(directory.join("half").join(domain), second).unwrap();
             writeln!(config, "  - domain: {domain}\n    file: \"{}\"", source.file).unwrap();
         }
         let path = directory.join("knot.conf");
@@ -93,7 +97,7 @@ impl Knot {
         }
     }
 
-    fn ask(&self, socket: &UdpSocket, id: u16, question: &Question) -> String {
+    fn ask(&self, socket: &UdpSocket, id: u16, question: &Question) -> Message {
         let mut query = Message::query();
         query.metadata.id = id;
         let name = WireName::from_labels(question.name.labels()).unwrap();
@@ -106,15 +110,48 @@ impl Knot {
         let length = socket.recv(&mut buffer).unwrap();
         let reply = Message::from_vec(&buffer[..length]).unwrap();
         assert_eq!(reply.metadata.id, id);
-        assert!(reply.metadata.authoritative && !reply.metadata.truncation, "{question}");
-        let line = |record: &hickory_proto::rr::Record| {
-            let name = Name::parse(&record.name.to_ascii()).unwrap();
-            shown(&name, record.ttl, u16::from(record.record_type()), &wire(&record.data))
-        };
-        let soa = reply.authorities.iter().find(|record| record.record_type() == WireType::SOA).map(line);
-        let rcode = u16::from(reply.metadata.response_code);
-        lines(rcode, reply.answers.iter().map(line).collect(), soa)
+        assert!(!reply.metadata.truncation, "{question}");
+        reply
     }
+}
+
+fn theirs(reply: &Message) -> String {
+    let soa = reply.authorities.iter().find(|record| record.record_type() == WireType::SOA).map(their_line);
+    let rcode = u16::from(reply.metadata.response_code);
+    lines(rcode, reply.answers.iter().map(their_line).collect(), soa)
+}
+
+fn their_line(record: &hickory_proto::rr::Record) -> String {
+    shown(&owner(record), record.ttl, u16::from(record.record_type()), &wire(&record.data))
+}
+
+fn owner(record: &hickory_proto::rr::Record) -> Name {
+    Name::parse(&record.name.to_ascii()).unwrap()
+}
+
+/// The delegation that a reply refers to.
+fn referral(reply: &Message) -> Option<Name> {
+    let none = !reply.authorities.iter().any(|record| record.record_type() == WireType::SOA);
+    let cut = reply.authorities.iter().find(|record| record.record_type() == WireType::NS).map(owner);
+    cut.filter(|_| none && !reply.answers.iter().any(|record| record.record_type() != WireType::CNAME))
+}
+
+/// Checks what is said at and below a delegation against Knot's referral to it.
+fn refers_as_knot_does(zones: &Zones, question: &Question, cut: &Name, reply: &Message) {
+    let mut known: Vec<String> = reply.authorities.iter().map(their_line).collect();
+    for record in reply.authorities.iter().chain(&reply.additionals) {
+        let asked = Question { name: owner(record), kind: RecordType(u16::from(record.record_type())) };
+        let told = zones.answer(&asked).unwrap_or_else(|| panic!("{asked} is not told, of\n{reply}"));
+        assert!(told.records.iter().map(our_line).any(|line| line == their_line(record)), "{asked}: {told:?}\n{reply}");
+        known.push(their_line(record));
+    }
+    let ours = zones.answer(question);
+    let records = ours.iter().flat_map(|answer| &answer.records);
+    let (below, chain): (Vec<_>, Vec<_>) = records.partition(|record| record.name.is_within(cut));
+    assert!(ours.iter().all(|answer| answer.rcode.0 == 0 && answer.soa.is_none()), "{question}: {ours:?}");
+    assert!(below.iter().all(|record| known.contains(&our_line(record))), "{question}: {below:?}\n{reply}");
+    let chain: Vec<_> = chain.into_iter().map(our_line).collect();
+    assert_eq!(chain, reply.answers.iter().map(their_line).collect::<Vec<_>>(), "{question}\n{reply}");
 }
 
 fn wire(data: &RData) -> Vec<u8> {
@@ -137,9 +174,11 @@ fn lines(rcode: u16, mut answers: Vec<String>, soa: Option<String>) -> String {
 
 fn ours(zones: &Zones, question: &Question) -> String {
     let answer = zones.answer(question).unwrap();
-    let line =
-        |record: &outgate::record::Record| shown(&record.name, record.ttl.seconds(), record.kind.0, &record.data);
-    lines(answer.rcode.0, answer.records.iter().map(line).collect(), answer.soa.as_ref().map(line))
+    lines(answer.rcode.0, answer.records.iter().map(our_line).collect(), answer.soa.as_ref().map(our_line))
+}
+
+fn our_line(record: &outgate::record::Record) -> String {
+    shown(&record.name, record.ttl.seconds(), record.kind.0, &record.data)
 }
 
 /// Relative owners of one to three labels out of few, so that they meet.
@@ -153,11 +192,15 @@ fn line() -> impl Strategy<Value = String> {
         1 => OWNER.prop_map(|owner| format!("{owner} 200 AAAA 2001:db8::1")),
         2 => (OWNER, 1..9u8).prop_map(|(owner, n)| format!("{owner} 60 TXT \"text {n}\" \"\\195;\"")),
         1 => (OWNER, OWNER).prop_map(|(owner, host)| format!("{owner} 30 MX 10 {host}")),
+        2 => (OWNER, prop_oneof![Just("ns"), Just("ns.a"), Just("b"), Just("ns.b.a")])
+            .prop_map(|(owner, server)| format!("{owner} 40 NS {server}")),
+        1 => prop::sample::select(vec!["ns.a", "b", "ns.b.a"]).prop_map(|owner| format!("{owner} 50 A 192.0.2.77")),
         4 => (OWNER, target).prop_map(|(owner, target)| format!("{owner} 120 CNAME {target}")),
     ]
 }
 
-/// A zone file that loads: lines are left out until it does (CNAMEs beside data, loops, long chains).
+/// A zone file that loads: lines are left out until it does (CNAMEs beside data, loops, long chains, data below
+/// delegations).
 fn zone(runner: &mut TestRunner, number: usize) -> Source {
     let mut lines = prop::collection::vec(line(), 4..24).new_tree(runner).unwrap().current();
     loop {
@@ -169,7 +212,8 @@ fn zone(runner: &mut TestRunner, number: usize) -> Source {
             Ok(_) => return source,
             Err(mistakes) => {
                 let place = mistakes.iter().find_map(|mistake| mistake.place.as_ref()).unwrap();
-                assert!(mistakes.iter().all(|mistake| mistake.fact.contains("CNAME")), "{mistakes:?}");
+                let meant = |fact: &str| ["CNAME", "delegat", "the TTL of"].iter().any(|part| fact.contains(part));
+                assert!(mistakes.iter().all(|mistake| meant(&mistake.fact)), "{mistakes:?}");
                 lines.remove(place.line as usize - 4);
             }
         }
@@ -185,27 +229,38 @@ fn answers_as_knot_does() {
     };
     let mut runner = TestRunner::deterministic();
     let sources: Vec<_> = (0..ZONES).map(|number| zone(&mut runner, number)).collect();
-    let zones = Zones::compile(&sources).unwrap();
     let knot = Knot::start(program, &sources);
+    let zones = Zones::load(&knot.directory, false).unwrap();
+    assert_eq!(zones.records(), Zones::compile(&sources).unwrap().records());
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
 
     let names = prop_oneof![5 => OWNER.prop_map(|owner| format!("{owner}.")), 2 => r"((a|b|f|\*)\.){1,5}", 1 => ""];
-    let kinds = prop::sample::select(vec!["A", "A", "AAAA", "TXT", "MX", "CNAME", "SOA", "NS"]);
+    let kinds = prop::sample::select(vec!["A", "A", "AAAA", "TXT", "MX", "CNAME", "SOA", "NS", "NS"]);
     let questions = prop::collection::vec((names, kinds), QUESTIONS);
-    let (mut id, mut seen) = (0, [0; 3]);
+    let (mut id, mut seen) = (0, [0; 4]);
     for source in &sources {
         let origin = Path::new(&*source.file).file_stem().unwrap().to_str().unwrap();
         for (name, kind) in questions.new_tree(&mut runner).unwrap().current() {
             let question = Question { name: format!("{name}{origin}").parse().unwrap(), kind: kind.parse().unwrap() };
             id += 1;
+            let reply = knot.ask(&socket, id, &question);
+            if let Some(cut) = referral(&reply) {
+                refers_as_knot_does(&zones, &question, &cut, &reply);
+                seen[3] += 1;
+                continue;
+            }
+            assert!(reply.metadata.authoritative, "{question}");
             let ours = ours(&zones, &question);
-            assert_eq!(ours, knot.ask(&socket, id, &question), "{question} (ours, then knot's) of\n{}", source.text);
+            assert_eq!(ours, theirs(&reply), "{question} (ours, then knot's) of\n{}", source.text);
             seen[0] += usize::from(ours.contains("rcode 3"));
             seen[1] += usize::from(ours.contains("rcode 0\n\n"));
             seen[2] += usize::from(ours.contains(" CNAME ") && question.kind != RecordType::CNAME);
         }
     }
-    println!("{id} questions: {} NXDOMAIN, {} without data, {} with a CNAME", seen[0], seen[1], seen[2]);
-    assert!(seen.iter().all(|count| *count > QUESTIONS), "the zones are too plain to show anything: {seen:?}");
+    println!(
+        "{id} questions: {} NXDOMAIN, {} without data, {} with a CNAME, {} referred",
+        seen[0], seen[1], seen[2], seen[3]
+    );
+    assert!(seen.iter().all(|count| *count > ZONES), "the zones are too plain to show anything: {seen:?}");
 }

@@ -4,10 +4,10 @@
 //! takes the quotes of a string within parentheses for letters, knows no `@` in record data, and reads the decimal
 //! `\DDD` as something else.
 
-/// A mistake at an offset of one file's text.
+/// A mistake at an offset of one zone's text.
 #[derive(Debug)]
 pub(super) struct Fault {
-    /// Octets from the start of the text.
+    /// Octets from the start of the text; included files stand behind it ([`Texts`](super::include::Texts)).
     pub(super) at: usize,
     /// What is wrong.
     pub(super) fact: String,
@@ -69,11 +69,13 @@ pub(super) struct Entry<'a> {
 pub(super) struct Entries<'a> {
     text: &'a str,
     at: usize,
+    /// What the places of its tokens and faults are counted from.
+    base: usize,
 }
 
 impl<'a> Entries<'a> {
-    pub(super) const fn new(text: &'a str) -> Self {
-        Self { text, at: 0 }
+    pub(super) const fn new(text: &'a str, base: usize) -> Self {
+        Self { text, at: 0, base }
     }
 
     fn peek(&self) -> Option<u8> {
@@ -133,10 +135,10 @@ impl<'a> Iterator for Entries<'a> {
             let inherits = matches!(self.peek()?, b' ' | b'\t');
             let mut tokens = Vec::new();
             let mut fault = None;
-            let mut end = self.at;
+            let mut end = self.base + self.at;
             let mut open: Vec<usize> = Vec::new();
             while let Some(byte) = self.peek() {
-                let at = self.at;
+                let at = self.base + self.at;
                 match byte {
                     b'\n' => {
                         self.at += 1;
@@ -162,7 +164,7 @@ impl<'a> Iterator for Entries<'a> {
                         match if quoted { self.quoted() } else { self.word() } {
                             Some(raw) => {
                                 tokens.push(Token { raw, quoted, at });
-                                end = self.at;
+                                end = self.base + self.at;
                             }
                             None => {
                                 let new = Fault::new(at, "a quote is not closed on its line", "close it with \"");
@@ -190,7 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn words(text: &str) -> Vec<Result<(bool, Vec<&str>), String>> {
-        Entries::new(text)
+        Entries::new(text, 0)
             .map(|entry| match entry {
                 Ok(entry) => Ok((entry.inherits, entry.tokens.iter().map(|token| token.raw).collect())),
                 Err(fault) => Err(format!("{}: {}", fault.at, fault.fact)),
@@ -256,7 +258,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_split_within_its_bounds(text in "[ab \\t\\n\\r;()\"\\\\é]{0,60}") {
-            for entry in Entries::new(&text) {
+            for entry in Entries::new(&text, 0) {
                 match entry {
                     Ok(entry) => for token in entry.tokens {
                         let start = token.at + usize::from(token.quoted);

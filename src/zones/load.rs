@@ -6,13 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::entry::Fault;
-use super::{End, MAX_CHAIN, Source, Zones, master, zone};
+use super::include::{MAX_TEXT, Open, Texts};
+use super::{End, Held, MAX_CHAIN, Source, Zones, master, zone};
 use crate::document::{Lines, Mistake};
 use crate::name::Name;
 use crate::record::RecordType;
-
-/// The largest zone file, in octets; guessed: room for a million records.
-const MAX_FILE: u64 = 64 << 20;
 
 impl Zones {
     /// Reads every `*.zone` file of a directory, in the order of their names; files whose name begins with a dot are
@@ -52,7 +50,7 @@ impl Zones {
                 Err(mistake) => mistakes.push(mistake),
             }
         }
-        match (Self::compile(&sources), mistakes.is_empty()) {
+        match (Self::compile_with(&sources, &|path| read(path, &real)), mistakes.is_empty()) {
             (Ok(zones), true) => Ok(zones),
             (compiled, _) => {
                 mistakes.extend(compiled.err().into_iter().flatten());
@@ -61,19 +59,26 @@ impl Zones {
         }
     }
 
-    /// Zones from texts; opens no file.
+    /// Zones from texts; opens no file, so `$INCLUDE` is a mistake.
     ///
     /// # Errors
     /// Every mistake of every text, in file order.
     pub fn compile(files: &[Source]) -> Result<Self, Vec<Mistake>> {
+        Self::compile_with(files, &|path| {
+            let fact = format!("{} is not read: these zones are in no directory", path.display());
+            Err(Mistake::general(fact, "write its lines here"))
+        })
+    }
+
+    pub(super) fn compile_with(files: &[Source], open: Open<'_>) -> Result<Self, Vec<Mistake>> {
         let mut zones = Self::empty();
         let mut first_file: HashMap<Name, &Arc<str>> = HashMap::new();
         let mut masters = Vec::with_capacity(files.len());
-        let mut faults: Vec<Vec<Fault>> = Vec::with_capacity(files.len());
+        let mut faults: Vec<(Texts<'_>, Vec<Fault>)> = Vec::with_capacity(files.len());
         for source in files {
-            let mut found = Vec::new();
-            let read =
-                origin(&source.file, &mut found).and_then(|origin| master::read(&source.text, origin, &mut found));
+            let (mut texts, mut found) = (Texts::new(source, open), Vec::new());
+            let read = origin(&source.file, &mut found)
+                .and_then(|origin| master::read(source, origin, &mut texts, &mut found));
             if let Some(read) = &read {
                 let built = zone::build(read, &mut found);
                 if let Some(other) = first_file.get(&read.apex) {
@@ -81,26 +86,32 @@ impl Zones {
                     found.push(Fault::new(0, fact, "put all its records into one file"));
                 } else {
                     first_file.insert(read.apex.clone(), &source.file);
-                    zones.zones.extend(built.map(|built| (read.apex.clone(), Some(built))));
+                    zones.zones.extend(built.map(|built| (read.apex.clone(), Held::Zone(built))));
                 }
             }
             masters.push(read);
-            faults.push(found);
+            faults.push((texts, found));
         }
-        for (master, found) in masters.iter().zip(&mut faults) {
+        zones.cut();
+        for (master, (_, found)) in masters.iter().zip(&mut faults) {
             if let Some(master) = master {
                 zones.check_together(master, found);
             }
         }
-        let mistakes: Vec<_> = files.iter().zip(faults).flat_map(|(source, found)| placed(source, found)).collect();
+        let mistakes: Vec<_> =
+            files.iter().zip(faults).flat_map(|(source, (texts, found))| texts.placed(source, found)).collect();
         if mistakes.is_empty() { Ok(zones) } else { Err(mistakes) }
     }
 
     /// What only all zones together show: records that another zone hides, and CNAMEs that come to no end.
     fn check_together(&self, master: &master::Master, faults: &mut Vec<Fault>) {
         for master::Line { at, record } in &master.lines {
+            // A delegation, and its glue: the child's own file says the same, or another server does.
+            if self.is_delegated(&record.name, &master.apex) {
+                continue;
+            }
             let Some(zone) = self.zone_of(record.name.as_wire()) else { continue };
-            let apex = &zone.negative.name;
+            let apex = zone.apex();
             if *apex != master.apex && apex.is_within(&master.apex) {
                 let fact = format!("{} is hidden by the zone {apex}", record.name);
                 faults.push(Fault::new(*at, fact, format!("move it to the file of {apex}, or remove it")));
@@ -151,7 +162,7 @@ fn read(path: &Path, directory: &Path) -> Result<Source, Mistake> {
     };
     let real = path.canonicalize().map_err(unreadable)?;
     if !real.starts_with(directory) {
-        let fact = format!("{shown} is a link to {}, outside the zone directory", real.display());
+        let fact = format!("{shown} leads to {}, outside the zone directory", real.display());
         return Err(Mistake::general(fact, "copy the file here"));
     }
     let metadata = real.metadata().map_err(unreadable)?;
@@ -159,9 +170,11 @@ fn read(path: &Path, directory: &Path) -> Result<Source, Mistake> {
         return Err(Mistake::general(format!("{shown} is not a file"), "remove or rename it"));
     }
     let mut bytes = Vec::new();
-    std::fs::File::open(&real).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_FILE {
-        let fact = format!("{shown} is larger than {} MiB", MAX_FILE >> 20);
+    std::fs::File::open(&real)
+        .and_then(|file| file.take(MAX_TEXT as u64 + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
+    if bytes.len() > MAX_TEXT {
+        let fact = format!("{shown} is larger than {} MiB", MAX_TEXT >> 20);
         return Err(Mistake::general(fact, "split it into several zones"));
     }
     let file: Arc<str> = Arc::from(shown.to_string());
@@ -186,13 +199,6 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-/// The faults of one file as mistakes, in the order of their places.
-fn placed(source: &Source, mut faults: Vec<Fault>) -> Vec<Mistake> {
-    faults.sort_by_key(|fault| fault.at);
-    let lines = Lines::new(Arc::clone(&source.file), &source.text);
-    faults.into_iter().map(|fault| Mistake::at(lines.place(fault.at), fault.fact, fault.remedy)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,8 +218,8 @@ mod tests {
     #[test]
     fn every_mistake_of_every_file_at_once_with_its_place() {
         let first = format!(
-            "{SOA}www A 192.0.2.256\n  TXT \"é\" \"open\n$INCLUDE other.zone\n$GENERATE 1-9 h$ A 192.0.2.$\n$FOO\nwww CH A 192.0.2.1\n\
-             www BOGUS x\nwww OPT x\n@ SOA ns hostmaster 2 1h 15m 7d 5m\nsub NS ns.example.com.\ntree DNAME example.net.\n\
+            "{SOA}www A 192.0.2.256\n  TXT \"é\" \"open\n; nothing\n$GENERATE 1-9 h$ A 192.0.2.$\n$FOO\nwww CH A 192.0.2.1\n\
+             www BOGUS x\nwww OPT x\n@ SOA ns hostmaster 2 1h 15m 7d 5m\nsub NS ns.sub\ntree DNAME example.net.\n\
              @ DNSKEY 257 3 13 aa==\n@ DS 1 2 3 4\nhost.example.com. A 192.0.2.1\nboth CNAME www\nboth A 192.0.2.1\ntwice CNAME a\ntwice CNAME b\n\
              ttl 60 A 192.0.2.1\nttl 61 A 192.0.2.2\nwww 1y A 192.0.2.1\nwww\na..b A 192.0.2.1\n A 192.0.2.1\n"
         );
@@ -223,12 +229,10 @@ zones/a.example.zone:3:7: \"192.0.2.256\" is not an IPv4 address
   write an IPv4 address here
 zones/a.example.zone:4:11: a quote is not closed on its line
   close it with \"
-zones/a.example.zone:5:1: $INCLUDE is not supported
-  copy its lines here: a zone is one file of the zone directory
 zones/a.example.zone:6:1: $GENERATE is not supported
   write the records out; a wildcard (*.name) covers any label
 zones/a.example.zone:7:1: $FOO is not a directive
-  $ORIGIN and $TTL are the directives of a zone file
+  $ORIGIN, $TTL and $INCLUDE are the directives of a zone file
 zones/a.example.zone:8:5: class CH is not served
   write IN, or nothing
 zones/a.example.zone:9:5: \"BOGUS\" is not a record type
@@ -237,8 +241,8 @@ zones/a.example.zone:10:5: OPT is not a type of data
   remove the record
 zones/a.example.zone:11:1: the zone a.example has a second SOA record
   keep one of them
-zones/a.example.zone:12:1: sub.a.example is delegated to another server
-  serve the child from its own zone file or an [[upstream]]
+zones/a.example.zone:12:1: sub.a.example is delegated to ns.sub.a.example, which is below it and has no address here
+  add its address (glue): ns.sub.a.example. A 192.0.2.1
 zones/a.example.zone:13:6: DNAME is not supported
   write the names below it out, or a wildcard CNAME
 zones/a.example.zone:14:1: the zone is signed; local zones are answered without DNSSEC
@@ -413,8 +417,19 @@ other.example.zone:3:1: this CNAME leads in a circle: a.other.example → a.ring
         let zones = Zones::load(&scratch.0, false).unwrap();
         assert_eq!((zones.len(), zones.names()), (1, 2));
 
+        scratch.write("v1/mail.inc", b"mx A 192.0.2.2\n");
+        scratch.write("example.com.zone", format!("{SOA}$INCLUDE v1/mail.inc\n").as_bytes());
+        assert_eq!(Zones::load(&scratch.0, false).unwrap().names(), 4);
+
         let outside = Scratch::new("outside");
         outside.write("x", good.as_bytes());
+        symlink(outside.0.join("x"), scratch.0.join("v1/x.inc")).unwrap();
+        let way = format!("../{}/x", outside.0.file_name().unwrap().display());
+        for (name, file) in
+            [("a.example", &*way), ("b.example", "v1/x.inc"), ("c.example", "/etc/hostname"), ("d.example", "v1")]
+        {
+            scratch.write(&format!("{name}.zone"), format!("$INCLUDE {file}\n").as_bytes());
+        }
         symlink(outside.0.join("x"), scratch.0.join("example.net.zone")).unwrap();
         symlink("nowhere", scratch.0.join("gone.example.zone")).unwrap();
         std::fs::create_dir(scratch.0.join("folder.zone")).unwrap();
@@ -424,16 +439,21 @@ other.example.zone:3:1: this CNAME leads in a circle: a.other.example → a.ring
         let mistakes = Zones::load(&scratch.0, false).unwrap_err();
         let shown: Vec<_> = mistakes.iter().map(|mistake| mistake.to_string().replace(&root, "zones")).collect();
         let target = outside.0.join("x").canonicalize().unwrap();
+        let hostname = Path::new("/etc/hostname").canonicalize().unwrap();
+        let out = |place: &str, path: &str, to: &Path| {
+            format!("{place}{path} leads to {}, outside the zone directory\n  copy the file here", to.display())
+        };
         assert_eq!(
             shown,
             [
-                &*format!(
-                    "zones/example.net.zone is a link to {}, outside the zone directory\n  copy the file here",
-                    target.display()
-                ),
+                &*out("", "zones/example.net.zone", &target),
                 "zones/folder.zone is not a file\n  remove or rename it",
                 "cannot read zones/gone.example.zone: no such file or directory\n  remove the link, or create what it points to",
                 "zones/latin.example.zone:2:11: this is not UTF-8\n  save the file as UTF-8; other octets are written \\DDD",
+                &*out("zones/a.example.zone:1:10: ", &format!("zones/{way}"), &target),
+                &*out("zones/b.example.zone:1:10: ", "zones/v1/x.inc", &target),
+                &*out("zones/c.example.zone:1:10: ", "/etc/hostname", &hostname),
+                "zones/d.example.zone:1:10: zones/v1 is not a file\n  remove or rename it",
                 "zones/typo.example.zone:1:1: the zone typo.example has no SOA record\n  \
                  begin the file with: @ SOA ns1 hostmaster ( 1 1h 15m 7d 1m ) and a $TTL above it",
                 "zones/typo.example.zone:2:3: \"SAO\" is not a record type\n  \

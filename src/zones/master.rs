@@ -5,7 +5,8 @@ use std::sync::Arc;
 use hickory_proto::serialize::txt::parse_ttl;
 
 use super::entry::{Entries, Entry, Fault, Token};
-use super::rdata;
+use super::include::Texts;
+use super::{Source, rdata};
 use crate::name::Name;
 use crate::record::{Record, RecordType};
 use crate::time::Ttl;
@@ -59,7 +60,8 @@ enum Stated {
     Ttl(Ttl),
 }
 
-struct Reader<'f> {
+struct Reader<'f, 'o> {
+    texts: &'f mut Texts<'o>,
     origin: Name,
     owner: Owner,
     /// From `$TTL`.
@@ -77,9 +79,10 @@ struct Reader<'f> {
 }
 
 /// Reads a text whose names are relative to `origin` until it says otherwise; notes every fault and goes on. `None`
-/// where an `$ORIGIN` is broken: what the names mean is then unknown.
-pub(super) fn read(text: &str, origin: Name, faults: &mut Vec<Fault>) -> Option<Master> {
+/// where an `$ORIGIN` or `$INCLUDE` is broken: what the names mean, or what else there is, is then unknown.
+pub(super) fn read(source: &Source, origin: Name, texts: &mut Texts<'_>, faults: &mut Vec<Fault>) -> Option<Master> {
     let mut reader = Reader {
+        texts,
         origin: origin.clone(),
         owner: Owner::Unset,
         default_ttl: None,
@@ -91,18 +94,8 @@ pub(super) fn read(text: &str, origin: Name, faults: &mut Vec<Fault>) -> Option<
         signed: None,
         faults,
     };
-    for entry in Entries::new(text) {
-        let read = entry.and_then(|entry| match entry.tokens.split_first() {
-            Some((first, rest)) if first.raw.starts_with('$') && !first.quoted && !entry.inherits => {
-                reader.directive(*first, rest, entry.end)
-            }
-            _ => reader.record(&entry).map(|()| true),
-        });
-        match read {
-            Ok(true) => {}
-            Ok(false) => return None,
-            Err(fault) => reader.faults.push(fault),
-        }
+    if !reader.text(&source.text, 0) {
+        return None;
     }
     if let Some(at) = reader.signed {
         let remedy = "keep the unsigned form of the zone here: no DNSKEY, DS, RRSIG, NSEC or NSEC3 records";
@@ -111,7 +104,25 @@ pub(super) fn read(text: &str, origin: Name, faults: &mut Vec<Fault>) -> Option<
     Some(Master { apex: reader.apex.unwrap_or(origin), lines: reader.lines, tried_soa: reader.tried_soa })
 }
 
-impl Reader<'_> {
+impl Reader<'_, '_> {
+    /// Reads one file's text; `false` where nothing after it can be understood.
+    fn text(&mut self, text: &str, base: usize) -> bool {
+        for entry in Entries::new(text, base) {
+            let read = entry.and_then(|entry| match entry.tokens.split_first() {
+                Some((first, rest)) if first.raw.starts_with('$') && !first.quoted && !entry.inherits => {
+                    self.directive(*first, rest, entry.end)
+                }
+                _ => self.record(&entry).map(|()| true),
+            });
+            match read {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(fault) => self.faults.push(fault),
+            }
+        }
+        true
+    }
+
     /// A `$` line; `Ok(false)` where nothing after it can be understood.
     fn directive(&mut self, first: Token<'_>, rest: &[Token<'_>], end: usize) -> Result<bool, Fault> {
         let value = |example: &str| match rest {
@@ -140,8 +151,15 @@ impl Reader<'_> {
                 }
             },
             "$INCLUDE" => {
-                let remedy = "copy its lines here: a zone is one file of the zone directory";
-                return Err(Fault::new(first.at, "$INCLUDE is not supported", remedy));
+                let included = match rest {
+                    [file] => self.include(*file, None),
+                    [file, origin] => self.include(*file, Some(*origin)),
+                    _ => value("hosts.inc").map(|_| true),
+                };
+                return included.or_else(|fault| {
+                    self.faults.push(fault);
+                    Ok(false)
+                });
             }
             "$GENERATE" => {
                 let remedy = "write the records out; a wildcard (*.name) covers any label";
@@ -149,10 +167,26 @@ impl Reader<'_> {
             }
             _ => {
                 let fact = format!("{} is not a directive", first.raw);
-                return Err(Fault::new(first.at, fact, "$ORIGIN and $TTL are the directives of a zone file"));
+                return Err(Fault::new(first.at, fact, "$ORIGIN, $TTL and $INCLUDE are the directives of a zone file"));
             }
         }
         Ok(true)
+    }
+
+    /// Reads another file here, its names relative to `origin`.
+    fn include(&mut self, file: Token<'_>, origin: Option<Token<'_>>) -> Result<bool, Fault> {
+        let origin = origin.map_or_else(|| Ok(self.origin.clone()), |token| rdata::name(token, &self.origin))?;
+        let (base, source) = self.texts.begin(file)?;
+        self.apex.get_or_insert_with(|| self.origin.clone());
+        // RFC 1035 §5.1: "a $INCLUDE entry never changes the relative origin of the parent file, regardless of changes
+        // to the relative origin made within the included file." So it is with owner and TTL.
+        let origin = std::mem::replace(&mut self.origin, origin);
+        let owner = std::mem::replace(&mut self.owner, Owner::Unset);
+        let ttls = (self.default_ttl, self.last_ttl);
+        let understood = self.text(&source.text, base);
+        self.texts.end(base, source);
+        (self.origin, self.owner, (self.default_ttl, self.last_ttl)) = (origin, owner, ttls);
+        Ok(understood)
     }
 
     /// The value of `$ORIGIN`. The one that names the zone must be absolute: `$ORIGIN example.org` without the final dot

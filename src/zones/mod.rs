@@ -2,10 +2,12 @@
 //!
 //! [`Zones::load`] reads a directory and reports every mistake of every file at once; [`Zones::answer`] is right about
 //! wildcards and empty non-terminals (RFC 4592), CNAMEs and negative answers (RFC 2308), cannot fail, and costs the
-//! same in a zone of five names and of five hundred thousand. What would need another server's help is refused at
-//! load: delegations, DNAME, signed zones.
+//! same in a zone of five names and of five hundred thousand. A delegation's name servers and their addresses are told;
+//! what else lies at and below it is not local. DNAME and signed zones are refused at load.
 
+mod delegation;
 mod entry;
+mod include;
 mod load;
 mod master;
 mod rdata;
@@ -61,8 +63,28 @@ pub struct Source {
 /// Every local zone: immutable, shared, replaced whole on reload.
 #[derive(Debug, Default)]
 pub struct Zones {
-    /// By apex. `None` is a hole: names from here down are not local, though a zone lies above.
-    zones: HashMap<Name, Option<Zone>, foldhash::fast::RandomState>,
+    /// What begins at a name and reaches down to the next one.
+    zones: HashMap<Name, Held, foldhash::fast::RandomState>,
+}
+
+/// Who holds the names from one down.
+#[derive(Debug)]
+enum Held {
+    /// A local zone, of which this is the apex.
+    Zone(Zone),
+    /// Not local: the zone above delegates them.
+    Delegated,
+    /// Not local: an upstream serves them, whatever a zone above says.
+    Elsewhere,
+}
+
+impl Held {
+    const fn zone(&self) -> Option<&Zone> {
+        match self {
+            Self::Zone(zone) => Some(zone),
+            Self::Delegated | Self::Elsewhere => None,
+        }
+    }
 }
 
 /// How a search through the zones ended, after the CNAMEs that were followed.
@@ -86,14 +108,15 @@ impl Zones {
         Self::default()
     }
 
-    /// The answer to a question in class IN; `None` where the name is in no local zone.
+    /// The answer to a question in class IN; `None` where the name is in no local zone, or delegated to another server.
     ///
     /// CNAMEs are followed while their targets are local. A chain that leaves the zones ends with its last CNAME, rcode
     /// NOERROR and no SOA: the rest of it is the caller's to resolve. The SOA of a negative answer is that of the zone
     /// where the chain ends, its TTL already min(SOA TTL, MINIMUM). Type ANY is no data.
     #[must_use]
     pub fn answer(&self, question: &Question) -> Option<Answer> {
-        let origin = self.zone_of(question.name.as_wire())?.origin.clone();
+        let Some(zone) = self.zone_of(question.name.as_wire()) else { return self.delegated(question) };
+        let origin = zone.origin.clone();
         let (records, end) = self.follow(&question.name, question.kind);
         let (rcode, soa) = match end {
             End::Records | End::Open => (Rcode::NOERROR, None),
@@ -109,15 +132,21 @@ impl Zones {
     /// The apex of the local zone that holds `name` (wire form); `None` where it is not local.
     #[must_use]
     pub fn apex(&self, name: &[u8]) -> Option<&Name> {
-        self.zone_of(name).map(|zone| &zone.negative.name)
+        self.zone_of(name).map(Zone::apex)
     }
 
     /// Makes `cut` and all names below it not local where a zone lies above it: what an `[[upstream]]` serves within a
     /// local zone. A zone whose apex is `cut`, or lies below it, stays.
     pub fn carve(&mut self, cut: &Name) {
-        if self.zone_of(cut.as_wire()).is_some() {
-            self.zones.entry(cut.clone()).or_insert(None);
+        if self.zone_above(cut.as_wire()).is_none() || matches!(self.zones.get(cut), Some(Held::Zone(_))) {
+            return;
         }
+        self.zones.insert(cut.clone(), Held::Elsewhere);
+        // What a zone above `cut` delegates below it is served by that upstream too.
+        let below = |name: &Name| name.is_within(cut) && matches!(self.zones.get(name), Some(Held::Delegated));
+        let above = |name: &Name| self.zone_above(name.as_wire()).is_some_and(|zone| !zone.apex().is_within(cut));
+        let holes: Vec<Name> = self.zones.keys().filter(|name| below(name) && above(name)).cloned().collect();
+        self.zones.extend(holes.into_iter().map(|name| (name, Held::Elsewhere)));
     }
 
     /// How many zones there are.
@@ -145,12 +174,17 @@ impl Zones {
     }
 
     fn served(&self) -> impl Iterator<Item = &Zone> {
-        self.zones.values().flatten()
+        self.zones.values().filter_map(Held::zone)
     }
 
-    /// The zone with the longest apex at or above `name`.
+    /// The zone that holds `name`.
     fn zone_of(&self, name: &[u8]) -> Option<&Zone> {
-        ancestors(name).find_map(|ancestor| self.zones.get(ancestor))?.as_ref()
+        ancestors(name).find_map(|ancestor| self.zones.get(ancestor))?.zone()
+    }
+
+    /// The zone with the longest apex at or above `name`, whether it holds it or not.
+    fn zone_above(&self, name: &[u8]) -> Option<&Zone> {
+        ancestors(name).filter_map(|ancestor| self.zones.get(ancestor)).find_map(Held::zone)
     }
 
     /// From `name` along the CNAMEs to the records of `kind`, or to where there are none.

@@ -246,7 +246,7 @@ mod tests {
 
     /// `TYPE data` → the data as the log shows it, or `column: fact`.
     fn data(text: &str) -> String {
-        let entry = Entries::new(text).next().unwrap().unwrap();
+        let entry = Entries::new(text, 0).next().unwrap().unwrap();
         let (first, rest) = entry.tokens.split_first().unwrap();
         let kind: RecordType = first.raw.parse().unwrap();
         let name = Name::parse("example.org").unwrap();
@@ -334,7 +334,7 @@ mod tests {
         #[test]
         fn no_text_panics(kind in 0u16..300, text in "[a-c0-9 .@=,\"\\\\#\u{e9}-]{0,40}") {
             let origin = Name::root();
-            for entry in Entries::new(&text).flatten() {
+            for entry in Entries::new(&text, 0).flatten() {
                 let _ = read(RecordType(kind), &entry.tokens, &origin, entry.end);
             }
         }
@@ -342,7 +342,7 @@ mod tests {
         #[test]
         fn service_parameters_never_panic(text in "(alpn|port|ipv4hint|key[0-9]{1,5}|mandatory|ech|no-default-alpn)(=[a-c0-9.,\"\\\\]{0,9})?") {
             for kind in [RecordType::HTTPS, RecordType::SVCB] {
-                for entry in Entries::new(&format!("1 . {text}")).flatten() {
+                for entry in Entries::new(&format!("1 . {text}"), 0).flatten() {
                     let _ = read(kind, &entry.tokens, &Name::root(), entry.end);
                 }
             }

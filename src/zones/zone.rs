@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::name::{Name, NameBuf, ancestors};
 use crate::record::{AddressTrust, Origin, Record, RecordType};
 
+use super::delegation::Delegations;
 use super::entry::Fault;
 use super::master::{Line, Master};
 
@@ -44,6 +45,10 @@ pub(super) struct Zone {
     /// The SOA as a negative answer carries it, its TTL bounded by its MINIMUM.
     pub(super) negative: Record,
     nodes: HashMap<Name, Node, foldhash::fast::RandomState>,
+    /// The names where delegations begin.
+    pub(super) cuts: Vec<Name>,
+    /// What is known at and below them: name servers and their addresses.
+    delegated: HashMap<Name, Node, foldhash::fast::RandomState>,
 }
 
 /// What a zone has for a question.
@@ -60,6 +65,20 @@ pub(super) enum Found<'z> {
 }
 
 impl Zone {
+    pub(super) const fn apex(&self) -> &Name {
+        &self.negative.name
+    }
+
+    /// The records of `kind` at `name`, which is at or below a delegation.
+    pub(super) fn delegated(&self, name: &Name, kind: RecordType) -> Option<&[Record]> {
+        self.delegated.get(name)?.set(kind)
+    }
+
+    /// Whether `name` is at or below a delegation and something is known there.
+    pub(super) fn delegates(&self, name: &Name) -> bool {
+        self.delegated.contains_key(name)
+    }
+
     /// Looks for `name`, which is at or below the apex.
     pub(super) fn find(&self, name: &[u8], kind: RecordType) -> Found<'_> {
         match closest(name, |name| self.nodes.get(name)) {
@@ -74,7 +93,11 @@ impl Zone {
 
     /// How many names own records, and how many records there are.
     pub(super) fn count(&self) -> (usize, usize) {
-        let sizes = self.nodes.values().map(|node| node.0.iter().map(|set| set.records.len()).sum::<usize>());
+        let sizes = self
+            .nodes
+            .values()
+            .chain(self.delegated.values())
+            .map(|node| node.0.iter().map(|set| set.records.len()).sum::<usize>());
         sizes.filter(|records| *records > 0).fold((0, 0), |(names, all), records| (names + 1, all + records))
     }
 }
@@ -119,8 +142,18 @@ pub(super) fn build(master: &Master, faults: &mut Vec<Fault>) -> Option<Zone> {
             }
         }
     }
+    let delegations = Delegations::new(apex, &owners);
+    delegations.check(&owners, faults);
     let mut nodes: HashMap<Name, Node, _> = HashMap::with_capacity_and_hasher(owners.len(), <_>::default());
+    let mut delegated: HashMap<Name, Node, _> = HashMap::default();
     for (name, lines) in owners {
+        let cut = delegations.above(name);
+        if cut.is_some() {
+            delegated.insert(name.clone(), node(&lines, faults));
+        }
+        if cut.is_some_and(|cut| cut != name) {
+            continue;
+        }
         // RFC 4592 §2.2.2: "Empty non-terminals are domain names that own no resource records but have subdomains
         // that do."
         let mut parent = name.parent().filter(|_| name != apex);
@@ -131,7 +164,9 @@ pub(super) fn build(master: &Master, faults: &mut Vec<Fault>) -> Option<Zone> {
                 Entry::Vacant(vacant) => _ = vacant.insert(Node::default()),
             }
         }
-        nodes.insert(name.clone(), node(&lines, faults));
+        if cut.is_none() {
+            nodes.insert(name.clone(), node(&lines, faults));
+        }
     }
     let Some(soa) = soa else {
         if !master.tried_soa {
@@ -144,7 +179,7 @@ pub(super) fn build(master: &Master, faults: &mut Vec<Fault>) -> Option<Zone> {
     // of the SOA itself".
     let negative = Record { ttl: soa.ttl.min(soa.soa_minimum().unwrap_or(soa.ttl)), ..soa.clone() };
     let origin = Origin { name: Arc::from(apex.to_string()), trust: AddressTrust::Zone };
-    Some(Zone { origin, negative, nodes })
+    Some(Zone { origin, negative, nodes, cuts: delegations.into_cuts(), delegated })
 }
 
 /// Why a record cannot be served from the zone `apex`.
@@ -157,10 +192,6 @@ fn refusal(record: &Record, apex: &Name, has_soa: bool) -> Option<(String, &'sta
     if !name.is_within(apex) {
         let remedy = "end relative names without a dot, or move the record to its zone's own file";
         return said(format!("{name} is outside the zone {apex}"), remedy);
-    }
-    if *kind == RecordType::NS && name != apex {
-        let remedy = "serve the child from its own zone file or an [[upstream]]";
-        return said(format!("{name} is delegated to another server"), remedy);
     }
     None
 }
@@ -216,14 +247,17 @@ fn wire_size(record: &Record) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::zones::master;
+    use crate::zones::include::Texts;
+    use crate::zones::{Source, master};
     use proptest::prelude::*;
     use std::cell::Cell;
 
     fn zone(lines: &str) -> Zone {
         let text = format!("$TTL 1h\n@ SOA ns hostmaster 1 1h 15m 7d 5m\n{lines}");
         let mut faults = Vec::new();
-        let master = master::read(&text, "example.org".parse().unwrap(), &mut faults).unwrap();
+        let source = Source { file: Arc::from("example.org.zone"), text };
+        let mut texts = Texts::new(&source, &|path| panic!("{path:?} is not to be opened"));
+        let master = master::read(&source, "example.org".parse().unwrap(), &mut texts, &mut faults).unwrap();
         let zone = build(&master, &mut faults);
         assert!(faults.is_empty(), "{faults:?}");
         zone.unwrap()
