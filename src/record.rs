@@ -147,6 +147,8 @@ pub struct ExtendedError {
 impl ExtendedError {
     /// Other Error.
     pub const OTHER: u16 = 0;
+    /// Cached Error: it failed before, and was not tried again.
+    pub const CACHED_ERROR: u16 = 13;
     /// Blocked: "on the operator's policy".
     pub const BLOCKED: u16 = 15;
     /// Filtered.
@@ -275,6 +277,13 @@ impl Answer {
     pub fn ttl(&self) -> Ttl {
         let negative = self.soa.as_ref().map(|soa| soa.ttl.min(soa.soa_minimum().unwrap_or(soa.ttl)));
         self.records.iter().map(|record| record.ttl).chain(negative).min().unwrap_or(Ttl::ZERO)
+    }
+
+    /// Whether it may be kept. RFC 2308 §5: "Negative responses without SOA records SHOULD NOT be cached as there is no
+    /// way to prevent the negative responses looping forever between a pair of servers even with a short TTL."
+    #[must_use]
+    pub fn may_be_kept(&self) -> bool {
+        self.soa.is_some() || self.rcode == Rcode::NOERROR && !self.records.is_empty()
     }
 
     /// Follows the CNAMEs of the answer section from `name`; the last name reached, and all names on the

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outgate::audit::{Log, Settings as AuditSettings, Transport};
-use outgate::cache::{Answers, Cover};
+use outgate::cache::{Answers, Cover, Failures};
 use outgate::firewall::Memory;
 use outgate::gate::{Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS};
 use outgate::grant::{Caps, Ledger, Terms};
@@ -107,6 +107,7 @@ impl Stage {
             rulebook,
             upstreams: Upstreams::new(vec![upstreams], &clock),
             answers: Answers::new(256 << 20),
+            failures: Failures::new(1 << 20),
             cover: Cover::new(256 << 20),
             granter,
             slots: Slots::default(),

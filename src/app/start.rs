@@ -17,7 +17,7 @@ use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
 use crate::app::node::{Doors, NodeParts, RunningNode};
 use crate::audit::{Log, Meter, Shard};
-use crate::cache::{Answers, Cover, LOCAL_BYTES};
+use crate::cache::{Answers, Cover, Failures, LOCAL_BYTES};
 use crate::document::Mistake;
 use crate::firewall;
 use crate::gate::{Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS};
@@ -32,6 +32,8 @@ use crate::upstream::Upstreams;
 
 /// Memory for answers.
 const ANSWER_BYTES: usize = 64 << 20;
+/// Memory for failures: some 10,000.
+const FAILURE_BYTES: usize = 4 << 20;
 /// Memory for prepared replies and whom they are open for: a million clients' names, as many as there may be grants, take
 /// 120 bytes each.
 const COVER_BYTES: usize = 192 << 20;
@@ -179,6 +181,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         rulebook,
         upstreams,
         answers: Answers::new(ANSWER_BYTES),
+        failures: Failures::new(FAILURE_BYTES),
         // What the doors' threads keep is on top: it must not push out what all of them share.
         cover: Cover::new(COVER_BYTES + (config.listen.workers + 1) * LOCAL_BYTES),
         granter,

@@ -118,6 +118,8 @@ pub enum CacheUse {
     Miss,
     /// A local zone.
     Zone,
+    /// It failed a moment before, and was not asked again.
+    Failure,
 }
 
 impl CacheUse {
@@ -129,6 +131,7 @@ impl CacheUse {
             Self::Open => "open",
             Self::Miss => "miss",
             Self::Zone => "zone",
+            Self::Failure => "failure",
         }
     }
 }

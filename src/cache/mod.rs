@@ -2,14 +2,17 @@
 //!
 //! [`Answers`] maps (upstream view, name, type) to what upstream said; [`Cover`] maps (who, name, type) to the
 //! prepared reply and the moment until which its addresses are open for that client. A new client of a known
-//! name misses `Cover` and goes to *offer*; it never asks upstream again. Each door's thread has a [`Local`] in front of
+//! name misses `Cover` and goes to *offer*; it never asks upstream again. [`Failures`] remembers what upstream did not
+//! answer. Each door's thread has a [`Local`] in front of
 //! `Cover`: the few that it told last.
 
 mod answers;
 mod cover;
+mod failures;
 mod local;
 mod shards;
 
 pub use answers::{Answers, Known};
 pub use cover::{Asked, Cover, Covered, Held, Reply, Until, Who};
+pub use failures::Failures;
 pub use local::{LOCAL_BYTES, Local, Wanted};

@@ -129,6 +129,20 @@ impl<K, V> Shards<K, V> {
         self.len.fetch_add(shard.entries.len().wrapping_sub(len), Ordering::Relaxed);
     }
 
+    /// Drops the entry that `is` knows.
+    pub(super) fn remove(&self, hash: u64, is: impl Fn(&K, &V) -> bool) {
+        let Some(shard) = self.shard(hash) else { return };
+        let hash = lower(hash);
+        let mut shard = shard.lock();
+        let found = shard.entries.find_entry(in_table(hash), |slot| slot.hash == hash && is(&slot.key, &slot.value));
+        if let Ok(entry) = found {
+            let charged = entry.remove().0.charged as usize;
+            shard.bytes -= charged;
+            self.bytes.fetch_sub(charged, Ordering::Relaxed);
+            self.len.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
     }
@@ -177,11 +191,17 @@ mod tests {
     }
 
     proptest! {
-        /// I5: whatever is put, the bytes stay under the bound and the counts are true.
+        /// I5: whatever is put and removed, the bytes stay under the bound and the counts are true.
         #[test]
-        fn stays_within_its_bytes(puts in prop::collection::vec((any::<u8>(), 0usize..3000), 0..400)) {
+        fn stays_within_its_bytes(
+            puts in prop::collection::vec((any::<u8>(), 0usize..3000, prop::option::of(any::<u8>())), 0..400),
+        ) {
             let shards = Shards::new(SHARDS * 4096);
-            for (key, weight) in puts {
+            for (key, weight, removed) in puts {
+                if let Some(removed) = removed {
+                    shards.remove(hash(removed.into()), |known: &u8, _| *known == removed);
+                    prop_assert_eq!(shards.get(hash(removed.into()), |known, _| *known == removed, |_| Some(())), None);
+                }
                 shards.put(hash(key.into()), |known, _| *known == key, (key, weight), weight, || 0);
                 let held: usize = shards.shards.iter().map(|shard| shard.lock().bytes).sum();
                 let len: usize = shards.shards.iter().map(|shard| shard.lock().entries.len()).sum();

@@ -30,7 +30,7 @@ pub use reply::{Conclusion, Failure, Outbox, Prepared, Released};
 pub use rulebook::{InUse, Passed, Rulebook};
 
 use crate::audit::{Outcome, RecordId, Transport};
-use crate::cache::{Answers, Cover, Who};
+use crate::cache::{Answers, Cover, Failures, Who};
 use crate::grant::Terms;
 use crate::metric::Words;
 use crate::policy::{Asker, GrantScope, Policy, Reason};
@@ -76,6 +76,8 @@ pub struct Gate {
     pub upstreams: Upstreams,
     /// What is known.
     pub answers: Answers<RecordId, Prepared>,
+    /// What upstream did not answer.
+    pub failures: Failures<Failure>,
     /// For whom it is open.
     pub cover: Cover<Prepared>,
     /// The granter.

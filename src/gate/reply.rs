@@ -12,7 +12,7 @@ use crate::cache::{Covered, Local, Reply, Until};
 use crate::gate::designation::{self, Designation};
 use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
-use crate::metric::{Path, Sample, SegmentSlot, Tally};
+use crate::metric::{Cached, Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
 use crate::policy::{Asker, Reason, Refusal, Shown};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
@@ -118,6 +118,8 @@ pub struct Failure {
     pub why: Box<str>,
     /// The upstream that failed.
     pub upstream: Option<Arc<str>>,
+    /// It failed before, and was not tried again.
+    pub remembered: bool,
 }
 
 impl Failure {
@@ -125,7 +127,18 @@ impl Failure {
     #[must_use]
     pub fn new(reason: Reason, code: u16, text: impl Into<Box<str>>) -> Self {
         let ede = ExtendedError::new(code, text);
-        Self { reason, why: ede.text.clone(), ede, upstream: None }
+        Self { reason, why: ede.text.clone(), ede, upstream: None, remembered: false }
+    }
+
+    /// The same for those who ask again. RFC 8914 §4.14: "The resolver is returning the SERVFAIL RCODE from its cache."
+    pub(super) fn remembered(self) -> Self {
+        let ede = ExtendedError::new(ExtendedError::CACHED_ERROR, self.ede.text);
+        Self { ede, remembered: true, ..self }
+    }
+
+    /// About how many bytes it takes.
+    pub(super) fn weight(&self) -> usize {
+        size_of::<Self>() + self.why.len() + self.ede.text.len()
     }
 }
 
@@ -259,7 +272,7 @@ impl<R> Outbox<R> {
                     reason: Reason::Audit as u8,
                     refused: true,
                     response: None,
-                    known: None,
+                    cache: None,
                     ..sample
                 };
             }
@@ -331,6 +344,7 @@ impl<R> Batch<R> {
             }
             Conclusion::Failed(failure) => Told {
                 why: Some(&failure.why),
+                cache: failure.remembered.then_some(CacheUse::Failure),
                 upstream: failure.upstream.as_deref(),
                 ..Told::refusal(Outcome::Error, failure.reason, Rcode::SERVFAIL, &failure.ede)
             },
@@ -475,9 +489,10 @@ impl<R> Batch<R> {
             response: told.rcode,
             transport: arrival.transport as u8,
             path: *path,
-            known: match told.cache {
-                Some(CacheUse::Hit | CacheUse::Open) if told.outcome == Outcome::Allow => Some(true),
-                Some(CacheUse::Miss) if told.outcome == Outcome::Allow => Some(false),
+            cache: match told.cache {
+                Some(CacheUse::Hit | CacheUse::Open) if told.outcome == Outcome::Allow => Some(Cached::Hit),
+                Some(CacheUse::Miss) if told.outcome == Outcome::Allow => Some(Cached::Miss),
+                Some(CacheUse::Failure) => Some(Cached::Failure),
                 _ => None,
             },
             micros,

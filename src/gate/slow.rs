@@ -34,6 +34,8 @@ struct Resolved {
     cache: CacheUse,
     /// As it is kept for others; of a chain that was followed, its first part.
     known: Option<Arc<Known<RecordId, Prepared>>>,
+    /// Whether it may be told again.
+    lasts: bool,
 }
 
 impl Gate {
@@ -110,21 +112,23 @@ impl Gate {
             if self.rulebook.load().epoch != rulebook.epoch {
                 continue;
             }
-            let covered = self.keep(&rulebook, &granted, resolved.origin, resolved.known.as_deref());
+            let covered = self.prepare(&rulebook, &granted, resolved.origin, resolved.known.as_deref());
+            if resolved.lasts {
+                self.keep(&rulebook, &granted, covered.clone());
+            }
             return Ok((Conclusion::Told { covered, cache: resolved.cache }, rulebook));
         }
         Err(Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy is changing too fast; ask again"))
     }
 
-    /// Prepares the reply and keeps it for those whom it was granted to.
-    fn keep(
+    /// Prepares the reply.
+    fn prepare(
         &self,
         rulebook: &Rulebook,
         granted: &Granted,
         origin: RecordId,
         known: Option<&Known<RecordId, Prepared>>,
     ) -> Covered<Prepared> {
-        let permit = granted.cleared().permit();
         let hold = |reply: Prepared| {
             let weight = reply.weight();
             self.cover.hold(reply, weight)
@@ -135,11 +139,15 @@ impl Gate {
             None => hold(reply),
         };
         let until = Until::new(granted.told_until(), granted.open_until());
-        let covered = Covered { epoch: rulebook.epoch, until, reply };
+        Covered { epoch: rulebook.epoch, until, reply }
+    }
+
+    /// Keeps a reply for those whom it was granted to.
+    fn keep(&self, rulebook: &Rulebook, granted: &Granted, covered: Covered<Prepared>) {
+        let permit = granted.cleared().permit();
         let who = who(&rulebook.policy, permit.asker());
         let Question { name, kind } = permit.question();
-        self.cover.put(who, &self.cover.asked(name.as_wire(), *kind), covered.clone());
-        covered
+        self.cover.put(who, &self.cover.asked(name.as_wire(), *kind), covered);
     }
 
     /// The answer to a permitted question. An upstream is expected to recurse; a chain that is left open (a local
@@ -163,6 +171,7 @@ impl Gate {
             };
             let part = self.resolve(rulebook, &next, id, ports, deadline).await?;
             whole.told_until = whole.told_until.min(part.told_until);
+            whole.lasts &= part.lasts;
             whole.answer.rcode = part.answer.rcode;
             whole.answer.authoritative &= part.answer.authoritative;
             whole.answer.records.extend(part.answer.records);
@@ -189,7 +198,7 @@ impl Gate {
         let now = self.clock.tick();
         if let Some(answer) = rulebook.zones.answer(question) {
             let told_until = self.terms.told_until(answer.ttl(), now);
-            return Ok(Resolved { answer, told_until, origin: id, cache: CacheUse::Zone, known: None });
+            return Ok(Resolved { answer, told_until, origin: id, cache: CacheUse::Zone, known: None, lasts: true });
         }
         let segment = permit.segment();
         let Some(upstream) = self.upstreams.route(&segment.name, question.name.as_wire()) else {
@@ -204,18 +213,40 @@ impl Gate {
                 origin: known.origin,
                 cache: CacheUse::Open,
                 known: Some(known),
+                lasts: true,
             });
         }
-        let answer = self.upstreams.resolve(upstream, permit, ports, deadline).await.map_err(|error| Failure {
-            reason: Reason::Upstream,
-            ede: error.ede(),
-            why: error.to_string().into(),
-            upstream: Some(Arc::clone(upstream.name())),
-        })?;
-        let told_until = self.terms.told_until(answer.ttl(), self.clock.tick());
+        if let Some(failure) = self.failures.get(view, question, now) {
+            return Err(Failure::clone(&failure));
+        }
+        let answer = match self.upstreams.resolve(upstream, permit, ports, deadline).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let failure = Failure {
+                    reason: Reason::Upstream,
+                    ede: error.ede(),
+                    why: error.to_string().into(),
+                    upstream: Some(Arc::clone(upstream.name())),
+                    remembered: false,
+                };
+                if error.is_of_upstream() {
+                    let (remembered, weight) = (failure.clone().remembered(), failure.weight());
+                    self.failures.put(view, question, remembered, weight, self.clock.tick());
+                }
+                return Err(failure);
+            }
+        };
+        self.failures.remove(view, question);
+        let now = self.clock.tick();
+        let told_until = self.terms.told_until(answer.ttl(), now);
+        if !answer.may_be_kept() {
+            let told_until = told_until.min(now + REFUSAL_TTL.duration());
+            return Ok(Resolved { answer, told_until, origin: id, cache: CacheUse::Miss, known: None, lasts: false });
+        }
         let known = Arc::new(Known { answer, told_until, origin: id, last: Mutex::default() });
         self.answers.put(view, question, Arc::clone(&known));
-        Ok(Resolved { answer: known.answer.clone(), told_until, origin: id, cache: CacheUse::Miss, known: Some(known) })
+        let answer = known.answer.clone();
+        Ok(Resolved { answer, told_until, origin: id, cache: CacheUse::Miss, known: Some(known), lasts: true })
     }
 }
 

@@ -157,6 +157,7 @@ impl World {
             rulebook,
             upstreams: Upstreams::new(server.map(upstream).into_iter().collect(), clock),
             answers: Answers::new(1 << 20),
+            failures: Failures::new(1 << 20),
             cover: Cover::new(1 << 20),
             granter,
             slots: Slots::default(),

@@ -14,7 +14,7 @@ mod tally;
 pub use distribution::Distribution;
 pub use registry::Registry;
 pub use table::*;
-pub use tally::{Path, Sample, SegmentSlot, Tallies, Tally, Words};
+pub use tally::{Cached, Path, Sample, SegmentSlot, Tallies, Tally, Words};
 
 /// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,8 +14,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use parking_lot::Mutex;
 
 use super::{
-    CACHE_HITS, CACHE_MISSES, Counter, Distribution, Gauge, Histogram, Info, Kind, Metric, Path, QUERIES,
-    QUERY_DURATION, REFUSALS, RESPONSES, Row, SILENCES, TABLE, Tallies, Words,
+    CACHE_FAILURES, CACHE_HITS, CACHE_MISSES, Counter, Distribution, Gauge, Histogram, Info, Kind, Metric, Path,
+    QUERIES, QUERY_DURATION, REFUSALS, RESPONSES, Row, SILENCES, TABLE, Tallies, Words,
 };
 
 /// The recorder asks for the origin of a metric and makes no use of it.
@@ -99,6 +99,7 @@ impl Registry {
         self.tallies.responses(&merged, |labels, total| self.absolute(RESPONSES, labels, total));
         self.absolute(CACHE_HITS, [], merged.hits);
         self.absolute(CACHE_MISSES, [], merged.misses);
+        self.absolute(CACHE_FAILURES, [], merged.failures);
 
         let mut out = self.handle.render();
         for metric in TABLE {
@@ -263,7 +264,7 @@ mod tests {
             response: Some(Rcode::NXDOMAIN),
             transport: 1,
             path: Path::Slow,
-            known: None,
+            cache: None,
             micros: 3_000,
         };
         tally.count(&sample);

@@ -93,6 +93,8 @@ metrics! {
         "Allowed queries whose answer was in the cache.";
     CACHE_MISSES = Counter "cache_misses_total" [] Count
         "Allowed queries whose answer was not in the cache.";
+    CACHE_FAILURES = Counter "cache_failures_total" [] Count
+        "Queries that failed at once since the same question had failed upstream a moment before.";
     ZONES_RECORDS = Gauge "zones_records" [] Count
         "Records in local zones.";
 

@@ -70,6 +70,17 @@ impl Path {
     }
 }
 
+/// What the cache did for a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// The answer was known.
+    Hit,
+    /// It was not.
+    Miss,
+    /// That it fails was known.
+    Failure,
+}
+
 /// One query and what became of it, in 24 bytes. `verdict`, `reason` and `transport` are places in [`Words`].
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
@@ -87,8 +98,8 @@ pub struct Sample {
     pub transport: u8,
     /// Who answered it.
     pub path: Path,
-    /// Of an allowed query whose answer is cached: whether it was known before.
-    pub known: Option<bool>,
+    /// Of a query that the cache may answer: what it did.
+    pub cache: Option<Cached>,
     /// Receipt to record, in microseconds.
     pub micros: u64,
 }
@@ -114,9 +125,10 @@ impl Tally {
             }
             None => cells.silences.get(reason).into_iter().for_each(bump),
         }
-        match sample.known {
-            Some(true) => bump(&cells.hits),
-            Some(false) => bump(&cells.misses),
+        match sample.cache {
+            Some(Cached::Hit) => bump(&cells.hits),
+            Some(Cached::Miss) => bump(&cells.misses),
+            Some(Cached::Failure) => bump(&cells.failures),
             None => {}
         }
         cells.durations(sample.path).record_alone(sample.micros);
@@ -131,6 +143,7 @@ struct Cells {
     responses: [[AtomicU64; TRANSPORTS]; RCODES],
     hits: AtomicU64,
     misses: AtomicU64,
+    failures: AtomicU64,
     fast: Distribution,
     slow: Distribution,
 }
@@ -144,6 +157,7 @@ impl Cells {
             responses: Default::default(),
             hits: AtomicU64::default(),
             misses: AtomicU64::default(),
+            failures: AtomicU64::default(),
             fast: Distribution::default(),
             slow: Distribution::default(),
         }
@@ -232,6 +246,7 @@ impl Tallies {
             }
             merged.hits = merged.hits.wrapping_add(cells.hits.load(Relaxed));
             merged.misses = merged.misses.wrapping_add(cells.misses.load(Relaxed));
+            merged.failures = merged.failures.wrapping_add(cells.failures.load(Relaxed));
             for (sum, path) in merged.durations.iter_mut().zip(Path::ALL) {
                 *sum = sum.plus(&cells.durations(path).snapshot());
             }
@@ -287,6 +302,7 @@ pub(super) struct Merged {
     responses: [[u64; TRANSPORTS]; RCODES],
     pub(super) hits: u64,
     pub(super) misses: u64,
+    pub(super) failures: u64,
     /// In the order of [`Path::ALL`].
     pub(super) durations: [Snapshot; 2],
 }
@@ -300,6 +316,7 @@ impl Default for Merged {
             responses: [[0; TRANSPORTS]; RCODES],
             hits: 0,
             misses: 0,
+            failures: 0,
             durations: [Snapshot::default(); 2],
         }
     }
@@ -348,7 +365,7 @@ mod tests {
             response: Some(Rcode::NXDOMAIN),
             transport: 0,
             path: Path::Fast,
-            known: None,
+            cache: None,
             micros: 40,
         }
     }
@@ -396,11 +413,11 @@ mod tests {
     fn answers_that_are_not_cached_are_neither_hits_nor_misses() {
         let tallies = Tallies::new(TEST);
         let mut tally = tallies.register();
-        for known in [Some(true), None, Some(false), Some(true)] {
-            tally.count(&Sample { known, ..sample(SegmentSlot::NONE) });
+        for cache in [Some(Cached::Hit), None, Some(Cached::Miss), Some(Cached::Hit), Some(Cached::Failure)] {
+            tally.count(&Sample { cache, ..sample(SegmentSlot::NONE) });
         }
         let merged = tallies.merge();
-        assert_eq!((merged.hits, merged.misses), (2, 1));
+        assert_eq!((merged.hits, merged.misses, merged.failures), (2, 1, 1));
     }
 
     #[test]

@@ -89,6 +89,9 @@ pub enum UpstreamError {
     /// No server answered before the deadline.
     #[error("{0}")]
     Timeout(Attempts),
+    /// The same, and too little time was left for an answer to be expected.
+    #[error("{0}")]
+    Hurried(Attempts),
     /// A server said that it failed, or that it does not serve us.
     #[error("{attempts}")]
     ServerFailure {
@@ -131,12 +134,21 @@ impl UpstreamError {
         }
     }
 
+    /// Whether it is worth remembering: not where we are to blame, or ran out of time.
+    #[must_use]
+    pub const fn is_of_upstream(&self) -> bool {
+        match self {
+            Self::Timeout(_) | Self::ServerFailure { .. } | Self::Network(_) | Self::Malformed(_) => true,
+            Self::Hurried(_) | Self::Busy => false,
+        }
+    }
+
     /// The extended error for the client (RFC 8914 §4): a server's own reason where it gave one, no addresses of
     /// ours.
     #[must_use]
     pub fn ede(&self) -> ExtendedError {
         match self {
-            Self::Timeout(_) => {
+            Self::Timeout(_) | Self::Hurried(_) => {
                 ExtendedError::new(ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
             }
             Self::ServerFailure { ede: Some(ede), .. } => ede.clone(),

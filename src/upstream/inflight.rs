@@ -21,6 +21,8 @@ use crate::record::Answer;
 /// The most exchanges under way at once: as many as there is room for on the slow path, where each segment has its share.
 /// At the cap, new questions fail and those under way go on.
 const CAP: usize = 8_192;
+/// An exchange that had less time than this says nothing of the servers; guessed, half of a query's deadline.
+const FAIR: Duration = Duration::from_millis(950);
 /// Less time than this is not worth another exchange; guessed, a few near round trips.
 const WORTHWHILE: Duration = Duration::from_millis(100);
 
@@ -72,7 +74,7 @@ impl<K: Eq + Hash + Clone> Inflight<K> {
     /// `deadline`. Who begins it makes it, on his own thread; where he gives up, the next one does.
     ///
     /// # Errors
-    /// Those of the exchange; [`UpstreamError::Timeout`] at `deadline`; [`UpstreamError::Busy`] at the cap.
+    /// Those of the exchange; [`UpstreamError::Hurried`] at `deadline`; [`UpstreamError::Busy`] at the cap.
     pub(super) async fn join<F>(&self, key: &K, deadline: Instant, begin: impl Fn() -> F) -> Outcome
     where
         F: Future<Output = Outcome>,
@@ -80,7 +82,11 @@ impl<K: Eq + Hash + Clone> Inflight<K> {
         loop {
             let outcome = match self.enter(key)? {
                 Part::First(entered) => {
-                    let outcome = begin().await;
+                    let hurried = deadline < Instant::now() + FAIR;
+                    let outcome = match begin().await {
+                        Err(UpstreamError::Timeout(attempts)) if hurried => Err(UpstreamError::Hurried(attempts)),
+                        outcome => outcome,
+                    };
                     // Off the table before it is told: who comes now asks anew, and is not taken off with this one.
                     for waiting in entered.left() {
                         let _gone = waiting.send(outcome.clone());
@@ -90,11 +96,11 @@ impl<K: Eq + Hash + Clone> Inflight<K> {
                 Part::Later(outcome) => timeout_at(deadline, outcome).await,
             };
             match outcome {
-                Err(_) => return Err(UpstreamError::Timeout(Attempts::default())),
+                Err(_) => return Err(UpstreamError::Hurried(Attempts::default())),
                 // Who began it gave up.
                 Ok(Err(_)) => {}
-                // It ended at the deadline of who began it; ours is later.
-                Ok(Ok(Err(UpstreamError::Timeout(_)))) if Instant::now() + WORTHWHILE < deadline => {}
+                // Who began it had too little time; we have more.
+                Ok(Ok(Err(UpstreamError::Hurried(_)))) if Instant::now() + WORTHWHILE < deadline => {}
                 Ok(Ok(outcome)) => return outcome,
             }
         }
@@ -161,7 +167,7 @@ mod tests {
             gate.notify_one();
         };
         let (first, second, third, ()) = tokio::join!(first, second, third, opened);
-        assert_eq!((first, second), (Ok(answer()), Err(UpstreamError::Timeout(Attempts::default()))));
+        assert_eq!((first, second), (Ok(answer()), Err(UpstreamError::Hurried(Attempts::default()))));
         assert_eq!((third, begun.load(Ordering::SeqCst)), (Ok(answer()), 1));
         assert!(inflight.0.lock().is_empty());
     }
@@ -187,7 +193,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_came_late_asks_again_where_the_first_ran_out_of_time() {
+    async fn who_has_more_time_asks_again_where_the_first_had_too_little() {
+        for (first_has, asks, later) in [
+            (Duration::from_millis(500), 2, Ok(answer())),
+            // It had its time: the servers are asked no more.
+            (FAIR, 1, Err(UpstreamError::Timeout(Attempts::default()))),
+        ] {
+            asks_again(first_has, asks, later).await;
+        }
+    }
+
+    async fn asks_again(first_has: Duration, asks: u32, later: Outcome) {
         let (inflight, begun) = (Inflight::new(), AtomicU32::new(0));
         let begin = || {
             let number = begun.fetch_add(1, Ordering::SeqCst);
@@ -196,9 +212,10 @@ mod tests {
                 if number == 0 { Err(UpstreamError::Timeout(Attempts::default())) } else { Ok(answer()) }
             }
         };
-        let (first, late) = tokio::join!(inflight.join(&1, soon(), begin), inflight.join(&1, soon(), begin));
-        assert_eq!(first, Err(UpstreamError::Timeout(Attempts::default())));
-        assert_eq!(late, Ok(answer()));
+        let first = inflight.join(&1, Instant::now() + first_has, begin);
+        let (first, late) = tokio::join!(first, inflight.join(&1, soon(), begin));
+        assert!(matches!(first, Err(UpstreamError::Timeout(_) | UpstreamError::Hurried(_))));
+        assert_eq!((late, begun.load(Ordering::SeqCst)), (later, asks));
     }
 
     #[tokio::test]

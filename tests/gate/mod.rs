@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outgate::audit::{self, Log, Transport};
-use outgate::cache::{Answers, Cover};
+use outgate::cache::{Answers, Cover, Failures};
 use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
 use outgate::gate::{
@@ -186,6 +186,7 @@ impl World {
             rulebook,
             upstreams,
             answers: Answers::new(1 << 22),
+            failures: Failures::new(1 << 20),
             cover: Cover::new(1 << 22),
             granter,
             slots: Slots::default(),
