@@ -147,6 +147,10 @@ pub struct ExtendedError {
 impl ExtendedError {
     /// Other Error.
     pub const OTHER: u16 = 0;
+    /// Stale Answer.
+    pub const STALE: u16 = 3;
+    /// Stale NXDOMAIN Answer.
+    pub const STALE_NXDOMAIN: u16 = 19;
     /// Cached Error: it failed before, and was not tried again.
     pub const CACHED_ERROR: u16 = 13;
     /// Blocked: "on the operator's policy".

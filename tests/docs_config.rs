@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use outgate::document::{Document, Table};
-use outgate::{audit, firewall, grant};
+use outgate::{audit, cache, firewall, grant};
 
 mod check;
 
@@ -189,6 +189,7 @@ fn with_defaults<T>(header: &str, more: &str, read: impl FnOnce(Table) -> T) -> 
 #[test]
 fn documented_defaults_are_the_programs_own() {
     assert_eq!(with_defaults("[grant]", "", |root| grant::Terms::read(&root)), grant::Terms::default());
+    assert_eq!(with_defaults("[cache]", "", |root| cache::Settings::read(&root)), cache::Settings::default());
     let audit = with_defaults("[audit]", "", |root| audit::Settings::parse(root.table("audit").unwrap()));
     assert_eq!(audit, audit::Settings::default());
     let required = "name = \"gateway\"\nkind = \"nftables\"\nhook = \"sets\"";

@@ -13,7 +13,9 @@ use arc_swap::ArcSwap;
 use outgate::audit::{Log, Settings as AuditSettings, Transport};
 use outgate::cache::{Answers, Cover, Failures};
 use outgate::firewall::Memory;
-use outgate::gate::{Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS};
+use outgate::gate::{
+    Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook, Slots, WORDS,
+};
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
 use outgate::name::Name;
@@ -106,8 +108,9 @@ impl Stage {
         let gate = Gate {
             rulebook,
             upstreams: Upstreams::new(vec![upstreams], &clock),
-            answers: Answers::new(256 << 20),
+            answers: Answers::new(256 << 20, Duration::ZERO),
             failures: Failures::new(1 << 20),
+            refreshes: Refreshes::new().0,
             cover: Cover::new(256 << 20),
             granter,
             slots: Slots::default(),

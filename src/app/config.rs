@@ -8,7 +8,7 @@ use crate::app::cli::ConfigFile;
 use crate::document::{Document, Mistake, Table};
 use crate::grant::Terms;
 use crate::serve::tls;
-use crate::{audit, firewall, policy, upstream, zones};
+use crate::{audit, cache, firewall, policy, upstream, zones};
 
 /// The file that is read where none is named.
 const DEFAULT_FILE: &str = "outgate.toml";
@@ -33,6 +33,7 @@ pub(super) struct Config {
     /// Empty: the system's resolvers.
     pub(super) upstreams: Vec<upstream::Settings>,
     pub(super) terms: Terms,
+    pub(super) cache: cache::Settings,
     pub(super) firewalls: Vec<firewall::Settings>,
     pub(super) audit: audit::Settings,
     /// Where metrics and health are served; `None`: nowhere.
@@ -83,12 +84,13 @@ impl Config {
         zones.directory = path(zones.directory);
         let upstreams = upstream::Settings::read_all(&root);
         let terms = Terms::read(&root);
+        let cache = cache::Settings::read(&root);
         let firewalls = firewall::Settings::read_all(&root);
         let mut audit = root.table("audit").map_or_else(audit::Settings::default, audit::Settings::parse);
         audit.file = path(audit.file);
         let health = read_health(&root);
         let admin_socket = read_admin(&root).unwrap_or_else(|| state.join("admin.sock"));
-        root.finish(&["sink", "cluster", "peer", "tracing", "dnssec", "cache", "flow"]);
+        root.finish(&["sink", "cluster", "peer", "tracing", "dnssec", "flow"]);
         let mistakes = document.take_mistakes();
         if !mistakes.is_empty() {
             return Err(mistakes);
@@ -103,6 +105,7 @@ impl Config {
             zones,
             upstreams,
             terms,
+            cache,
             firewalls,
             audit,
             health,

@@ -20,7 +20,9 @@ use crate::audit::{Log, Meter, Shard};
 use crate::cache::{Answers, Cover, Failures, LOCAL_BYTES};
 use crate::document::Mistake;
 use crate::firewall;
-use crate::gate::{Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS};
+use crate::gate::{
+    Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Refresher, Refreshes, Rulebook, Slots, WORDS,
+};
 use crate::grant::{Caps, Ledger};
 use crate::metric::{self, Registry};
 use crate::serve::tcp::{Limits, Streams};
@@ -29,14 +31,6 @@ use crate::serve::udp::{BindError, Bound, LISTEN, Worker, bind};
 use crate::serve::{StreamDoor, admin};
 use crate::time::Clock;
 use crate::upstream::Upstreams;
-
-/// Memory for answers.
-const ANSWER_BYTES: usize = 64 << 20;
-/// Memory for failures: some 10,000.
-const FAILURE_BYTES: usize = 4 << 20;
-/// Memory for prepared replies and whom they are open for: a million clients' names, as many as there may be grants, take
-/// 120 bytes each.
-const COVER_BYTES: usize = 192 << 20;
 
 /// All of a query on the slow path: below the 2 s at which the quickest stubs ask again.
 const QUERY_DEADLINE: Duration = Duration::from_millis(1900);
@@ -66,6 +60,7 @@ pub(super) struct Built {
     pub(super) stream_door: Arc<StreamDoor>,
     pub(super) stream_limits: Arc<Streams>,
     pub(super) tls: Option<Arc<Tls>>,
+    pub(super) refresher: Refresher,
 }
 
 /// What they are built from.
@@ -99,8 +94,8 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let streams = listen(&config.listen.dns, LISTEN)?;
     let tls_streams = listen(&config.listen.tls, "[listen].tls")?;
     let https_streams = listen(&config.listen.https, "[listen].https")?;
-    // The workers, and the runtime that the streams share, have ports of their own.
-    let files = upstreams.sockets() * (config.listen.workers + 1) + OTHER_FILES;
+    // The workers, the runtime that the streams share, and what refreshes answers have ports of their own.
+    let files = upstreams.sockets() * (config.listen.workers + 2) + OTHER_FILES;
     let udp: Vec<SocketAddr> =
         config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
     let sockets = bind(&udp, config.listen.workers).map_err(|error| Failure::Failed(error.to_string()))?;
@@ -177,13 +172,15 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     let (granter, granter_thread) =
         Granter::start(parts, &config.state).map_err(|error| Failure::Failed(error.to_string()))?;
 
+    let (refreshes, refresher) = Refreshes::new();
     let gate = Arc::new(Gate {
         rulebook,
         upstreams,
-        answers: Answers::new(ANSWER_BYTES),
-        failures: Failures::new(FAILURE_BYTES),
+        answers: Answers::new(config.cache.answers(), config.cache.stale),
+        failures: Failures::new(config.cache.failures()),
+        refreshes,
         // What the doors' threads keep is on top: it must not push out what all of them share.
-        cover: Cover::new(COVER_BYTES + (config.listen.workers + 1) * LOCAL_BYTES),
+        cover: Cover::new(config.cache.replies() + (config.listen.workers + 1) * LOCAL_BYTES),
         granter,
         slots: Slots::default(),
         passed: Passed::default(),
@@ -221,6 +218,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         stream_door: Arc::new(stream_door),
         stream_limits,
         tls,
+        refresher,
     })
 }
 

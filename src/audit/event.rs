@@ -118,6 +118,8 @@ pub enum CacheUse {
     Miss,
     /// A local zone.
     Zone,
+    /// It had ended, and upstream gave no other.
+    Stale,
     /// It failed a moment before, and was not asked again.
     Failure,
 }
@@ -131,6 +133,7 @@ impl CacheUse {
             Self::Open => "open",
             Self::Miss => "miss",
             Self::Zone => "zone",
+            Self::Stale => "stale",
             Self::Failure => "failure",
         }
     }

@@ -45,7 +45,7 @@ pub const FIELDS: &[Field] = &[
         "query",
         "cache",
         "string",
-        "`hit`: known and open; `open`: known, had to be opened; `miss`: asked upstream; `zone`; `failure`: failed a moment before, not asked again",
+        "`hit`: known and open; `open`: known, had to be opened; `miss`: asked upstream; `zone`; `stale`: had ended, and upstream gave no other; `failure`: failed a moment before, not asked again",
     ),
     field("query", "answers", "list", "the answer section as sent; absent: empty"),
     field("query", "answers[].name", "name", "the record's owner, so that CNAME chains can be followed"),

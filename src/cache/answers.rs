@@ -2,6 +2,7 @@
 
 use std::hash::BuildHasher;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use parking_lot::Mutex;
@@ -38,26 +39,48 @@ impl<Id, R: PartialEq> Known<Id, R> {
     }
 }
 
-/// Answers, bounded in bytes; what has ended is not given out.
+/// What is known of a question.
+#[derive(Debug)]
+pub enum Found<Id, R> {
+    /// Its answer, with a whole second left to tell.
+    Lives(Arc<Known<Id, R>>),
+    /// An answer that has ended: to be told only where upstream gives no other (RFC 8767).
+    Ended(Arc<Known<Id, R>>),
+}
+
+/// Answers, bounded in bytes.
 #[derive(Debug)]
 pub struct Answers<Id, R> {
     table: Shards<(u32, Question), Arc<Known<Id, R>>>,
+    /// How long past its end an answer is given out.
+    stale: Duration,
     hasher: RandomState,
 }
 
 impl<Id, R> Answers<Id, R> {
-    /// An empty table of at most `bytes`.
+    /// An empty table of at most `bytes`; what ended no longer than `stale` ago is given out as such.
     #[must_use]
-    pub fn new(bytes: usize) -> Self {
-        Self { table: Shards::new(bytes), hasher: RandomState::default() }
+    pub fn new(bytes: usize, stale: Duration) -> Self {
+        Self { table: Shards::new(bytes), stale, hasher: RandomState::default() }
     }
 
-    /// The answer to `question` in an upstream's view, if a whole second of it is left to tell.
+    /// What is known of `question` in an upstream's view.
     #[must_use]
-    pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Arc<Known<Id, R>>> {
+    pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Found<Id, R>> {
         let is = |key: &(u32, Question), _: &_| key.0 == view && key.1 == *question;
-        let lives = |known: &Arc<Known<Id, R>>| known.told_until.since(now).as_secs() > 0;
-        self.table.get(self.hash(view, question), is, |known| lives(known).then(|| Arc::clone(known)))
+        self.table.get(self.hash(view, question), is, |known| {
+            if known.told_until.since(now).as_secs() > 0 {
+                Some(Found::Lives(Arc::clone(known)))
+            } else {
+                (now.since(known.told_until) < self.stale).then(|| Found::Ended(Arc::clone(known)))
+            }
+        })
+    }
+
+    /// Drops what is known of `question`.
+    pub fn remove(&self, view: u32, question: &Question) {
+        let is = |key: &(u32, Question), _: &_| key.0 == view && key.1 == *question;
+        self.table.remove(self.hash(view, question), is);
     }
 
     /// Keeps an answer.
@@ -131,18 +154,20 @@ mod tests {
     }
 
     proptest! {
-        /// An answer is given out for the view, name and type that it was given for, the latest one, and while a whole
-        /// second of it is left: split horizons never mix.
+        /// An answer is given out for the view, name and type that it was given for, the latest one, while a whole
+        /// second of it is left; as ended, for as long as was said. Split horizons never mix.
         #[test]
         fn gives_out_what_was_put_under_the_very_key(
             room in select(vec![1usize << 20, 64 * 600]),
+            stale in 0u64..4,
             steps in prop::collection::vec(
                 (any::<bool>(), select(vec![0u32, 1, 0x0001_0000]), select(vec![".", "a", "b", "a.b"]),
                  select(vec![0u16, 1, 28, 0x0161]), 0u64..6_000_000),
                 1..200,
             ),
         ) {
-            let answers = Answers::new(room);
+            let stale = Duration::from_secs(stale);
+            let answers = Answers::new(room, stale);
             let mut model: HashMap<(u32, Question), (Tick, usize)> = HashMap::new();
             for (put, (fill, view, name, kind, moment)) in steps.into_iter().enumerate() {
                 let question = Question { name: Name::parse(name).unwrap(), kind: RecordType(kind) };
@@ -151,9 +176,13 @@ mod tests {
                     model.insert((view, question), (Tick(moment), put));
                     continue;
                 }
-                let found = answers.get(view, &question, Tick(moment)).map(|known| (known.told_until, known.origin));
+                let found = answers.get(view, &question, Tick(moment)).map(|found| match found {
+                    Found::Lives(known) => (true, known.told_until, known.origin),
+                    Found::Ended(known) => (false, known.told_until, known.origin),
+                });
                 let known = model.get(&(view, question)).copied();
-                let known = known.filter(|(told, _)| told.0 >= moment + 1_000_000);
+                let known = known.map(|(told, put)| (told.0 >= moment + 1_000_000, told, put));
+                let known = known.filter(|(lives, told, _)| *lives || Tick(moment).since(*told) < stale);
                 prop_assert!(found.is_none() || found == known, "{found:?}, not {known:?}");
                 prop_assert!(found == known || room < 1 << 20, "{known:?} is lost");
             }

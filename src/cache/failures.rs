@@ -19,6 +19,15 @@ const REST_AT_MOST: Duration = Duration::from_secs(10);
 /// What fails this soon after its rest has failed again; later it is a new failure.
 const AGAIN: Duration = Duration::from_secs(30);
 
+/// Why a question failed lately, and whether it may be asked again.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Lately<F> {
+    /// It rests, and is not asked.
+    Rests(Arc<F>),
+    /// It may be asked, and no answer is to be expected.
+    Doubtful(Arc<F>),
+}
+
 /// Failures, bounded in bytes.
 #[derive(Debug)]
 pub struct Failures<F> {
@@ -41,11 +50,16 @@ impl<F> Failures<F> {
         Self { table: Shards::new(bytes), hasher: RandomState::default() }
     }
 
-    /// Why `question` failed in an upstream's view, while it is not asked again.
+    /// Why `question` failed lately in an upstream's view.
     #[must_use]
-    pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Arc<F>> {
-        let rests = |failed: &Failed<F>| (now < failed.rests_until).then(|| Arc::clone(&failed.why));
-        self.table.get(self.hash(view, question), is(view, question), rests)
+    pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Lately<F>> {
+        self.table.get(self.hash(view, question), is(view, question), |failed| {
+            if now < failed.rests_until {
+                Some(Lately::Rests(Arc::clone(&failed.why)))
+            } else {
+                (now < failed.rests_until + AGAIN).then(|| Lately::Doubtful(Arc::clone(&failed.why)))
+            }
+        })
     }
 
     /// Remembers that `question` failed; `weight` is about what `why` takes. Of those who waited for one exchange, the
@@ -111,13 +125,16 @@ mod tests {
             // Others that waited for the same exchange.
             failures.put(1, &question, 99, 0, now);
             let ends = now + Duration::from_secs(rest);
-            assert_eq!(failures.get(1, &question, ends - Duration::from_micros(1)).as_deref(), Some(&rest));
-            assert_eq!(failures.get(1, &question, ends), None);
+            let last = ends - Duration::from_micros(1);
+            assert_eq!(failures.get(1, &question, last), Some(Lately::Rests(Arc::new(rest))));
+            assert_eq!(failures.get(1, &question, ends), Some(Lately::Doubtful(Arc::new(rest))));
+            assert_eq!(failures.get(1, &question, ends + AGAIN), None);
             now = ends + Duration::from_secs(1);
         }
         now = now + AGAIN + REST_AT_MOST;
         failures.put(1, &question, 1, 0, now);
-        assert_eq!(failures.get(1, &question, now + Duration::from_secs(1)), None, "after a while it is a new failure");
+        let after = failures.get(1, &question, now + Duration::from_secs(1));
+        assert!(matches!(after, Some(Lately::Doubtful(_))), "after a while it is a new failure");
     }
 
     #[test]
@@ -131,11 +148,8 @@ mod tests {
         failures.remove(1, &question("a.example"));
         assert!(failures.get(1, &question("a.example"), Tick(0)).is_none() && failures.is_empty());
         failures.put(1, &question("a.example"), (), 0, Tick(500_000));
-        assert_eq!(
-            failures.get(1, &question("a.example"), Tick(1_500_000)),
-            None,
-            "the next failure is the first again"
-        );
+        let after = failures.get(1, &question("a.example"), Tick(1_500_000));
+        assert!(matches!(after, Some(Lately::Doubtful(_))), "the next failure is the first again");
     }
 
     /// I5: however many names fail, the table stays within its bytes.

@@ -10,9 +10,11 @@ mod answers;
 mod cover;
 mod failures;
 mod local;
+mod settings;
 mod shards;
 
-pub use answers::{Answers, Known};
+pub use answers::{Answers, Found, Known};
 pub use cover::{Asked, Cover, Covered, Held, Reply, Until, Who};
-pub use failures::Failures;
+pub use failures::{Failures, Lately};
 pub use local::{LOCAL_BYTES, Local, Wanted};
+pub use settings::Settings;

@@ -9,6 +9,7 @@ mod designation;
 mod fast;
 mod granter;
 mod inflight;
+mod refresh;
 mod reply;
 mod rulebook;
 mod slow;
@@ -26,6 +27,7 @@ pub use granter::{
     EnforcerCounts, GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, NotGranted,
 };
 pub use inflight::{Slot, Slots};
+pub use refresh::{Refresher, Refreshes};
 pub use reply::{Conclusion, Failure, Outbox, Prepared, Released};
 pub use rulebook::{InUse, Passed, Rulebook};
 
@@ -78,6 +80,8 @@ pub struct Gate {
     pub answers: Answers<RecordId, Prepared>,
     /// What upstream did not answer.
     pub failures: Failures<Failure>,
+    /// What is asked again while nobody waits for it.
+    pub refreshes: Refreshes,
     /// For whom it is open.
     pub cover: Cover<Prepared>,
     /// The granter.

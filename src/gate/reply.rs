@@ -492,6 +492,7 @@ impl<R> Batch<R> {
             cache: match told.cache {
                 Some(CacheUse::Hit | CacheUse::Open) if told.outcome == Outcome::Allow => Some(Cached::Hit),
                 Some(CacheUse::Miss) if told.outcome == Outcome::Allow => Some(Cached::Miss),
+                Some(CacheUse::Stale) => Some(Cached::Stale),
                 Some(CacheUse::Failure) => Some(Cached::Failure),
                 _ => None,
             },

@@ -156,8 +156,9 @@ impl World {
         let gate = Gate {
             rulebook,
             upstreams: Upstreams::new(server.map(upstream).into_iter().collect(), clock),
-            answers: Answers::new(1 << 20),
+            answers: Answers::new(1 << 20, Duration::ZERO),
             failures: Failures::new(1 << 20),
+            refreshes: Refreshes::new().0,
             cover: Cover::new(1 << 20),
             granter,
             slots: Slots::default(),

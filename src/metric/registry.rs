@@ -14,8 +14,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use parking_lot::Mutex;
 
 use super::{
-    CACHE_FAILURES, CACHE_HITS, CACHE_MISSES, Counter, Distribution, Gauge, Histogram, Info, Kind, Metric, Path,
-    QUERIES, QUERY_DURATION, REFUSALS, RESPONSES, Row, SILENCES, TABLE, Tallies, Words,
+    CACHE_FAILURES, CACHE_HITS, CACHE_MISSES, CACHE_STALE, Counter, Distribution, Gauge, Histogram, Info, Kind, Metric,
+    Path, QUERIES, QUERY_DURATION, REFUSALS, RESPONSES, Row, SILENCES, TABLE, Tallies, Words,
 };
 
 /// The recorder asks for the origin of a metric and makes no use of it.
@@ -99,6 +99,7 @@ impl Registry {
         self.tallies.responses(&merged, |labels, total| self.absolute(RESPONSES, labels, total));
         self.absolute(CACHE_HITS, [], merged.hits);
         self.absolute(CACHE_MISSES, [], merged.misses);
+        self.absolute(CACHE_STALE, [], merged.stale);
         self.absolute(CACHE_FAILURES, [], merged.failures);
 
         let mut out = self.handle.render();

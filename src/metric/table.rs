@@ -93,8 +93,12 @@ metrics! {
         "Allowed queries whose answer was in the cache.";
     CACHE_MISSES = Counter "cache_misses_total" [] Count
         "Allowed queries whose answer was not in the cache.";
+    CACHE_STALE = Counter "cache_stale_total" [] Count
+        "Queries answered with an answer that had ended, since upstream gave no other.";
     CACHE_FAILURES = Counter "cache_failures_total" [] Count
         "Queries that failed at once since the same question had failed upstream a moment before.";
+    CACHE_REFRESHES = Gauge "cache_refreshes" [] Count
+        "Questions that are asked again while no client waits for the answer.";
     ZONES_RECORDS = Gauge "zones_records" [] Count
         "Records in local zones.";
 

@@ -77,6 +77,8 @@ pub enum Cached {
     Hit,
     /// It was not.
     Miss,
+    /// An answer that had ended was told.
+    Stale,
     /// That it fails was known.
     Failure,
 }
@@ -128,6 +130,7 @@ impl Tally {
         match sample.cache {
             Some(Cached::Hit) => bump(&cells.hits),
             Some(Cached::Miss) => bump(&cells.misses),
+            Some(Cached::Stale) => bump(&cells.stale),
             Some(Cached::Failure) => bump(&cells.failures),
             None => {}
         }
@@ -143,6 +146,7 @@ struct Cells {
     responses: [[AtomicU64; TRANSPORTS]; RCODES],
     hits: AtomicU64,
     misses: AtomicU64,
+    stale: AtomicU64,
     failures: AtomicU64,
     fast: Distribution,
     slow: Distribution,
@@ -157,6 +161,7 @@ impl Cells {
             responses: Default::default(),
             hits: AtomicU64::default(),
             misses: AtomicU64::default(),
+            stale: AtomicU64::default(),
             failures: AtomicU64::default(),
             fast: Distribution::default(),
             slow: Distribution::default(),
@@ -246,6 +251,7 @@ impl Tallies {
             }
             merged.hits = merged.hits.wrapping_add(cells.hits.load(Relaxed));
             merged.misses = merged.misses.wrapping_add(cells.misses.load(Relaxed));
+            merged.stale = merged.stale.wrapping_add(cells.stale.load(Relaxed));
             merged.failures = merged.failures.wrapping_add(cells.failures.load(Relaxed));
             for (sum, path) in merged.durations.iter_mut().zip(Path::ALL) {
                 *sum = sum.plus(&cells.durations(path).snapshot());
@@ -302,6 +308,7 @@ pub(super) struct Merged {
     responses: [[u64; TRANSPORTS]; RCODES],
     pub(super) hits: u64,
     pub(super) misses: u64,
+    pub(super) stale: u64,
     pub(super) failures: u64,
     /// In the order of [`Path::ALL`].
     pub(super) durations: [Snapshot; 2],
@@ -316,6 +323,7 @@ impl Default for Merged {
             responses: [[0; TRANSPORTS]; RCODES],
             hits: 0,
             misses: 0,
+            stale: 0,
             failures: 0,
             durations: [Snapshot::default(); 2],
         }
@@ -413,11 +421,12 @@ mod tests {
     fn answers_that_are_not_cached_are_neither_hits_nor_misses() {
         let tallies = Tallies::new(TEST);
         let mut tally = tallies.register();
-        for cache in [Some(Cached::Hit), None, Some(Cached::Miss), Some(Cached::Hit), Some(Cached::Failure)] {
+        let of = [Cached::Hit, Cached::Miss, Cached::Hit, Cached::Stale, Cached::Failure];
+        for cache in of.map(Some).into_iter().chain([None]) {
             tally.count(&Sample { cache, ..sample(SegmentSlot::NONE) });
         }
         let merged = tallies.merge();
-        assert_eq!((merged.hits, merged.misses, merged.failures), (2, 1, 1));
+        assert_eq!((merged.hits, merged.misses, merged.stale, merged.failures), (2, 1, 1, 1));
     }
 
     #[test]

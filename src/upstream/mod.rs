@@ -1,7 +1,7 @@
 //! Upstream: the resolvers that answer what the policy permits.
 //!
 //! Promised here:
-//! - Nothing is asked without a [`Permit`], and nothing is asked by itself: no probe, no prefetch (I1).
+//! - Nothing is asked without a [`Permit`], and nothing is asked by itself: no probe (I1).
 //! - What is sent is a function of the permitted name and type and of our own randomness alone (I2).
 //! - A reply counts only from the server asked, with its id, its question and its letter case; whoever guesses is
 //!   answered by TCP.

@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outgate::audit::{self, Log, Transport};
-use outgate::cache::{Answers, Cover, Failures};
+use outgate::cache::{self, Answers, Cover, Failures};
 use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
 use outgate::gate::{
-    Arrival, Deadlines, Fast, Finished, Gate, Granter, GranterParts, Outbox, Passed, Rulebook, Slots, WORDS,
+    Arrival, Deadlines, Fast, Finished, Gate, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook, Slots, WORDS,
 };
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
@@ -46,6 +46,8 @@ pub(crate) struct Setup {
     pub(crate) forwarders: Vec<Forwarder>,
     /// `[grant]`.
     pub(crate) terms: Terms,
+    /// `[cache]`.
+    pub(crate) cache: cache::Settings,
     /// Each gets a server of its own. None: one named `default` for everything, which may answer with the addresses
     /// that are reserved for documentation.
     pub(crate) upstreams: Vec<Plan>,
@@ -139,7 +141,7 @@ impl World {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let clock = Clock::manual();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let Setup { policy, zones, forwarders, terms, mut upstreams } = setup;
+        let Setup { policy, zones, forwarders, terms, cache, mut upstreams } = setup;
         if upstreams.is_empty() {
             upstreams.push(Plan::default_upstream());
         }
@@ -182,11 +184,13 @@ impl World {
             clock: clock.clone(),
         };
         let (granter, thread) = Granter::start(parts, &directory.0).unwrap();
+        let (refreshes, refresher) = Refreshes::new();
         let gate = Gate {
             rulebook,
             upstreams,
-            answers: Answers::new(1 << 22),
+            answers: Answers::new(1 << 22, cache.stale),
             failures: Failures::new(1 << 20),
+            refreshes,
             cover: Cover::new(1 << 22),
             granter,
             slots: Slots::default(),
@@ -195,9 +199,11 @@ impl World {
             deadlines: Deadlines { query: QUERY_DEADLINE, firewall: BOUND },
             clock: clock.clone(),
         };
+        let gate = Arc::new(gate);
+        runtime.spawn(refresher.run(Arc::clone(&gate)));
         let mut world = Self {
             clock,
-            gate: Arc::new(gate),
+            gate,
             firewall,
             servers,
             runtime,
@@ -257,7 +263,19 @@ impl World {
             let again = self.gate.finish(one, &mut self.outbox, || ());
             finished = again.map(|job| self.runtime.block_on(self.gate.slow(job, &self.gate.upstreams.ports())));
         }
+        self.rest();
         self.end(&packet, arrival, before)
+    }
+
+    /// Until nothing is asked upstream any more.
+    fn rest(&self) {
+        let rested = async {
+            while !self.gate.refreshes.is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let rested = self.runtime.block_on(async { tokio::time::timeout(BOUND, rested).await });
+        assert!(rested.is_ok(), "a refresh does not end");
     }
 
     /// Takes the one reply out, and judges it.

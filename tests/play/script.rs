@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hickory_proto::rr::{Name, RecordType};
 use outgate::audit::Transport;
+use outgate::cache;
 use outgate::document::{Document, Place, parse_duration};
 use outgate::firewall::Mode;
 use outgate::grant::Terms;
@@ -157,6 +158,7 @@ fn read_line(line: Line, setup: &mut Setup) -> Result<Option<What>, String> {
         "CONFIG" => {
             let (document, root) = Document::parse("CONFIG", &text_below()?);
             setup.terms = Terms::read(&root);
+            setup.cache = cache::Settings::read(&root);
             root.finish(&[]);
             let mistakes = document.take_mistakes();
             return mistakes.first().map_or(Ok(None), |mistake| Err(mistake.to_string()));

@@ -70,9 +70,10 @@ impl Signals {
 
 fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signals) -> Result<ExitCode, Failure> {
     let Started { built, log, streams, tls_streams, https_streams, health, admin, stop, lock } = started;
-    let Built { node, workers, granter, stream_door, stream_limits, tls } = built;
+    let Built { node, workers, granter, stream_door, stream_limits, tls, refresher } = built;
     announce(&node);
     runtime.block_on(node.record_start());
+    let refresher = runtime.spawn(refresher.run(Arc::clone(node.gate())));
     let (stop_doors, stopped) = stop;
     let mut doors = Vec::new();
     let mut listeners: Vec<_> = streams.into_iter().map(|listener| (listener, Speech::Tcp)).collect();
@@ -125,6 +126,7 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
             let _ = door.await;
         }
     });
+    refresher.abort();
     node.gate().granter.stop();
     if granter.join().is_err() {
         tracing::error!("the granter had panicked");
