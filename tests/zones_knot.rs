@@ -5,17 +5,16 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
 
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+mod knot;
+
+use std::net::UdpSocket;
+use std::path::Path;
+use std::sync::Arc;
 
 use hickory_proto::op::{Edns, Message, Query};
 use hickory_proto::rr::{Name as WireName, RData, RecordType as WireType};
 use hickory_proto::serialize::binary::{BinEncodable, BinEncoder, NameEncoding};
+use knot::{Knot, PATIENCE};
 use outgate::name::Name;
 use outgate::record::{Question, RecordType};
 use outgate::zones::{Source, Zones};
@@ -25,94 +24,38 @@ use proptest::test_runner::TestRunner;
 
 const ZONES: usize = 40;
 const QUESTIONS: usize = 100;
-/// How long Knot may take to load or to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running `knotd`: stopped by its own handle, its directory removed.
-struct Knot {
-    child: Child,
-    directory: PathBuf,
-    address: SocketAddr,
+/// Knot with these zones. The second half of each is included.
+fn start(sources: &[Source]) -> Option<Knot> {
+    let (mut zones, mut files) = (Vec::new(), Vec::new());
+    for source in sources {
+        let domain = source.file.strip_suffix(".zone").unwrap();
+        let middle = source.text.len() / 2 + source.text[source.text.len() / 2..].find('\n').unwrap() + 1;
+        let (first, second) = source.text.split_at(middle);
+        files.push((source.file.to_string(), format!("{first}$INCLUDE half/{domain}\n")));
+        files.push((format!("half/{domain}"), second.to_owned()));
+        zones.push(domain.to_owned());
+    }
+    // The port is free now; nothing else here asks for one.
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    Knot::start(port, &zones, &files)
 }
 
-impl Drop for Knot {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
-fn program() -> Option<&'static str> {
-    let runs = |path: &&str| Command::new(path).arg("--version").stdout(Stdio::null()).status().is_ok();
-    ["knotd", "/usr/sbin/knotd"].into_iter().find(runs)
-}
-
-impl Knot {
-    /// Starts it with these zones and returns when all of them are loaded. The second half of each is included.
-    fn start(program: &str, zones: &[Source]) -> Self {
-        let directory = std::env::temp_dir().join(format!("outgate-knot-{}", std::process::id()));
-        std::fs::create_dir_all(directory.join("half")).unwrap();
-        // The port is free now; nothing else here asks for one.
-        let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let root = directory.display();
-        let mut config = format!(
-            "server:\n    rundir: \"{root}\"\n    listen: 127.0.0.1@{port}\n    udp-workers: 1\n    tcp-workers: 1\n    \
-             background-workers: 1\ncontrol:\n    listen: \"{root}/control\"\ndatabase:\n    storage: \"{root}/database\"\n\
-             log:\n  - target: stderr\n    any: info\ntemplate:\n  - id: default\n    storage: \"{root}\"\n    \
-             journal-content: none\nzone:\n",
-            port = address.port()
-        );
-        for source in zones {
-            let domain = source.file.strip_suffix(".zone").unwrap();
-            let middle = source.text.len() / 2 + source.text[source.text.len() / 2..].find('\n').unwrap() + 1;
-            let (first, second) = source.text.split_at(middle);
-            std::fs::write(directory.join(&*source.file), format!("{first}$INCLUDE half/{domain}\n")).unwrap();
-            std::fs::write(directory.join("half").join(domain), second).unwrap();
-            writeln!(config, "  - domain: {domain}\n    file: \"{}\"", source.file).unwrap();
-        }
-        let path = directory.join("knot.conf");
-        std::fs::write(&path, config).unwrap();
-        let child = Command::new(program).arg("-c").arg(&path).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        let mut knot = Self { child: child.unwrap(), directory, address };
-        knot.wait_for(zones.len());
-        knot
-    }
-
-    fn wait_for(&mut self, zones: usize) {
-        let log = BufReader::new(self.child.stderr.take().unwrap());
-        let (send, lines) = mpsc::channel();
-        // Reads to the end, so that Knot never waits for a reader.
-        std::thread::spawn(move || {
-            for line in log.lines().map_while(Result::ok) {
-                let _ = send.send(line);
-            }
-        });
-        let mut said = Vec::new();
-        while said.iter().filter(|line: &&String| line.contains("loaded, serial")).count() < zones {
-            match lines.recv_timeout(PATIENCE) {
-                Ok(line) => said.push(line),
-                Err(error) => panic!("knotd has not loaded {zones} zones ({error}): {said:#?}"),
-            }
-        }
-    }
-
-    fn ask(&self, socket: &UdpSocket, id: u16, question: &Question) -> Message {
-        let mut query = Message::query();
-        query.metadata.id = id;
-        let name = WireName::from_labels(question.name.labels()).unwrap();
-        query.add_query(Query::query(name, WireType::from(question.kind.0)));
-        let mut edns = Edns::new();
-        edns.set_max_payload(4096);
-        query.set_edns(edns);
-        socket.send_to(&query.to_vec().unwrap(), self.address).unwrap();
-        let mut buffer = [0; 4096];
-        let length = socket.recv(&mut buffer).unwrap();
-        let reply = Message::from_vec(&buffer[..length]).unwrap();
-        assert_eq!(reply.metadata.id, id);
-        assert!(!reply.metadata.truncation, "{question}");
-        reply
-    }
+fn ask(knot: &Knot, socket: &UdpSocket, id: u16, question: &Question) -> Message {
+    let mut query = Message::query();
+    query.metadata.id = id;
+    let name = WireName::from_labels(question.name.labels()).unwrap();
+    query.add_query(Query::query(name, WireType::from(question.kind.0)));
+    let mut edns = Edns::new();
+    edns.set_max_payload(4096);
+    query.set_edns(edns);
+    socket.send_to(&query.to_vec().unwrap(), knot.address).unwrap();
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer).unwrap();
+    let reply = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!(reply.metadata.id, id);
+    assert!(!reply.metadata.truncation, "{question}");
+    reply
 }
 
 fn theirs(reply: &Message) -> String {
@@ -222,14 +165,9 @@ fn zone(runner: &mut TestRunner, number: usize) -> Source {
 
 #[test]
 fn answers_as_knot_does() {
-    let Some(program) = program() else {
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "knotd is not installed");
-        println!("skipped: needs knotd");
-        return;
-    };
     let mut runner = TestRunner::deterministic();
     let sources: Vec<_> = (0..ZONES).map(|number| zone(&mut runner, number)).collect();
-    let knot = Knot::start(program, &sources);
+    let Some(knot) = start(&sources) else { return };
     let zones = Zones::load(&knot.directory, false).unwrap();
     assert_eq!(zones.records(), Zones::compile(&sources).unwrap().records());
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -244,7 +182,7 @@ fn answers_as_knot_does() {
         for (name, kind) in questions.new_tree(&mut runner).unwrap().current() {
             let question = Question { name: format!("{name}{origin}").parse().unwrap(), kind: kind.parse().unwrap() };
             id += 1;
-            let reply = knot.ask(&socket, id, &question);
+            let reply = ask(&knot, &socket, id, &question);
             if let Some(cut) = referral(&reply) {
                 refers_as_knot_does(&zones, &question, &cut, &reply);
                 seen[3] += 1;

@@ -8,10 +8,13 @@
 
 mod dns;
 mod harness;
+#[path = "../knot/mod.rs"]
+mod knot;
 mod tls;
 mod upstream;
 
 mod crash;
+mod differential;
 mod disk;
 mod doh;
 mod dot;
