@@ -96,6 +96,15 @@ impl Stream {
         Self::connect(server).unwrap()
     }
 
+    /// As a client of this address: each has connections of its own.
+    pub(crate) fn from(local: [u8; 4], server: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((local, 0)).into()).unwrap();
+        socket.connect(&server.into()).unwrap();
+        socket.set_read_timeout(Some(BOUND)).unwrap();
+        Self(socket.into())
+    }
+
     /// An error: nobody listens there, or not any more.
     pub(crate) fn connect(server: SocketAddr) -> std::io::Result<Self> {
         let stream = TcpStream::connect(server)?;

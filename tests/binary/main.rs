@@ -21,6 +21,7 @@ mod dot;
 mod errors;
 mod explain;
 mod life;
+mod outage;
 mod packets;
 mod reload;
 mod serving;

@@ -11,7 +11,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::dns::Stream;
-use crate::harness::{BOUND, Site, free_port, loopback};
+use crate::harness::{Site, free_port, loopback};
 
 pub(crate) type Encrypted = Stream<StreamOwned<ClientConnection, TcpStream>>;
 
@@ -52,11 +52,8 @@ pub(crate) fn connect(address: SocketAddr, config: &Arc<ClientConfig>) -> Encryp
 
 /// The same from another address of this machine.
 pub(crate) fn connect_from(from: [u8; 4], address: SocketAddr, config: &Arc<ClientConfig>) -> Encrypted {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-    socket.connect(&address.into()).unwrap();
-    socket.set_read_timeout(Some(BOUND)).unwrap();
+    let Stream(socket) = Stream::from(from, address);
     let name = ServerName::try_from("dns.example.org").unwrap();
     let connection = ClientConnection::new(Arc::clone(config), name).unwrap();
-    Stream(StreamOwned::new(connection, TcpStream::from(socket)))
+    Stream(StreamOwned::new(connection, socket))
 }

@@ -25,8 +25,8 @@ pub(crate) struct Upstream {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What an upstream says to a question; `None`: nothing.
-type Says = dyn Fn(&Message) -> Option<Message> + Send + Sync;
+/// What an upstream says to a question, which came over UDP or (`true`) over TCP; `None`: nothing.
+type Says = dyn Fn(&Message, bool) -> Option<Vec<u8>> + Send + Sync;
 
 impl Upstream {
     pub(crate) fn start() -> Self {
@@ -39,7 +39,14 @@ impl Upstream {
     }
 
     pub(crate) fn saying(says: impl Fn(&Message) -> Option<Message> + Send + Sync + 'static) -> Self {
-        let address = loopback(free_port());
+        Self::octets(loopback(free_port()), move |question, _| Some(says(question)?.to_vec().unwrap()))
+    }
+
+    /// Says these octets, at this address.
+    pub(crate) fn octets(
+        address: SocketAddr,
+        says: impl Fn(&Message, bool) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
         let (udp, tcp) = (UdpSocket::bind(address).unwrap(), TcpListener::bind(address).unwrap());
         let (asked, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let says: Arc<Says> = Arc::new(says);
@@ -97,8 +104,8 @@ fn serve_udp(socket: &UdpSocket, asked: &AtomicUsize, stop: &AtomicBool, says: &
         let (socket, says) = (socket.try_clone().unwrap(), Arc::clone(says));
         // A thread each: one that is slow holds nobody else up.
         std::thread::spawn(move || {
-            if let Some(reply) = says(&question) {
-                let _ = socket.send_to(&reply.to_vec().unwrap(), from);
+            if let Some(reply) = says(&question, false) {
+                let _ = socket.send_to(&reply, from);
             }
         });
     }
@@ -122,8 +129,8 @@ fn serve_tcp(listener: &TcpListener, asked: &AtomicUsize, stop: &AtomicBool, say
             let mut question = vec![0; u16::from_be_bytes(length).into()];
             stream.read_exact(&mut question).unwrap();
             asked.fetch_add(1, Ordering::SeqCst);
-            if let Some(reply) = says(&Message::from_vec(&question).unwrap()) {
-                let _ = stream.write_all(&framed(&reply.to_vec().unwrap()));
+            if let Some(reply) = says(&Message::from_vec(&question).unwrap(), true) {
+                let _ = stream.write_all(&framed(&reply));
             }
         }
     }

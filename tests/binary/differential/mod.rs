@@ -87,7 +87,8 @@ impl Truth {
         let bare = |record: &Record| (record.owner.clone(), record.kind, record.data.clone());
         let mut told: Vec<_> = set.iter().map(bare).collect();
         let mut known: Vec<_> = self.set.iter().map(bare).collect();
-        (told.sort(), known.sort());
+        told.sort();
+        known.sort();
         let few = told.len() == known.len().min(MOST_ADDRESSES) && told.windows(2).all(|pair| pair[0] != pair[1]);
         let some = [1, 28].contains(&self.question.kind) && few && told.iter().all(|record| known.contains(record));
         let ttls = reply.answers.iter().chain(&reply.soa).map(|record| record.ttl);

@@ -74,7 +74,6 @@ impl World {
         }
     }
 
-    #[expect(clippy::too_many_lines, reason = "a table of shapes")]
     fn add(&mut self, n: usize) {
         let ttl = TTLS[n % TTLS.len()];
         let zone = n % ZONES;
