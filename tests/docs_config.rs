@@ -163,7 +163,7 @@ fn every_planned_key_is_refused_by_name() {
     }
     let source = planned_in_source(&["app/config.rs", "audit/settings.rs", "firewall/mod.rs"]);
     assert_eq!(source, listed.into_values().flatten().collect());
-    for scheme in ["tls", "https", "quic", "h3", "sdns"] {
+    for scheme in ["quic", "h3", "sdns"] {
         assert!(CONFIGURATION.contains(&format!("`{scheme}://`")), "{scheme}");
         let (_, said) = place.check(&format!("[[upstream]]\nservers = [\"{scheme}://203.0.113.53\"]\n"));
         assert!(said.contains("is not supported by this version"), "{said}");

@@ -107,7 +107,7 @@ impl Stage {
         };
         let gate = Gate {
             rulebook,
-            upstreams: Upstreams::new(vec![upstreams], &clock),
+            upstreams: Upstreams::new(vec![upstreams], &clock).unwrap(),
             answers: Answers::new(256 << 20, Duration::ZERO),
             failures: Failures::new(1 << 20),
             refreshes: Refreshes::new().0,

@@ -82,7 +82,7 @@ impl Config {
         let policy_directory = read_policy(&root);
         let mut zones = zones::Settings::read(&root);
         zones.directory = path(zones.directory);
-        let upstreams = upstream::Settings::read_all(&root);
+        let upstreams = upstream::Settings::read_all(&root, &base);
         let terms = Terms::read(&root);
         let cache = cache::Settings::read(&root);
         let firewalls = firewall::Settings::read_all(&root);

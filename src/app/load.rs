@@ -55,6 +55,7 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
         }
     };
     let mut warnings = Vec::new();
+    warn_of_clear_text(config, &mut warnings);
     let identity = config.tls.as_ref().map(|tls| Identity::load(tls, now, &mut warnings)).transpose();
     let identity = identity.unwrap_or_else(|more| {
         mistakes.extend(more);
@@ -94,6 +95,20 @@ fn own_addresses(config: &Config, upstreams: &Upstreams) -> Vec<Prefix> {
     let servers = upstreams.all().iter().flat_map(|upstream| upstream.servers()).map(|server| server.ip());
     let all: HashSet<IpAddr> = local_addresses().into_iter().chain(listening).chain(servers).collect();
     all.into_iter().map(Prefix::from).collect()
+}
+
+/// Whoever can keep encrypted servers from answering has those in clear text beside them asked, which he can forge.
+fn warn_of_clear_text(config: &Config, warnings: &mut Vec<Mistake>) {
+    for upstream in &config.upstreams {
+        let encrypted = upstream.servers.iter().filter(|server| server.transport.proof().is_some()).count();
+        if encrypted > 0 && encrypted < upstream.servers.len() {
+            let fact = format!(
+                "upstream \"{}\" has servers that are asked in clear text where the encrypted ones fail",
+                upstream.name
+            );
+            warnings.push(Mistake::general(fact, "remove one kind or the other"));
+        }
+    }
 }
 
 /// `segments` of `[[upstream]]` must exist.

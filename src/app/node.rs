@@ -20,6 +20,7 @@ use crate::serve::tcp::Streams;
 use crate::serve::tls::{Identity, Tls};
 use crate::serve::{GrantFilter, GrantRow, Node, Readiness, Who};
 use crate::time::Wall;
+use crate::upstream::ServerHealth;
 
 /// What a running node is made of.
 pub(super) struct NodeParts {
@@ -243,10 +244,11 @@ impl Node for Arc<RunningNode> {
             let servers: Vec<Value> = servers
                 .map(|server| {
                     json!({
-                        "address": server.address.to_string(),
+                        "address": server.address.to_string(), "transport": server.transport,
                         "srtt_us": server.round_trip.map(|trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
                         "answered": server.answered, "timeouts": server.timeouts, "failures": server.failures,
-                        "mismatches": server.mismatches, "out": server.out,
+                        "mismatches": server.mismatches, "out": server.out, "connections": server.connections,
+                        "handshakes": server.handshakes, "handshake_failures": server.handshake_failures,
                     })
                 })
                 .collect();
@@ -386,10 +388,23 @@ impl Node for Arc<RunningNode> {
         for upstream in gate.upstreams.all() {
             let servers: Vec<_> = health.iter().filter(|server| server.upstream == *upstream.name()).collect();
             let label = [&**upstream.name()];
-            registry.absolute(metric::UPSTREAM_ANSWERS, label, servers.iter().map(|server| server.answered).sum());
-            registry.absolute(metric::UPSTREAM_TIMEOUTS, label, servers.iter().map(|server| server.timeouts).sum());
-            registry.absolute(metric::UPSTREAM_FAILURES, label, servers.iter().map(|server| server.failures).sum());
-            registry.absolute(metric::UPSTREAM_MISMATCHES, label, servers.iter().map(|server| server.mismatches).sum());
+            type Count = fn(&ServerHealth) -> u64;
+            let counters: [(_, Count); 7] = [
+                (metric::UPSTREAM_ANSWERS, |server| server.answered),
+                (metric::UPSTREAM_TIMEOUTS, |server| server.timeouts),
+                (metric::UPSTREAM_FAILURES, |server| server.failures),
+                (metric::UPSTREAM_MISMATCHES, |server| server.mismatches),
+                (metric::UPSTREAM_CONNECTIONS, |server| server.connections),
+                (metric::UPSTREAM_HANDSHAKES, |server| server.handshakes),
+                (metric::UPSTREAM_HANDSHAKE_FAILURES, |server| server.handshake_failures),
+            ];
+            for (counter, count) in counters {
+                registry.absolute(counter, label, servers.iter().map(|server| count(server)).sum());
+            }
+            for (state, out) in [("up", false), ("out", true)] {
+                let count = servers.iter().filter(|server| server.out == out).count();
+                registry.set_gauge(metric::UPSTREAM_SERVERS, [&**upstream.name(), state], number(count as u64));
+            }
             if let Some(fastest) = servers.iter().filter_map(|server| server.round_trip).min() {
                 registry.set_gauge(metric::UPSTREAM_SRTT, label, fastest.as_secs_f64());
             }

@@ -81,7 +81,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     raise_file_limit();
     let clock = Clock::system();
     let (upstream_settings, no_upstream) = load::upstreams(&config);
-    let upstreams = Upstreams::new(upstream_settings, &clock);
+    let upstreams = Upstreams::new(upstream_settings, &clock).map_err(Failure::Mistakes)?;
     let loaded = load::load(&config, &upstreams, clock.now().wall).map_err(Failure::Mistakes)?;
     let lock = lock_state(&config.state)?;
 
@@ -300,7 +300,7 @@ fn random() -> Result<u64, Failure> {
 pub(super) fn check(config: &Config) -> Result<(Loaded, Upstreams), Vec<Mistake>> {
     let (settings, _) = load::upstreams(config);
     let clock = Clock::system();
-    let upstreams = Upstreams::new(settings, &clock);
+    let upstreams = Upstreams::new(settings, &clock)?;
     let loaded = load::load(config, &upstreams, clock.now().wall)?;
     Ok((loaded, upstreams))
 }

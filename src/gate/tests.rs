@@ -152,10 +152,11 @@ impl World {
             segments: Vec::new(),
             servers: vec![ServerSettings { address, transport: UpstreamTransport::Udp }],
             private: vec!["198.51.100.0/24".parse().unwrap()],
+            authorities: None,
         };
         let gate = Gate {
             rulebook,
-            upstreams: Upstreams::new(server.map(upstream).into_iter().collect(), clock),
+            upstreams: Upstreams::new(server.map(upstream).into_iter().collect(), clock).unwrap(),
             answers: Answers::new(1 << 20, Duration::ZERO),
             failures: Failures::new(1 << 20),
             refreshes: Refreshes::new().0,

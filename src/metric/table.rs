@@ -49,6 +49,14 @@ metrics! {
         "Upstream queries that failed otherwise: no connection, SERVFAIL, REFUSED.";
     UPSTREAM_MISMATCHES = Counter "upstream_mismatches_total" ["upstream"] Count
         "Upstream packets that did not match their query and were dropped; many of them are a forgery attempt.";
+    UPSTREAM_CONNECTIONS = Counter "upstream_connections_total" ["upstream"] Count
+        "Connections opened to the servers of an upstream.";
+    UPSTREAM_HANDSHAKES = Counter "upstream_handshakes_total" ["upstream"] Count
+        "TLS handshakes in which a server of an upstream proved who it is.";
+    UPSTREAM_HANDSHAKE_FAILURES = Counter "upstream_handshake_failures_total" ["upstream"] Count
+        "TLS handshakes with a server of an upstream that failed; it was not asked.";
+    UPSTREAM_SERVERS = Gauge "upstream_servers" ["upstream", "state"] Count
+        "Servers of an upstream that are up, and out after three failures in a row.";
     UPSTREAM_SRTT = Gauge "upstream_srtt_seconds" ["upstream"] Seconds
         "Smoothed round-trip time of the fastest server of an upstream.";
 

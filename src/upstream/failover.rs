@@ -167,19 +167,25 @@ mod tests {
     use super::*;
     use crate::record::{Rcode, Record, RecordType};
     use crate::time::{Clock, Ttl};
+    use crate::upstream::connection::Link;
     use crate::upstream::fake::{Fake, address, changed, closed_port, good, origin, question, response};
     use crate::upstream::{ServerHealth, ServerSettings, Transport};
     use std::sync::Arc;
+    use tokio_rustls::rustls::RootCertStore;
 
     /// Longer than any of this takes: what ends early does not end by it.
     const LONG: Duration = Duration::from_secs(30);
 
     fn servers(settings: &[ServerSettings], clock: &Clock) -> Vec<Server> {
-        settings.iter().enumerate().map(|(number, settings)| Server::new(number, *settings, clock)).collect()
+        let nobody = Arc::new(RootCertStore::empty());
+        let server = |(number, one): (usize, &ServerSettings)| {
+            Server::new(number, one.transport.clone(), Link::new(one, &nobody).unwrap(), clock)
+        };
+        settings.iter().enumerate().map(server).collect()
     }
 
     async fn ask(servers: &[Server], patience: Duration) -> Result<Answer, UpstreamError> {
-        let ports = Ports::new(servers.iter().map(|server| server.address));
+        let ports = Ports::new(servers.iter());
         exchange(servers, &question(), &origin(), &ports, Instant::now() + patience).await
     }
 

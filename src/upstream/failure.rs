@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::record::{ExtendedError, Rcode};
+use crate::time::Wall;
 use crate::wire::Fault;
 
 /// Why one server gave no answer.
@@ -20,12 +21,88 @@ pub enum Failure {
     /// It could not be reached.
     #[error("could not be reached ({0})")]
     Network(io::ErrorKind),
+    /// It did not prove who it is, or TLS failed otherwise.
+    #[error("{0}")]
+    Tls(TlsFault),
+    /// Its HTTP response holds no reply.
+    #[error("{0}")]
+    Http(HttpFault),
     /// Its reply is not a DNS message.
     #[error("sent a broken reply ({0})")]
     Unreadable(Fault),
     /// Its reply makes no sense.
     #[error("sent a wrong reply ({0})")]
     Nonsense(Nonsense),
+}
+
+/// Why there is no encrypted connection to a server. Names in it are those of its certificate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TlsFault {
+    /// Its certificate is for others.
+    #[error("has a certificate for {presented}, not for {expected}")]
+    Name {
+        /// The name of the configuration.
+        expected: Arc<str>,
+        /// The first names of the certificate.
+        presented: Arc<str>,
+    },
+    /// Its certificate's time is over.
+    #[error("has a certificate that ended on {}", day(*.0))]
+    Ended(Wall),
+    /// Its certificate's time has not begun.
+    #[error("has a certificate that begins on {}", day(*.0))]
+    NotYet(Wall),
+    /// Nobody trusted vouches for it.
+    #[error("has a certificate that no trusted authority issued")]
+    Issuer,
+    /// Its key has another digest.
+    #[error("has another key than the pinned one")]
+    Key,
+    /// Its certificate is wrong in another way.
+    #[error("has a certificate that cannot be used ({0})")]
+    Certificate(Arc<str>),
+    /// What it said is something else.
+    #[error("does not speak TLS")]
+    NotTls,
+    /// It speaks neither of the protocols that were offered.
+    #[error("does not speak DNS over this TLS")]
+    Protocol,
+    /// It ended the handshake.
+    #[error("refused the TLS handshake ({0})")]
+    Refused(Arc<str>),
+    /// It left the handshake unfinished.
+    #[error("did not finish the TLS handshake in time")]
+    Slow,
+    /// Anything else.
+    #[error("failed at TLS ({0})")]
+    Other(Arc<str>),
+}
+
+/// The date, without the time of day.
+fn day(time: Wall) -> String {
+    let mut text = time.to_string();
+    text.truncate("2026-11-21".len());
+    text
+}
+
+/// Why an HTTP response holds no reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HttpFault {
+    /// It is not a successful one. A redirect is not followed.
+    #[error("answered with HTTP status {0}")]
+    Status(u16),
+    /// Its body is something else.
+    #[error("answered with another media type than application/dns-message")]
+    MediaType,
+    /// Its body is longer than a DNS message can be.
+    #[error("answered with more than a DNS message can be")]
+    Long,
+    /// The server speaks TLS, and no HTTP/2 in it.
+    #[error("does not speak HTTP/2")]
+    Version,
+    /// It broke the rules of HTTP/2, or reset the request.
+    #[error("broke off the HTTP exchange")]
+    Broken,
 }
 
 /// What is wrong with a reply that can be read.
@@ -57,6 +134,12 @@ pub enum Nonsense {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Network(error.kind())
+    }
+}
+
+impl From<io::ErrorKind> for Failure {
+    fn from(kind: io::ErrorKind) -> Self {
+        Self::Network(kind)
     }
 }
 
@@ -105,6 +188,9 @@ pub enum UpstreamError {
     /// No server could be reached.
     #[error("{0}")]
     Network(Attempts),
+    /// A server did not prove who it is, or TLS failed otherwise.
+    #[error("{0}")]
+    Unproven(Attempts),
     /// A server's reply could not be used.
     #[error("{0}")]
     Malformed(Attempts),
@@ -115,20 +201,22 @@ pub enum UpstreamError {
 
 impl UpstreamError {
     /// What it comes to when every server failed so: the most telling failure gives the variant, in the order
-    /// code, broken reply, timeout, network.
+    /// code, broken reply, TLS, timeout, network.
     #[must_use]
     pub(super) fn of(attempts: Vec<(SocketAddr, Failure)>) -> Self {
         let rank = |failure: &Failure| match failure {
             Failure::Rcode(..) => 0,
-            Failure::Unreadable(_) | Failure::Nonsense(_) => 1,
-            Failure::Timeout => 2,
-            Failure::Network(_) => 3,
+            Failure::Unreadable(_) | Failure::Nonsense(_) | Failure::Http(_) => 1,
+            Failure::Tls(_) => 2,
+            Failure::Timeout => 3,
+            Failure::Network(_) => 4,
         };
         let telling = attempts.iter().map(|(_, failure)| failure).min_by_key(|failure| rank(failure)).cloned();
         let attempts = Attempts(Arc::from(attempts));
         match telling {
             Some(Failure::Rcode(rcode, ede)) => Self::ServerFailure { rcode, ede, attempts },
-            Some(Failure::Unreadable(_) | Failure::Nonsense(_)) => Self::Malformed(attempts),
+            Some(Failure::Unreadable(_) | Failure::Nonsense(_) | Failure::Http(_)) => Self::Malformed(attempts),
+            Some(Failure::Tls(_)) => Self::Unproven(attempts),
             Some(Failure::Network(_)) => Self::Network(attempts),
             Some(Failure::Timeout) | None => Self::Timeout(attempts),
         }
@@ -138,7 +226,11 @@ impl UpstreamError {
     #[must_use]
     pub const fn is_of_upstream(&self) -> bool {
         match self {
-            Self::Timeout(_) | Self::ServerFailure { .. } | Self::Network(_) | Self::Malformed(_) => true,
+            Self::Timeout(_)
+            | Self::ServerFailure { .. }
+            | Self::Network(_)
+            | Self::Unproven(_)
+            | Self::Malformed(_) => true,
             Self::Hurried(_) | Self::Busy => false,
         }
     }
@@ -156,6 +248,9 @@ impl UpstreamError {
                 ExtendedError::new(ExtendedError::NO_REACHABLE_AUTHORITY, format!("upstream said {rcode}"))
             }
             Self::Network(_) => ExtendedError::new(ExtendedError::NETWORK_ERROR, "no upstream could be reached"),
+            Self::Unproven(_) => {
+                ExtendedError::new(ExtendedError::NETWORK_ERROR, "no upstream could be reached over TLS")
+            }
             Self::Malformed(_) => {
                 ExtendedError::new(ExtendedError::NETWORK_ERROR, "upstream sent a reply that cannot be used")
             }

@@ -21,6 +21,9 @@ const STEP_MS: u128 = 10;
 /// How far a server may be relied upon; the order is the order of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Standing {
+    /// It failed, and its time is over: asked first, for this one question. Behind a faster server it would not be
+    /// asked at all, and never be known to have recovered.
+    Trial,
     /// Asked in its turn.
     Ready,
     /// Failed lately: asked last.
@@ -63,14 +66,14 @@ impl Health {
         }
     }
 
-    /// Where it stands. Once its time is over, one question a second is the trial of a server that failed: it is
-    /// ready for that one, and stays what it was for the others until it answers.
+    /// Where it stands. Once its time is over, one question a second is the trial of a server that failed; it stays
+    /// what it was for the others until it answers.
     pub(super) fn standing(&mut self, now: Tick) -> Standing {
         if self.is_well() {
             Standing::Ready
         } else if now >= self.trial_from {
             self.trial_from = now + OUT_AT_FIRST;
-            Standing::Ready
+            Standing::Trial
         } else if self.failures < STRIKES {
             Standing::Doubtful
         } else {
@@ -125,12 +128,12 @@ mod tests {
             now = now + Duration::from_secs(seconds) - Duration::from_micros(1);
             assert_eq!(health.standing(now), Standing::Out, "still out just before {seconds} s");
             now = now + Duration::from_micros(1);
-            assert_eq!(health.standing(now), Standing::Ready, "the trial");
+            assert_eq!(health.standing(now), Standing::Trial);
             assert_eq!(health.standing(now), Standing::Out, "one trial at a time");
             health.failed(now);
         }
         now = now + SECOND * 30;
-        assert_eq!(health.standing(now), Standing::Ready);
+        assert_eq!(health.standing(now), Standing::Trial);
         health.answered();
         assert_eq!(health.standing(now), Standing::Ready);
         health.failed(now);

@@ -6,20 +6,27 @@
 //! - A reply counts only from the server asked, with its id, its question and its letter case; whoever guesses is
 //!   answered by TCP.
 //! - Of an answer only the chain from the name to its RRset is kept, or the SOA that says there is none.
+//! - A server that is to be asked over TLS is never asked in clear text, and not at all before it proved who it is.
 //! - Everything ends at the caller's deadline, and every failure says what each server did.
 //!
 //! ```text
 //! Upstreams.route ─► Upstream ─► inflight: asked once ─► failover: which servers, when
-//!                                    server: one of them ─► query ─► udp ─ truncated, suspect ─► tcp
+//!                     server: one of them ─► query ─► udp ─ truncated, suspect ─► connection: tcp
+//!                                                   └─ encrypted ─► connection: tls, with tcp or https in it
 //!                                    Answer ◄─ answer ◄─ wire::parse_reply ◄─ reply
 //! ```
 
 mod answer;
+mod connection;
+#[cfg(test)]
+mod encrypted;
+mod endpoint;
 mod failover;
 mod failure;
 #[cfg(test)]
 mod fake;
 mod health;
+mod https;
 mod inflight;
 mod query;
 mod random;
@@ -27,6 +34,7 @@ mod server;
 mod settings;
 mod system;
 mod tcp;
+mod tls;
 mod udp;
 
 use std::collections::HashMap;
@@ -36,15 +44,18 @@ use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use tokio::time::Instant;
+use tokio_rustls::rustls::RootCertStore;
 
+use crate::document::Mistake;
 use crate::name::{Name, ancestors};
 use crate::policy::Permit;
 use crate::record::{AddressTrust, Answer, Origin, Question};
 use crate::time::Clock;
 
-pub use failure::{Attempts, Failure, Nonsense, UpstreamError};
+pub use endpoint::{Pin, Proof, ServerSettings, Transport};
+pub use failure::{Attempts, Failure, HttpFault, Nonsense, TlsFault, UpstreamError};
 pub use server::ServerHealth;
-pub use settings::{ServerSettings, Settings, Transport};
+pub use settings::{Authorities, Settings};
 pub use system::system_servers;
 
 /// An exchange ends this much before the caller's deadline, so that what each server did is still told.
@@ -88,24 +99,40 @@ impl Upstream {
         self.servers.iter().map(|server| server.address)
     }
 
+    /// Its servers as they are asked.
+    pub fn described(&self) -> impl Iterator<Item = ServerSettings> {
+        self.servers.iter().map(server::Server::described)
+    }
+
     /// Asks the servers. Private: [`Upstreams::resolve`] demands a permit.
     async fn exchange(&self, question: &Question, ports: &Ports, deadline: Instant) -> Result<Answer, UpstreamError> {
         failover::exchange(&self.servers, question, &self.origin, ports, deadline).await
     }
 }
 
-/// Where questions leave from: sockets of their own to every server, for each runtime that asks, so that no reply
-/// wakes another thread. Each server has at least 512 ports of each runtime before one is used again.
+/// Where questions leave from: sockets and a connection of their own to every server, for each runtime that asks, so that
+/// no reply wakes another thread. Each server has at least 512 ports of each runtime before one is used again.
 #[derive(Debug)]
 pub struct Ports {
     /// In the order of the servers' numbers.
-    sockets: Vec<udp::Sockets>,
+    of_servers: Vec<Port>,
     random: random::Random,
 }
 
+/// The way from one runtime to one server.
+#[derive(Debug)]
+struct Port {
+    sockets: udp::Sockets,
+    connection: connection::Connection,
+}
+
 impl Ports {
-    fn new(servers: impl Iterator<Item = SocketAddr>) -> Self {
-        Self { sockets: servers.map(udp::Sockets::new).collect(), random: random::Random::default() }
+    fn new<'a>(servers: impl Iterator<Item = &'a server::Server>) -> Self {
+        let port = |server: &server::Server| Port {
+            sockets: udp::Sockets::new(server.address),
+            connection: connection::Connection::new(Arc::clone(server.link())),
+        };
+        Self { of_servers: servers.map(port).collect(), random: random::Random::default() }
     }
 }
 
@@ -124,14 +151,38 @@ struct Zone {
     rest: Option<usize>,
 }
 
+/// How to connect to each server of an upstream.
+fn links(settings: &Settings) -> Result<Vec<(Transport, connection::Link)>, Mistake> {
+    let is_named = |server: &ServerSettings| server.transport.proof().is_some_and(|proof| proof.name.is_some());
+    let authorities = match settings.servers.iter().any(is_named) {
+        true => tls::authorities(settings.authorities.as_ref())?,
+        false => Arc::new(RootCertStore::empty()),
+    };
+    let link = |server: &ServerSettings| match connection::Link::new(server, &authorities) {
+        Ok(link) => Ok((server.transport.clone(), link)),
+        Err(error) => {
+            Err(Mistake::general(format!("{server} cannot be asked over TLS: {error}"), "name other authorities"))
+        }
+    };
+    settings.servers.iter().map(link).collect()
+}
+
 impl Upstreams {
-    /// Upstreams as configured, without mistakes: of two that claim the same, the first has it. Opens nothing yet.
-    #[must_use]
-    pub fn new(settings: Vec<Settings>, clock: &Clock) -> Self {
+    /// Upstreams as configured: of two that claim the same, the first has it. Opens no connection yet; reads whom to
+    /// trust, where a server must show a certificate.
+    ///
+    /// # Errors
+    /// There is nobody to trust, or the file that says whom cannot be read.
+    pub fn new(settings: Vec<Settings>, clock: &Clock) -> Result<Self, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
         let mut zones: HashMap<Name, Zone, RandomState> = HashMap::default();
         let mut upstreams = Vec::with_capacity(settings.len());
         let mut numbers = 0..;
         for (index, settings) in settings.into_iter().enumerate() {
+            let links = links(&settings).unwrap_or_else(|mistake| {
+                mistakes.push(mistake);
+                Vec::new()
+            });
             let names = if settings.zones.is_empty() { vec![Name::root()] } else { settings.zones };
             for name in names {
                 let zone = zones.entry(name).or_default();
@@ -148,12 +199,14 @@ impl Upstreams {
                 origin: Origin { name: settings.name, trust: AddressTrust::Upstream(Arc::clone(&private)) },
                 private,
                 // The servers first: a zip whose first runs out takes nothing from the second.
-                servers: (settings.servers.into_iter().zip(numbers.by_ref()))
-                    .map(|(one, number)| server::Server::new(number, one, clock))
+                servers: (links.into_iter().zip(numbers.by_ref()))
+                    .map(|((transport, link), number)| server::Server::new(number, transport, link, clock))
                     .collect(),
             }));
         }
-        Self { upstreams, zones, inflight: inflight::Inflight::new() }
+        mistakes.dedup();
+        let upstreams = Self { upstreams, zones, inflight: inflight::Inflight::new() };
+        if mistakes.is_empty() { Ok(upstreams) } else { Err(mistakes) }
     }
 
     /// Who answers for `name` (wire format, lower case) in `segment`: the longest zone for this segment or for all;
@@ -170,13 +223,13 @@ impl Upstreams {
     /// Ports for one runtime; none is open yet.
     #[must_use]
     pub fn ports(&self) -> Ports {
-        Ports::new(self.upstreams.iter().flat_map(|upstream| upstream.servers()))
+        Ports::new(self.upstreams.iter().flat_map(|upstream| &upstream.servers))
     }
 
     /// How many sockets one runtime's ports take up under load.
     #[must_use]
     pub fn sockets(&self) -> usize {
-        self.upstreams.iter().map(|upstream| upstream.servers.len() * udp::SOCKETS).sum()
+        self.upstreams.iter().flat_map(|upstream| &upstream.servers).map(server::Server::sockets).sum()
     }
 
     /// The answer of `upstream` to the question that `permit` permits, asked from `ports`, which are those of the
@@ -235,6 +288,7 @@ mod tests {
             segments: segments.iter().map(|segment| (Arc::from(*segment), None)).collect(),
             servers: servers.to_vec(),
             private: Vec::new(),
+            authorities: None,
         }
     }
 
@@ -253,7 +307,8 @@ mod tests {
                 settings("guests", &[], &["guests"], &[]),
             ],
             &Clock::manual(),
-        );
+        )
+        .unwrap();
         for (segment, name, expected) in [
             ("build", "www.example.org", "default"),
             ("build", ".", "default"),
@@ -272,7 +327,7 @@ mod tests {
             let upstream = upstreams.route(segment, name.as_wire()).unwrap();
             assert_eq!(&**upstream.name(), expected, "{segment} {name}");
         }
-        let only = Upstreams::new(vec![settings("corp", &["corp.example"], &[], &[])], &Clock::manual());
+        let only = Upstreams::new(vec![settings("corp", &["corp.example"], &[], &[])], &Clock::manual()).unwrap();
         assert!(only.route("build", question().name.as_wire()).is_none());
     }
 
@@ -280,10 +335,11 @@ mod tests {
     async fn a_hundred_who_ask_the_same_are_one_packet_in_each_view() {
         let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
         let servers = [fake.settings()];
-        let upstreams = Arc::new(Upstreams::new(
+        let upstreams = Upstreams::new(
             vec![settings("default", &[], &[], &servers), settings("office", &[], &["office"], &servers)],
             &Clock::system(),
-        ));
+        );
+        let upstreams = Arc::new(upstreams.unwrap());
         let mut asking = tokio::task::JoinSet::new();
         let ports = [Arc::new(upstreams.ports()), Arc::new(upstreams.ports())];
         for number in 0..200 {
@@ -308,7 +364,8 @@ mod tests {
     #[tokio::test]
     async fn i2_packets_of_one_question_are_alike() {
         let fake = Fake::start(|seen, _| vec![good(&seen.message)]).await;
-        let upstreams = Upstreams::new(vec![settings("default", &[], &[], &[fake.settings()])], &Clock::system());
+        let upstreams =
+            Upstreams::new(vec![settings("default", &[], &[], &[fake.settings()])], &Clock::system()).unwrap();
         let asked = Question { name: Name::parse("WWW.Example.ORG.").unwrap(), kind: RecordType::A };
         for (segment, question) in [("build", question()), ("office", asked), ("build", question())] {
             let upstream = upstreams.route(segment, question.name.as_wire()).unwrap();

@@ -6,6 +6,8 @@ use crate::wire;
 
 /// A header's length (RFC 1035 §4.1.1); the question stands behind it.
 const HEADER: usize = 12;
+/// What encrypted queries are padded to.
+const BLOCK: usize = 128;
 /// Type and class behind a question's name.
 const TYPE_AND_CLASS: usize = 4;
 
@@ -49,6 +51,13 @@ impl Query {
         let mut bytes = Vec::with_capacity(end + 11);
         wire::encode_query(&mut bytes, id, question, false, upper);
         Ok(Self { bytes, end })
+    }
+
+    /// The query at a length that tells nothing of its name's. RFC 8467 §4.1: "Clients SHOULD pad queries to the
+    /// closest multiple of 128 octets"; only where it is encrypted, which nobody else can measure better.
+    pub(super) fn padded(mut self) -> Self {
+        wire::pad_query(&mut self.bytes, BLOCK);
+        self
     }
 
     /// What is sent over UDP.
@@ -181,6 +190,18 @@ mod tests {
             prop_assert_eq!(&sent[..HEADER], &[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1]);
             prop_assert_eq!(&sent[sent.len() - 11..], &[0, 0, 41, 0x04, 0xd0, 0, 0, 0, 0, 0, 0]);
             prop_assert_eq!(sent.len(), HEADER + text.len() + 2 + 4 + 11);
+        }
+
+        /// I2: of an encrypted query even the length tells no more than how many blocks its name fills.
+        #[test]
+        fn padding_fills_blocks(labels in prop::collection::vec("[a-z]{1,40}", 1..6)) {
+            let question = question(&labels.join("."), RecordType::A);
+            let plain = Query::new(&question, &Random::default()).unwrap();
+            let padded = plain.clone().padded().into_bytes();
+            prop_assert_eq!(padded.len() % BLOCK, 0);
+            prop_assert!(padded.len() < plain.bytes().len() + 4 + BLOCK);
+            let (plain, padded) = (wire::parse_message(plain.bytes()).unwrap(), wire::parse_message(&padded).unwrap());
+            prop_assert_eq!(plain, padded);
         }
 
         #[test]

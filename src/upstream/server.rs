@@ -1,6 +1,7 @@
-//! One server: a question put to it over UDP or TCP, its health, and its counters.
+//! One server: a question put to it, over whatever it is asked, its health, and its counters.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,11 +9,11 @@ use parking_lot::Mutex;
 
 use super::Ports;
 use super::answer::answer;
+use super::connection::Link;
+use super::endpoint::{ServerSettings, Transport};
 use super::failure::Failure;
 use super::health::{Health, Standing};
 use super::query::Query;
-use super::settings::{ServerSettings, Transport};
-use super::tcp::Connection;
 use super::udp::{Outcome, Pace};
 use crate::record::{Answer, Origin, Question};
 use crate::time::Clock;
@@ -26,7 +27,7 @@ pub(super) struct Server {
     number: usize,
     transport: Transport,
     clock: Clock,
-    connection: Connection,
+    link: Arc<Link>,
     health: Mutex<Health>,
     counts: Counts,
 }
@@ -43,9 +44,11 @@ struct Counts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerHealth {
     /// The upstream's name.
-    pub upstream: std::sync::Arc<str>,
+    pub upstream: Arc<str>,
     /// The server's address.
     pub address: SocketAddr,
+    /// How it is asked: udp, tcp, tls or https.
+    pub transport: &'static str,
     /// Questions that it answered.
     pub answered: u64,
     /// Questions that it did not answer in time.
@@ -54,6 +57,12 @@ pub struct ServerHealth {
     pub failures: u64,
     /// Messages from its address that were not the reply awaited: forged, late or altered.
     pub mismatches: u64,
+    /// Connections that were opened to it.
+    pub connections: u64,
+    /// TLS handshakes in which it proved who it is.
+    pub handshakes: u64,
+    /// TLS handshakes that failed.
+    pub handshake_failures: u64,
     /// The smoothed round trip; `None` before its first reply.
     pub round_trip: Option<Duration>,
     /// Three failures in a row or more: it is asked only where the others failed, and for a trial now and then.
@@ -65,16 +74,31 @@ fn count(counter: &AtomicU64) {
 }
 
 impl Server {
-    pub(super) fn new(number: usize, settings: ServerSettings, clock: &Clock) -> Self {
+    pub(super) fn new(number: usize, transport: Transport, link: Link, clock: &Clock) -> Self {
         Self {
-            address: settings.address,
+            address: link.address,
             number,
-            transport: settings.transport,
+            transport,
             clock: clock.clone(),
-            connection: Connection::new(settings.address),
+            link: Arc::new(link),
             health: Mutex::default(),
             counts: Counts::default(),
         }
+    }
+
+    /// Where and how it is asked.
+    pub(super) fn described(&self) -> ServerSettings {
+        ServerSettings { address: self.address, transport: self.transport.clone() }
+    }
+
+    /// How it is connected to.
+    pub(super) const fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// How many descriptors one runtime has open to it under load.
+    pub(super) const fn sockets(&self) -> usize {
+        if matches!(self.transport, Transport::Udp) { super::udp::SOCKETS } else { 1 }
     }
 
     /// Puts the question to this server and takes its answer. `refused` is called where another server had better
@@ -116,28 +140,29 @@ impl Server {
         let started = self.clock.tick();
         let heard = || self.heard(self.clock.tick().since(started));
         let random = &ports.random;
-        let over_udp = match (self.transport, ports.sockets.get(self.number)) {
-            (Transport::Udp, Some(sockets)) => {
-                let query = Query::new(question, random)?;
-                match sockets.ask(&query, &pace, started, random, refused, || count(&self.counts.mismatches)).await? {
-                    Outcome::Reply(message) => {
-                        heard();
-                        Some(message)
-                    }
-                    Outcome::Incomplete => {
-                        heard();
-                        None
-                    }
-                    Outcome::Suspect => None,
+        let port = ports.of_servers.get(self.number).ok_or(std::io::ErrorKind::AddrNotAvailable)?;
+        let over_udp = if self.transport == Transport::Udp {
+            let query = Query::new(question, random)?;
+            let outcome = port.sockets.ask(&query, &pace, started, random, refused, || count(&self.counts.mismatches));
+            match outcome.await? {
+                Outcome::Reply(message) => {
+                    heard();
+                    Some(message)
                 }
+                Outcome::Incomplete => {
+                    heard();
+                    None
+                }
+                Outcome::Suspect => None,
             }
-            (Transport::Tcp, _) | (_, None) => None,
+        } else {
+            None
         };
         let message = match over_udp {
             Some(message) => message,
             None => {
-                let message = self.connection.ask(Query::new(question, random)?, pace.deadline).await?;
-                if self.transport == Transport::Tcp {
+                let message = port.connection.ask(Query::new(question, random)?, pace.deadline).await?;
+                if self.transport != Transport::Udp {
                     heard();
                 }
                 message
@@ -164,8 +189,8 @@ impl Server {
         self.blame();
     }
 
-    /// What servers are ordered by: the standing, then the round trip in steps. A server that failed is ready for the
-    /// one question that is its trial, and the caller must ask it.
+    /// What servers are ordered by: the standing, then the round trip in steps. A server that failed is on trial
+    /// for one question, and the caller must ask it.
     pub(super) fn rank(&self) -> (Standing, u128) {
         let mut health = self.health.lock();
         let standing = if health.is_well() { Standing::Ready } else { health.standing(self.clock.tick()) };
@@ -178,16 +203,20 @@ impl Server {
     }
 
     /// Its state.
-    pub(super) fn report(&self, upstream: &std::sync::Arc<str>) -> ServerHealth {
+    pub(super) fn report(&self, upstream: &Arc<str>) -> ServerHealth {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let health = self.health.lock();
         ServerHealth {
-            upstream: std::sync::Arc::clone(upstream),
+            upstream: Arc::clone(upstream),
             address: self.address,
+            transport: self.transport.as_str(),
             answered: read(&self.counts.answered),
             timeouts: read(&self.counts.timeouts),
             failures: read(&self.counts.failures),
             mismatches: read(&self.counts.mismatches),
+            connections: read(&self.link.connections),
+            handshakes: read(&self.link.handshakes),
+            handshake_failures: read(&self.link.handshake_failures),
             round_trip: health.smoothed(),
             out: health.is_out(),
         }

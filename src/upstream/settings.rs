@@ -1,17 +1,14 @@
 //! `[[upstream]]`: which servers answer for which zones and segments.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::endpoint::{self, ServerSettings, Transport};
 use crate::document::{Document, Found, Place, Span, Table};
 use crate::name::Name;
 use crate::net::Prefix;
-
-/// DNS over UDP and TCP (RFC 1035 §4.2).
-const PORT: u16 = 53;
-/// Schemes that the interface names and this version does not speak.
-const PLANNED: [&str; 5] = ["tls", "https", "quic", "h3", "sdns"];
 
 /// One `[[upstream]]`.
 #[derive(Clone, Debug)]
@@ -26,24 +23,17 @@ pub struct Settings {
     pub servers: Vec<ServerSettings>,
     /// Its answers may hold these private addresses.
     pub private: Vec<Prefix>,
+    /// Who issues the certificates of its encrypted servers; `None`: any authority that the system trusts.
+    pub authorities: Option<Authorities>,
 }
 
-/// One server of an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ServerSettings {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// How it is asked.
-    pub transport: Transport,
-}
-
-/// How a server is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Transport {
-    /// Datagrams; TCP for what does not fit, or where forged replies are seen.
-    Udp,
-    /// TCP alone.
-    Tcp,
+/// A file with the certificates of authorities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorities {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Where the configuration names it.
+    pub place: Place,
 }
 
 impl Settings {
@@ -52,12 +42,14 @@ impl Settings {
     pub fn for_everything(name: &str, servers: impl IntoIterator<Item = SocketAddr>) -> Self {
         let servers =
             servers.into_iter().map(|address| ServerSettings { address, transport: Transport::Udp }).collect();
-        Self { name: Arc::from(name), zones: Vec::new(), segments: Vec::new(), servers, private: Vec::new() }
+        let (zones, segments, private) = (Vec::new(), Vec::new(), Vec::new());
+        Self { name: Arc::from(name), zones, segments, servers, private, authorities: None }
     }
 
-    /// Reads every `[[upstream]]` of a configuration and notes its mistakes; empty where there is none.
+    /// Reads every `[[upstream]]` of a configuration and notes its mistakes; empty where there is none. Relative paths
+    /// begin at `base`.
     #[must_use]
-    pub fn read_all(root: &Table) -> Vec<Self> {
+    pub fn read_all(root: &Table, base: &Path) -> Vec<Self> {
         let mut upstreams = Vec::new();
         let mut names = HashMap::new();
         let mut claims = HashMap::new();
@@ -72,6 +64,8 @@ impl Settings {
             let zones = read_zones(&table);
             let segments = table.strings("segments").unwrap_or_default();
             check_claims(&mut claims, &document, &name, &zones, &segments, table.span());
+            let servers = read_servers(&table);
+            let authorities = read_authorities(&table, &servers, base);
             upstreams.push(Self {
                 name: Arc::from(name.value),
                 zones: zones.into_iter().map(|zone| zone.value).collect(),
@@ -79,8 +73,9 @@ impl Settings {
                     .into_iter()
                     .map(|segment| (Arc::from(segment.value), Some(document.place(&segment.span))))
                     .collect(),
-                servers: read_servers(&table),
+                servers,
                 private: read_private(&table),
+                authorities,
             });
             table.finish(&[]);
         }
@@ -160,7 +155,7 @@ fn read_servers(table: &Table) -> Vec<ServerSettings> {
     }
     let mut servers = Vec::new();
     for text in found.unwrap_or_default() {
-        match read_server(&text.value) {
+        match endpoint::read(&text.value) {
             Ok(server) if servers.contains(&server) => {
                 document.note(&text.span, format!("server \"{}\" is listed twice", text.value), "remove one");
             }
@@ -171,33 +166,14 @@ fn read_servers(table: &Table) -> Vec<ServerSettings> {
     servers
 }
 
-/// `udp://192.0.2.53`, `tcp://[2001:db8::53]:5353`; else fact and remedy.
-fn read_server(text: &str) -> Result<ServerSettings, (String, &'static str)> {
-    const SHAPE: &str = "write \"udp://192.0.2.53:53\" or \"tcp://[2001:db8::53]:53\"";
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return Err((format!("server \"{text}\" does not say how to ask it"), SHAPE));
-    };
-    let transport = match scheme {
-        "udp" => Transport::Udp,
-        "tcp" => Transport::Tcp,
-        planned if PLANNED.contains(&planned) => {
-            return Err((format!("{planned}:// is not supported by this version"), "use udp:// or tcp://"));
-        }
-        other => return Err((format!("\"{other}://\" is not a way to ask a server"), SHAPE)),
-    };
-    let literal = || rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(rest).parse::<IpAddr>();
-    let address = match rest.parse().or_else(|_| literal().map(|address| SocketAddr::new(address, PORT))) {
-        Ok(address) => address,
-        Err(_) => {
-            let fact = format!("server \"{text}\" has no address: a host name would have to be resolved first");
-            return Err((fact, SHAPE));
-        }
-    };
-    let ip = address.ip();
-    if address.port() == 0 || ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::from([255; 4]) {
-        return Err((format!("no server can have the address {address}"), SHAPE));
+fn read_authorities(table: &Table, servers: &[ServerSettings], base: &Path) -> Option<Authorities> {
+    let found = table.string("ca")?;
+    let is_named = |server: &ServerSettings| server.transport.proof().is_some_and(|proof| proof.name.is_some());
+    if !servers.iter().any(is_named) {
+        let fact = "`ca` is of no use: no server is to show a certificate for a name";
+        table.document().note(&found.span, fact, "remove it, or write servers as \"tls://192.0.2.53#dns.example.org\"");
     }
-    Ok(ServerSettings { address, transport })
+    Some(Authorities { path: base.join(found.value), place: table.document().place(&found.span) })
 }
 
 fn read_private(table: &Table) -> Vec<Prefix> {
@@ -218,7 +194,7 @@ mod tests {
 
     fn read(text: &str) -> (Vec<Settings>, Vec<String>) {
         let (document, table) = Document::parse("outgate.toml", text);
-        let settings = Settings::read_all(&table);
+        let settings = Settings::read_all(&table, Path::new("/etc/outgate"));
         table.finish(&[]);
         (settings, document.take_mistakes().iter().map(ToString::to_string).collect())
     }
@@ -234,7 +210,7 @@ mod tests {
         let [default, corp] = settings.as_slice() else { unreachable!("two upstreams") };
         assert_eq!((&*default.name, default.zones.len(), default.segments.len()), ("default", 0, 0));
         let servers: Vec<_> =
-            default.servers.iter().map(|server| (server.address.to_string(), server.transport)).collect();
+            default.servers.iter().map(|server| (server.address.to_string(), server.transport.clone())).collect();
         assert_eq!(
             servers,
             [
@@ -256,22 +232,8 @@ mod tests {
             ("[[upstream]]\n", "outgate.toml:1:1: the upstream has no `servers`"),
             ("[[upstream]]\nservers = [\"192.0.2.53\"]\n", "outgate.toml:2:12: server \"192.0.2.53\" does not say"),
             (
-                "[[upstream]]\nservers = [\"tls://9.9.9.9#dns.quad9.net\"]\n",
-                "outgate.toml:2:12: tls:// is not supported by this version",
-            ),
-            ("[[upstream]]\nservers = [\"https://192.0.2.53/q\"]\n", "outgate.toml:2:12: https:// is not supported"),
-            ("[[upstream]]\nservers = [\"smtp://192.0.2.53\"]\n", "outgate.toml:2:12: \"smtp://\" is not a way"),
-            (
-                "[[upstream]]\nservers = [\"udp://dns.example.org\"]\n",
-                "outgate.toml:2:12: server \"udp://dns.example.org\" has no address",
-            ),
-            (
-                "[[upstream]]\nservers = [\"udp://0.0.0.0\"]\n",
-                "outgate.toml:2:12: no server can have the address 0.0.0.0:53",
-            ),
-            (
-                "[[upstream]]\nservers = [\"udp://192.0.2.1:0\"]\n",
-                "outgate.toml:2:12: no server can have the address 192.0.2.1:0",
+                "[[upstream]]\nservers = [\"tls://9.9.9.9\"]\n",
+                "outgate.toml:2:12: server \"tls://9.9.9.9\" does not say",
             ),
             (
                 "[[upstream]]\nservers = [\"udp://192.0.2.1\", \"udp://192.0.2.1:53\"]\n",
@@ -285,6 +247,7 @@ mod tests {
                 &format!("[[upstream]]\nprivate = [\"10.0.0.1/8\"]\n{servers}"),
                 "outgate.toml:2:12: prefix 10.0.0.1/8 has bits",
             ),
+            (&format!("[[upstream]]\nca = \"ca.pem\"\n{servers}"), "outgate.toml:2:6: `ca` is of no use: no server"),
             (&format!("[[upstream]]\nname = \"a b\"\n{servers}"), "outgate.toml:2:8: \"a b\" cannot name an upstream"),
             (
                 &format!("[[upstream]]\n{servers}[[upstream]]\nzones = [\"a.example\"]\n{servers}"),
@@ -309,6 +272,16 @@ mod tests {
             assert!(mistakes.len() == 1 && mistakes[0].starts_with(expected), "{text}: {mistakes:?}");
             assert!(mistakes[0].contains('\n'), "a remedy: {mistakes:?}");
         }
+    }
+
+    #[test]
+    fn reads_who_issues_certificates() {
+        let (settings, mistakes) =
+            read("[[upstream]]\nservers = [\"tls://9.9.9.9#dns.example\"]\nca = \"tls/ca.pem\"\n");
+        assert_eq!(mistakes, [""; 0]);
+        let authorities = settings[0].authorities.as_ref().unwrap();
+        assert_eq!(authorities.path, Path::new("/etc/outgate/tls/ca.pem"));
+        assert_eq!(authorities.place.to_string(), "outgate.toml:3:6");
     }
 
     #[test]

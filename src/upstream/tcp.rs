@@ -1,139 +1,59 @@
-//! TCP to one server: one connection, many queries on it (RFC 7766 §6.2.1.1).
+//! Messages behind their length on a stream (RFC 1035 §4.2.2), in clear text or in TLS (RFC 7858): many queries on it,
+//! answered in any order (RFC 7766 §6.2.1.1).
 //!
 //! Why not `hickory_net`'s client: it parses and re-encodes every message by its own rules, refuses more than a set
 //! number of queries in flight with a back-off, and would hide letter case and id from the one place that makes
-//! queries. What is left of TCP without TLS is the two octets of length and a table of ids, below.
+//! queries. What is left is the two octets of length and a table of ids, below.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::client::TlsStream;
 
-use super::failure::{Failure, Nonsense};
-use super::query::{Match, Query, is_truncated};
+use super::connection::{Job, PENDING, Reply, STALLED};
+use super::failure::Failure;
+use super::tls;
 
-/// Connecting, writing, or a reply to anything awaited take at most this long: any caller's deadline is over by
-/// then, and a connection that the network forgot must not swallow the queries after it.
-const STALLED: Duration = Duration::from_secs(2);
-/// A connection on which nothing is awaited is closed after this. RFC 7766 §6.2.3 asks clients to keep none needlessly.
-const IDLE: Duration = Duration::from_secs(10);
-/// The most queries awaiting a reply on one connection.
-const PENDING: usize = 8_192;
-/// Queries waiting to be written.
-const QUEUED: usize = 256;
 /// How much is read at once.
 const READ: usize = 4096;
 
-type Reply = oneshot::Sender<Result<Vec<u8>, io::ErrorKind>>;
+/// A stream that nobody on the way can read.
+pub(super) type Encrypted = TlsStream<TcpStream>;
 
-/// One query for the connection's task.
-struct Job {
-    /// The message; its id is set by the task.
-    message: Vec<u8>,
-    reply: Reply,
-}
-
-/// The connection to one server, opened when it is needed.
-#[derive(Debug)]
-pub(super) struct Connection {
-    server: SocketAddr,
-    task: Mutex<Option<mpsc::Sender<Job>>>,
-}
-
-impl Connection {
-    pub(super) const fn new(server: SocketAddr) -> Self {
-        Self { server, task: Mutex::new(None) }
+/// Writes jobs and hands out replies until the stream ends, nothing was awaited for `idle` or nobody can hand it
+/// another.
+pub(super) async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    jobs: &mut mpsc::Receiver<Job>,
+    idle: Duration,
+) -> Result<(), Failure> {
+    let mut pending = HashMap::new();
+    let ended = exchange(&mut stream, jobs, &mut pending, idle).await.map_err(|error| tls::failure(&error));
+    match &ended {
+        // TLS says that it ends; nobody waits for that.
+        Ok(()) => drop(timeout(STALLED, stream.shutdown()).await),
+        Err(failure) => pending.into_values().for_each(|reply: Reply| drop(reply.send(Err(failure.clone())))),
     }
-
-    /// The reply to `query`. RFC 7766 §6.2.4: "If a client receives a FIN [...] it should retry": a connection that
-    /// was there before and ends under the query is replaced once.
-    ///
-    /// # Errors
-    /// [`Failure::Timeout`] at the deadline, [`Failure::Network`], or [`Failure::Nonsense`] for a reply to something else.
-    pub(super) async fn ask(&self, query: Query, deadline: Instant) -> Result<Vec<u8>, Failure> {
-        let exchange = async {
-            let (task, fresh) = self.task();
-            match hand_over(&task, query.clone().into_bytes()).await {
-                Err(_) if !fresh => hand_over(&self.replace(&task), query.clone().into_bytes()).await,
-                other => other,
-            }
-        };
-        let reply = timeout_at(deadline, exchange).await.map_err(|_| Failure::Timeout)??;
-        // Letter case is a defence against guessing, and not every server keeps it; here the id's place on our own
-        // connection is enough.
-        if query.matches_but_id(&reply) == Match::Mismatch {
-            return Err(Failure::Nonsense(Nonsense::Question));
-        }
-        if is_truncated(&reply) {
-            return Err(Failure::Nonsense(Nonsense::Truncated));
-        }
-        Ok(reply)
-    }
-
-    /// The connection's task, and whether it was started just now.
-    fn task(&self) -> (mpsc::Sender<Job>, bool) {
-        let mut task = self.task.lock();
-        match &*task {
-            Some(running) if !running.is_closed() => (running.clone(), false),
-            _ => (task.insert(start(self.server)).clone(), true),
-        }
-    }
-
-    /// A connection other than `failed`.
-    fn replace(&self, failed: &mpsc::Sender<Job>) -> mpsc::Sender<Job> {
-        let mut task = self.task.lock();
-        match &*task {
-            Some(running) if !running.is_closed() && !running.same_channel(failed) => running.clone(),
-            _ => task.insert(start(self.server)).clone(),
-        }
-    }
+    ended
 }
 
-async fn hand_over(task: &mpsc::Sender<Job>, message: Vec<u8>) -> Result<Vec<u8>, Failure> {
-    let (reply, replied) = oneshot::channel();
-    let gone = |_| Failure::Network(io::ErrorKind::ConnectionAborted);
-    task.send(Job { message, reply }).await.map_err(|_| gone(()))?;
-    replied.await.map_err(|_| gone(()))?.map_err(Failure::Network)
-}
-
-/// Starts a task that connects, and ends when the connection does, when it is idle or when nobody holds its sender.
-fn start(server: SocketAddr) -> mpsc::Sender<Job> {
-    let (sender, mut jobs) = mpsc::channel(QUEUED);
-    tokio::spawn(async move {
-        let mut pending = HashMap::new();
-        let Err(error) = serve(server, &mut jobs, &mut pending).await else { return };
-        jobs.close();
-        for (_, reply) in pending.drain() {
-            let _gone = reply.send(Err(error.kind()));
-        }
-        while let Ok(job) = jobs.try_recv() {
-            let _gone = job.reply.send(Err(error.kind()));
-        }
-    });
-    sender
-}
-
-/// Writes jobs and hands out replies until the connection ends.
-async fn serve(
-    server: SocketAddr,
+async fn exchange(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     jobs: &mut mpsc::Receiver<Job>,
     pending: &mut HashMap<u16, Reply>,
+    idle: Duration,
 ) -> io::Result<()> {
-    let stream = timeout(STALLED, TcpStream::connect(server)).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    stream.set_nodelay(true)?;
-    let (mut reader, mut writer) = stream.into_split();
     let mut received = Vec::new();
-    let mut over_at = Instant::now() + IDLE;
+    let mut over_at = Instant::now() + idle;
     loop {
         received.reserve(READ);
         tokio::select! {
-            read = reader.read_buf(&mut received) => {
+            read = stream.read_buf(&mut received) => {
                 if read? == 0 {
                     return Err(io::ErrorKind::ConnectionAborted.into());
                 }
@@ -144,10 +64,14 @@ async fn serve(
                         let _gone = reply.send(Ok(message));
                     }
                 }
-                over_at = Instant::now() + if pending.is_empty() { IDLE } else { STALLED };
+                over_at = Instant::now() + if pending.is_empty() { idle } else { STALLED };
             }
             job = jobs.recv() => {
                 let Some(Job { mut message, reply }) = job else { return Ok(()) };
+                // Who asked gave up before there was a stream.
+                if reply.is_closed() {
+                    continue;
+                }
                 let id = free_id(pending)?;
                 if let Some(field) = message.first_chunk_mut() {
                     *field = id.to_be_bytes();
@@ -157,7 +81,11 @@ async fn serve(
                 }
                 pending.insert(id, reply);
                 let frame = frame(&message)?;
-                timeout(STALLED, writer.write_all(&frame)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+                let write = async {
+                    stream.write_all(&frame).await?;
+                    stream.flush().await
+                };
+                timeout(STALLED, write).await.map_err(|_| io::ErrorKind::TimedOut)??;
             }
             () = sleep_until(over_at) => {
                 return if pending.is_empty() { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) };
@@ -203,11 +131,22 @@ mod tests {
     use super::*;
     use crate::name::Name;
     use crate::record::Question;
+    use crate::upstream::connection::{Connection, Link};
+    use crate::upstream::endpoint::{ServerSettings, Transport};
+    use crate::upstream::failure::Nonsense;
     use crate::upstream::fake::{Fake, changed, closed_port, good, question};
+    use crate::upstream::query::Query;
     use crate::upstream::random::Random;
     use std::collections::HashSet;
+    use std::net::SocketAddr;
     use std::sync::Arc;
     use tokio::net::TcpListener;
+    use tokio_rustls::rustls::RootCertStore;
+
+    fn connection(address: SocketAddr) -> Connection {
+        let settings = ServerSettings { address, transport: Transport::Tcp };
+        Connection::new(Arc::new(Link::new(&settings, &Arc::new(RootCertStore::empty())).unwrap()))
+    }
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(20)
@@ -225,7 +164,7 @@ mod tests {
     async fn one_connection_carries_many_queries_answered_in_any_order() {
         const QUERIES: usize = 50;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let connection = Arc::new(Connection::new(listener.local_addr().unwrap()));
+        let connection = Arc::new(connection(listener.local_addr().unwrap()));
         let mut asking = tokio::task::JoinSet::new();
         for number in 0..QUERIES {
             let connection = Arc::clone(&connection);
@@ -254,7 +193,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_the_server_closed_is_opened_again() {
         let fake = Fake::start(|seen, _| vec![good(&seen.message), Vec::new()]).await;
-        let connection = Connection::new(fake.address);
+        let connection = connection(fake.address);
         for _ in 0..5 {
             ask(&connection).await.unwrap();
         }
@@ -265,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_ends_under_a_query_is_opened_again() {
         let fake = Fake::start(|seen, number| vec![if number == 1 { Vec::new() } else { good(&seen.message) }]).await;
-        let connection = Connection::new(fake.address);
+        let connection = connection(fake.address);
         for _ in 0..2 {
             ask(&connection).await.unwrap();
         }
@@ -276,7 +215,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_always_hangs_up_is_tried_at_most_twice() {
         let fake = Fake::start(|_, _| vec![Vec::new()]).await;
-        let connection = Connection::new(fake.address);
+        let connection = connection(fake.address);
         for _ in 0..2 {
             let error = ask(&connection).await.unwrap_err();
             assert!(matches!(error, Failure::Network(_)), "{error:?}");
@@ -301,13 +240,13 @@ mod tests {
         ];
         for (spoil, expected) in rows {
             let fake = Fake::start(move |seen, _| vec![spoil(good(&seen.message))]).await;
-            assert_eq!(ask(&Connection::new(fake.address)).await.err(), expected.map(Failure::Nonsense));
+            assert_eq!(ask(&connection(fake.address)).await.err(), expected.map(Failure::Nonsense));
         }
     }
 
     #[tokio::test]
     async fn a_closed_port_is_no_network() {
-        let connection = Connection::new(closed_port().await);
+        let connection = connection(closed_port().await);
         assert_eq!(ask(&connection).await, Err(Failure::Network(io::ErrorKind::ConnectionRefused)));
     }
 
@@ -319,14 +258,14 @@ mod tests {
                 false => Vec::new(),
             })
             .await;
-            let connection = Connection::new(fake.address);
+            let connection = connection(fake.address);
             // Well before an idle one.
             let deadline = Instant::now() + STALLED * 3;
             let ask = || connection.ask(query(&question()), deadline);
             let both = tokio::join!(ask(), ask());
             let silent = [both.0, both.1].into_iter().filter_map(Result::err).collect::<Vec<_>>();
             assert_eq!(silent, vec![Failure::Network(io::ErrorKind::TimedOut); 2 - answered]);
-            assert!(connection.task.lock().as_ref().unwrap().is_closed());
+            assert!(connection.is_closed());
         }
     }
 

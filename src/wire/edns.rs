@@ -166,6 +166,18 @@ pub fn extend(out: &mut Vec<u8>, written: Written, echo: &Echo<'_>, options: Str
     Written { len: out.len() - start, options, ..written }
 }
 
+/// Pads a query that ends with an OPT record without options to a multiple of `block` octets (RFC 7830).
+pub fn pad_query(query: &mut Vec<u8>, block: usize) {
+    let Some(field) = query.len().checked_sub(2) else { return };
+    let padding = (query.len() + OPTION_HEAD).next_multiple_of(block) - query.len() - OPTION_HEAD;
+    if let Some(field) = query.get_mut(field..) {
+        field.copy_from_slice(&length_field(OPTION_HEAD + padding));
+    }
+    query.extend_from_slice(&OPTION_PADDING.to_be_bytes());
+    query.extend_from_slice(&length_field(padding));
+    query.resize(query.len() + padding, 0);
+}
+
 /// A length on the wire. The caller has checked that the reply stays under its limit, so it fits.
 fn length_field(length: usize) -> [u8; 2] {
     u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes()

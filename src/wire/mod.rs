@@ -10,7 +10,7 @@
 //!   [`Template::write`] makes it a reply to one [`Echo`] without allocating (given capacity in `out`).
 //! - [`write_refusal`] is the same for replies without records: errors, and refusals with their SOA.
 //! - [`extend`] adds to either what a stream's client asked for and a datagram's cannot be told.
-//! - [`encode_query`] is a function of its arguments alone (I2); [`parse_message`] reads what came back.
+//! - [`encode_query`] is a function of its arguments alone (I2), and [`pad_query`] of its length; [`parse_message`] reads what came back.
 
 mod compression;
 mod edns;
@@ -23,7 +23,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
-pub use edns::{Edns, StreamOptions, extend};
+pub use edns::{Edns, StreamOptions, extend, pad_query};
 pub use fault::Fault;
 pub use message::{Message, MessageEdns, encode_query, freshness, parse_message, parse_reply};
 pub use query::{Canonical, Echo, Malformed, Query, parse};

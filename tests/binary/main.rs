@@ -18,6 +18,7 @@ mod differential;
 mod disk;
 mod doh;
 mod dot;
+mod encrypted;
 mod errors;
 mod explain;
 mod life;

@@ -153,8 +153,9 @@ impl World {
             segments: plan.segments.into_iter().map(|segment| (segment.into(), None)).collect(),
             servers: vec![ServerSettings { address: server.address, transport: UpstreamTransport::Udp }],
             private: plan.private,
+            authorities: None,
         });
-        let upstreams = Upstreams::new(settings.collect(), &clock);
+        let upstreams = Upstreams::new(settings.collect(), &clock)?;
         let own_addresses: Vec<Prefix> = servers.iter().map(|server| server.address.ip().into()).collect();
         let policy = compile(&policy, &forwarders, &own_addresses)?;
         let compiled = Zones::compile(&zones)?;

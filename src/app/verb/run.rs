@@ -214,7 +214,7 @@ fn announce(node: &RunningNode) {
     );
     tracing::info!(directory = %config.zones.directory.display(), zones = node.gate().rulebook().zones.len(), "zones");
     for upstream in node.gate().upstreams.all() {
-        let servers: Vec<String> = upstream.servers().map(|server| server.to_string()).collect();
+        let servers: Vec<String> = upstream.described().map(|server| server.to_string()).collect();
         tracing::info!(name = %upstream.name(), servers = servers.join(", "), "upstream");
     }
     for firewall in &config.firewalls {

@@ -80,17 +80,33 @@ pub fn render_status(status: &Value, colour: bool) -> String {
     let servers = list("/upstreams").iter().flat_map(|upstream| {
         let servers = upstream.get("servers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         servers.iter().map(|server| {
+            let out = server.get("out").and_then(Value::as_bool);
             vec![
                 field(upstream, "name"),
-                field(server, "address"),
+                format!("{}://{}", field(server, "transport"), field(server, "address")),
+                out.map_or("-", |out| if out { "OUT" } else { "up" }).to_owned(),
                 micros(server.get("srtt_us")),
                 field(server, "answered"),
                 field(server, "timeouts"),
                 field(server, "failures"),
+                field(server, "mismatches"),
+                field(server, "connections"),
+                field(server, "handshake_failures"),
             ]
         })
     });
-    let heads = ["UPSTREAM", "SERVER", "SRTT", "ANSWERED", "TIMEOUTS", "FAILURES"];
+    let heads = [
+        "UPSTREAM",
+        "SERVER",
+        "STATE",
+        "SRTT",
+        "ANSWERED",
+        "TIMEOUTS",
+        "FAILURES",
+        "MISMATCHES",
+        "CONNECTIONS",
+        "BAD TLS",
+    ];
     section(&mut out, &paint, &heads, servers.collect());
     let warnings = list("/warnings");
     if !warnings.is_empty() {
@@ -227,8 +243,10 @@ mod tests {
             "firewalls": [{ "name": "gateway", "kind": "nftables", "ready": true, "elements": 1203,
                 "capacity": 2_097_152, "last_ack_us": 31, "errors": 0 }],
             "upstreams": [{ "name": "default", "servers": [
-                { "address": "udp://192.0.2.53:53", "srtt_us": 4_210, "answered": 99, "timeouts": 1, "failures": 0 },
-                { "address": "udp://198.51.100.53:53", "answered": 0, "timeouts": 0, "failures": 0 }] }],
+                { "address": "192.0.2.53:853", "transport": "tls", "srtt_us": 4_210, "answered": 99, "timeouts": 1,
+                    "failures": 0, "mismatches": 0, "connections": 2, "handshake_failures": 0, "out": false },
+                { "address": "198.51.100.53:53", "transport": "udp", "answered": 0, "timeouts": 0, "failures": 3,
+                    "mismatches": 4, "connections": 0, "handshake_failures": 0, "out": true }] }],
             "grants": { "live": 1203, "pending": 0 },
             "audit": { "file": "/var/log/outgate/query.jsonl", "usable": false, "records": 9, "refused": 3, "gaps": 0 },
             "cache": { "entries": 7, "bytes": 900 },
@@ -252,9 +270,9 @@ outgate 0.1.0 on og-eu1-a, up 3d 4h, boot 7f3a91c20b1d44e0
 FIREWALL  KIND      READY  ELEMENTS  CAPACITY  LAST ACK  ERRORS
 gateway   nftables  yes    1203      2097152   31 µs     0
 
-UPSTREAM  SERVER                  SRTT    ANSWERED  TIMEOUTS  FAILURES
-default   udp://192.0.2.53:53     4.2 ms  99        1         0
-default   udp://198.51.100.53:53  -       0         0         0
+UPSTREAM  SERVER                  STATE  SRTT    ANSWERED  TIMEOUTS  FAILURES  MISMATCHES  CONNECTIONS  BAD TLS
+default   tls://192.0.2.53:853    up     4.2 ms  99        1         0         0           2            0
+default   udp://198.51.100.53:53  OUT    -       0         0         3         4           0            0
 
 warning: the log cannot be written
 ";
