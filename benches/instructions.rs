@@ -106,6 +106,10 @@ impl Reply for Named {
     fn answers(&self, name: &[u8], kind: RecordType) -> bool {
         kind == RecordType::A && self.0.as_wire() == name
     }
+
+    fn name(&self) -> &[u8] {
+        self.0.as_wire()
+    }
 }
 
 /// A thousand covered replies are found.

@@ -99,6 +99,20 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Let a running node forget what it has cached of a name: answers, failures and replies; what is open stays open
+    #[command(after_help = "Example:\n  outgate flush www.example.org\n  outgate flush example.org --below")]
+    Flush {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Name that was asked for
+        name: String,
+        /// And all names below it; of `.` these are all
+        #[arg(long)]
+        below: bool,
+        /// Print a JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
     /// Let a running node load policy and zones again; mistakes are listed and change nothing
     #[command(after_help = "Example:\n  outgate check && outgate reload")]
     Reload {
@@ -132,6 +146,7 @@ pub fn main() -> ExitCode {
             let filter = verb::node::Filter { client, address, name, segment, limit };
             verb::node::grants(&config, &filter, json)
         }
+        Verb::Flush { config, name, below, json } => verb::node::flush(&config, &name, below, json),
         Verb::Reload { config, json } => verb::node::reload(&config, json),
         Verb::Log(verb) => verb::log::run(verb),
     };

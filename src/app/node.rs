@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
 use crate::audit::{Event, Meter, PolicyEvent, Shard, Transport};
+use crate::cache;
 use crate::document::Mistake;
 use crate::gate::{Designation, Door, EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook};
 use crate::metric::{self, Registry};
@@ -18,7 +19,7 @@ use crate::net::{Scope, Service, Services};
 use crate::policy::Policy;
 use crate::serve::tcp::Streams;
 use crate::serve::tls::{Identity, Tls};
-use crate::serve::{GrantFilter, GrantRow, Node, Readiness, Who};
+use crate::serve::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who};
 use crate::time::Wall;
 use crate::upstream::ServerHealth;
 
@@ -332,6 +333,13 @@ impl Node for Arc<RunningNode> {
     async fn reload(&self, who: &Who) -> Result<Value, Vec<String>> {
         tracing::info!(%who, "reload asked for");
         self.reload_now().await.map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
+    }
+
+    fn flush(&self, who: &Who, order: &FlushOrder) -> Flushed {
+        let FlushOrder { name, below } = order.clone();
+        let cache::Flushed { answers, failures, replies } = self.parts.gate.flush(&cache::Flush { name, below });
+        tracing::info!(%who, name = %order.name, below = order.below, answers, failures, replies, "cache flushed");
+        Flushed { answers, failures, replies }
     }
 
     fn readiness(&self) -> Readiness {

@@ -8,6 +8,7 @@ use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
 use crate::cache::cover::Held;
+use crate::cache::flush::Flush;
 use crate::cache::shards::Shards;
 use crate::record::{Answer, Question};
 use crate::time::Tick;
@@ -91,6 +92,11 @@ impl<Id, R> Answers<Id, R> {
         let weight = weight + size_of::<Known<Id, R>>() + size_of::<Held<R>>() + 48;
         let is = |key: &(u32, Question), _: &_| key.0 == view && key.1 == *question;
         self.table.put(self.hash(view, question), is, ((view, question.clone()), known), weight, || 0);
+    }
+
+    /// Drops what `flush` names; how many.
+    pub fn flush(&self, flush: &Flush) -> usize {
+        self.table.drop_all(|(_, question), _| flush.takes(question.name.as_wire()))
     }
 
     fn hash(&self, view: u32, question: &Question) -> u64 {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foldhash::quality::RandomState;
 
+use crate::cache::flush::Flush;
 use crate::cache::shards::Shards;
 use crate::net::SegmentId;
 use crate::record::RecordType;
@@ -65,6 +66,9 @@ impl<V> Drop for Held<V> {
 pub trait Reply {
     /// Whether this is what it answers; `name` is canonical.
     fn answers(&self, name: &[u8], kind: RecordType) -> bool;
+
+    /// The name that it answers, canonical.
+    fn name(&self) -> &[u8];
 }
 
 /// A prepared reply and what it stands on.
@@ -189,6 +193,11 @@ impl<V: Reply> Cover<V> {
         let beside = || self.held.load(Ordering::Relaxed);
         self.table.put(asked.hash ^ self.hash(who), is, (who, covered), 0, beside);
     }
+
+    /// Drops what `flush` names, whoever it is for; how many.
+    pub fn flush(&self, flush: &Flush) -> usize {
+        self.table.drop_all(|_, covered| flush.takes(covered.reply.name()))
+    }
 }
 
 /// An address of either family; what is no canonical address may share its bits with one.
@@ -214,6 +223,10 @@ mod tests {
     impl Reply for Numbered {
         fn answers(&self, name: &[u8], kind: RecordType) -> bool {
             self.1.as_wire() == name && self.2 == kind
+        }
+
+        fn name(&self) -> &[u8] {
+            self.1.as_wire()
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use foldhash::quality::RandomState;
 
+use crate::cache::flush::Flush;
 use crate::cache::shards::Shards;
 use crate::record::Question;
 use crate::time::Tick;
@@ -83,6 +84,11 @@ impl<F> Failures<F> {
         if self.table.len() > 0 {
             self.table.remove(self.hash(view, question), is(view, question));
         }
+    }
+
+    /// Drops what `flush` names; how many.
+    pub fn flush(&self, flush: &Flush) -> usize {
+        self.table.drop_all(|(_, question), _| flush.takes(question.name.as_wire()))
     }
 
     fn hash(&self, view: u32, question: &Question) -> u64 {

@@ -1,7 +1,7 @@
 //! What one thread told last, in front of what all threads share: two small tables that no other thread reads or writes,
 //! so that a hit takes no lock and counts no reference.
 //!
-//! Both stand under one epoch, and are emptied as soon as they are asked under another. A reply is good here for some
+//! Both stand under one edition of the rulebook, and are emptied as soon as they are asked under another. A reply is good here for some
 //! seconds, and then has to be looked up in the shared table again: so what is used here counts as used there.
 
 use std::net::IpAddr;
@@ -35,7 +35,7 @@ const CLIENTS: usize = 1_024;
 /// See the module. Takes its memory with the first reply, and more as its sets get crowded.
 #[derive(Debug)]
 pub struct Local<V> {
-    epoch: u64,
+    edition: u64,
     /// A part of the hash of each reply. Its lower bits choose the set, the whole says which of a set's places to look at;
     /// 64 octets hold four sets.
     tags: Vec<[u32; WAYS]>,
@@ -84,15 +84,16 @@ impl<'a> Wanted<'a> {
 
 impl<V> Default for Local<V> {
     fn default() -> Self {
-        Self { epoch: 0, tags: Vec::new(), kept: Vec::new(), crowded: 0, clients: Vec::new() }
+        Self { edition: 0, tags: Vec::new(), kept: Vec::new(), crowded: 0, clients: Vec::new() }
     }
 }
 
 impl<V: Reply> Local<V> {
-    /// To be called before anything is looked up: forgets everything that stood under another epoch.
-    pub fn enter(&mut self, epoch: u64) {
-        if self.epoch != epoch {
-            *self = Self { epoch, ..Self::default() };
+    /// To be called before anything is looked up: forgets everything that stood under another edition of the
+    /// rulebook.
+    pub fn enter(&mut self, edition: u64) {
+        if self.edition != edition {
+            *self = Self { edition, ..Self::default() };
         }
     }
 
@@ -191,6 +192,10 @@ mod tests {
     impl Reply for Numbered {
         fn answers(&self, name: &[u8], kind: RecordType) -> bool {
             self.1.as_wire() == name && self.2 == kind
+        }
+
+        fn name(&self) -> &[u8] {
+            self.1.as_wire()
         }
     }
 

@@ -9,6 +9,7 @@
 mod answers;
 mod cover;
 mod failures;
+mod flush;
 mod local;
 mod settings;
 mod shards;
@@ -16,5 +17,6 @@ mod shards;
 pub use answers::{Answers, Found, Known};
 pub use cover::{Asked, Cover, Covered, Held, Reply, Until, Who};
 pub use failures::{Failures, Lately};
+pub use flush::{Flush, Flushed};
 pub use local::{LOCAL_BYTES, Local, Wanted};
 pub use settings::Settings;

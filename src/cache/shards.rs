@@ -143,6 +143,28 @@ impl<K, V> Shards<K, V> {
         }
     }
 
+    /// Drops every entry that `goes` says it of, shard by shard; how many.
+    pub(super) fn drop_all(&self, goes: impl Fn(&K, &V) -> bool) -> usize {
+        let mut dropped = 0;
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let (len, before) = (shard.entries.len(), shard.bytes);
+            let Shard { entries, bytes, .. } = &mut *shard;
+            entries.retain(|slot| {
+                let goes = goes(&slot.key, &slot.value);
+                if goes {
+                    *bytes -= slot.charged as usize;
+                }
+                !goes
+            });
+            let gone = len - shard.entries.len();
+            self.bytes.fetch_sub(before - shard.bytes, Ordering::Relaxed);
+            self.len.fetch_sub(gone, Ordering::Relaxed);
+            dropped += gone;
+        }
+        dropped
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
     }
@@ -195,6 +217,7 @@ mod tests {
         #[test]
         fn stays_within_its_bytes(
             puts in prop::collection::vec((any::<u8>(), 0usize..3000, prop::option::of(any::<u8>())), 0..400),
+            all in any::<u8>(),
         ) {
             let shards = Shards::new(SHARDS * 4096);
             for (key, weight, removed) in puts {
@@ -212,6 +235,12 @@ mod tests {
                 prop_assert_eq!(shards.bytes(), held);
                 prop_assert_eq!(shards.len(), len);
             }
+            let len = shards.len();
+            let dropped = shards.drop_all(|key, _| *key & all == 0);
+            prop_assert_eq!(shards.len(), len - dropped);
+            let charged = |shard: &Mutex<Shard<u8, usize>>| shard.lock().entries.iter().map(|slot| slot.charged as usize).sum::<usize>();
+            prop_assert_eq!(shards.bytes(), shards.shards.iter().map(charged).sum::<usize>());
+            prop_assert!(shards.shards.iter().all(|shard| shard.lock().entries.iter().all(|slot| slot.key & all != 0)));
         }
     }
 

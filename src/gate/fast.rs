@@ -90,7 +90,7 @@ impl Gate {
         let id = outbox.reserve();
         let (policy, client, tick) = (&rulebook.policy, arrival.client(), arrival.at.tick);
         let Outbox { near, batch } = outbox;
-        near.enter(rulebook.epoch);
+        near.enter(rulebook.edition());
         let now = batch.now(&self.clock, &arrival);
         let sealing = |asker| Sealing { id, arrival, asker, rulebook, now, path: Path::Fast };
         let of_client = self.cover.client(client);

@@ -85,6 +85,10 @@ impl Reply for Prepared {
     fn answers(&self, name: &[u8], kind: RecordType) -> bool {
         self.template.answers(name, kind)
     }
+
+    fn name(&self) -> &[u8] {
+        self.template.name()
+    }
 }
 
 /// What became of a query.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::Guard;
 
+use crate::cache::{Flush, Flushed};
 use crate::firewall::FirewallError;
 use crate::gate::{Designation, Gate};
 use crate::metric::{SegmentSlot, Tallies};
@@ -27,6 +28,8 @@ pub struct Rulebook {
     pub zones: Zones,
     /// Grows with every load; a prepared reply of another epoch is not told.
     pub epoch: u64,
+    /// How often was flushed under it.
+    flushes: AtomicU64,
     /// When it was loaded.
     pub loaded: Wall,
     /// What is told of our encrypted doors.
@@ -40,13 +43,28 @@ impl Rulebook {
     #[must_use]
     pub fn new(policy: Arc<Policy>, zones: Zones, epoch: u64, now: Wall, tallies: &Tallies) -> Self {
         let slots = policy.segments().iter().map(|segment| tallies.segment(&segment.name));
-        Self { slots: slots.collect(), policy, zones, epoch, loaded: now, designation: None }
+        Self {
+            slots: slots.collect(),
+            policy,
+            zones,
+            epoch,
+            flushes: AtomicU64::new(0),
+            loaded: now,
+            designation: None,
+        }
     }
 
     /// The same, with what is told of our encrypted doors.
     #[must_use]
     pub fn designating(self, designation: Option<Designation>) -> Self {
         Self { designation: designation.map(Arc::new), ..self }
+    }
+
+    /// What a thread keeps for itself stands under this number, which never comes twice: there are fewer than 2^32 loads,
+    /// and fewer flushes under each.
+    #[must_use]
+    pub fn edition(&self) -> u64 {
+        self.epoch << 32 | self.flushes.load(Ordering::Relaxed)
     }
 
     /// The place of the counters of an asker's segment.
@@ -116,6 +134,19 @@ impl Gate {
             }
             rulebook = newest;
         }
+    }
+
+    /// Drops what is cached of some names: what is known, what failed, and what is prepared, also what each thread keeps.
+    /// What is open stays open.
+    pub fn flush(&self, flush: &Flush) -> Flushed {
+        let flushed = Flushed {
+            answers: self.answers.flush(flush),
+            failures: self.failures.flush(flush),
+            replies: self.cover.flush(flush),
+        };
+        // Last: what a thread looks up again is gone by then.
+        self.rulebook.load().flushes.fetch_add(1, Ordering::Relaxed);
+        flushed
     }
 
     /// Puts a rulebook in force: firewalls first, then the rulebook, then the threads, then the grants

@@ -82,6 +82,7 @@ impl Gate {
                     }
                 }
             };
+            let edition = rulebook.edition();
             let resolved = self.resolve_chain(&rulebook, &permit, job.id, ports, deadline).await?;
             let now = self.clock.now();
             if observing && !permit.segment().observes(now.wall) {
@@ -118,7 +119,8 @@ impl Gate {
                 continue;
             }
             let covered = self.prepare(&rulebook, &granted, resolved.origin, resolved.known.as_deref());
-            if resolved.lasts {
+            // What was flushed meanwhile is not kept again.
+            if resolved.lasts && rulebook.edition() == edition {
                 self.keep(&rulebook, &granted, covered.clone());
             }
             return Ok((Conclusion::Told { covered, cache: resolved.cache }, rulebook));

@@ -13,7 +13,7 @@ pub mod tcp;
 pub mod tls;
 pub mod udp;
 
-pub use node::{GrantFilter, GrantRow, Node, Readiness, Who};
+pub use node::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who};
 pub use stream::StreamDoor;
 use tokio::sync::watch;
 

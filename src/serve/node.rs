@@ -19,6 +19,9 @@ pub trait Node: Send + Sync + 'static {
     /// force. Two calls at once are done one after the other. Run to its end, also where the caller has gone.
     fn reload(&self, who: &Who) -> impl Future<Output = Result<serde_json::Value, Vec<String>>> + Send;
 
+    /// Drops what is cached of some names.
+    fn flush(&self, who: &Who, order: &FlushOrder) -> Flushed;
+
     /// Whether queries can be answered.
     fn readiness(&self) -> Readiness;
 
@@ -123,6 +126,62 @@ impl GrantFilter {
     }
 }
 
+/// Which names are to be dropped from the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlushOrder {
+    /// This one.
+    pub name: Name,
+    /// And all below it.
+    pub below: bool,
+}
+
+impl FlushOrder {
+    /// Reads the query string of a request: `name=www.example.org&below=true`.
+    ///
+    /// # Errors
+    /// One sentence that says which part is wrong.
+    pub fn parse(query: &str) -> Result<Self, String> {
+        let (mut name, mut below) = (None, None);
+        for part in query.split('&').filter(|part| !part.is_empty()) {
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            let value = decode(value).ok_or_else(|| format!("the value of {key:?} is not percent-encoded UTF-8"))?;
+            let twice = match key {
+                "name" => {
+                    let parsed = Name::parse(&value).map_err(|why| format!("name: {value:?}: {why}"))?;
+                    name.replace(parsed).is_some()
+                }
+                "below" => {
+                    let parsed = value.parse().map_err(|_| format!("below: {value:?} is not true or false"))?;
+                    below.replace(parsed).is_some()
+                }
+                _ => return Err(format!("{key:?} is unknown; write name or below")),
+            };
+            if twice {
+                return Err(format!("{key:?} is there twice"));
+            }
+        }
+        let name = name.ok_or("name is missing; write name=www.example.org")?;
+        Ok(Self { name, below: below.unwrap_or(false) })
+    }
+
+    /// The query string that [`FlushOrder::parse`] reads back.
+    #[must_use]
+    pub fn query(&self) -> String {
+        format!("name={}&below={}", encode(&self.name.to_string()), self.below)
+    }
+}
+
+/// What was dropped from the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flushed {
+    /// Answers, also those that had ended.
+    pub answers: usize,
+    /// Remembered failures.
+    pub failures: usize,
+    /// Replies that were ready to be told, one a client or segment.
+    pub replies: usize,
+}
+
 /// One grant: what one rule opened for one name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantRow {
@@ -195,6 +254,20 @@ mod tests {
         assert_eq!(GrantFilter::parse(""), Ok(GrantFilter::default()));
     }
 
+    #[test]
+    fn a_flush_says_what_is_wrong_with_it() {
+        for (query, says) in [
+            ("", "name is missing; write name=www.example.org"),
+            ("below=true", "name is missing; write name=www.example.org"),
+            ("name=a..b", "name: \"a..b\": it has an empty label"),
+            ("name=a&name=b", "\"name\" is there twice"),
+            ("name=a&below=1", "below: \"1\" is not true or false"),
+            ("name=a&all=true", "\"all\" is unknown; write name or below"),
+        ] {
+            assert_eq!(FlushOrder::parse(query), Err(says.to_owned()), "{query}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_filter_survives_its_query(
@@ -208,7 +281,17 @@ mod tests {
         }
 
         #[test]
+        fn a_flush_survives_its_query(
+            labels in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..5), below: bool,
+        ) {
+            let name = labels.iter().fold(Name::root(), |name, label| name.child(label).unwrap());
+            let order = FlushOrder { name, below };
+            prop_assert_eq!(FlushOrder::parse(&order.query()), Ok(order));
+        }
+
+        #[test]
         fn no_query_panics(query in ".{0,100}") {
+            let _ = FlushOrder::parse(&query);
             let _ = GrantFilter::parse(&query);
         }
     }

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::admin::client::{ClientError, Method, call};
 use super::admin::{Socket, SocketError};
-use super::{GrantFilter, GrantRow, Node, Readiness, Who, admin, health};
+use super::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who, admin, health};
 
 /// Nothing on this machine takes this long; it only bounds a test that fails.
 const BOUND: Duration = Duration::from_secs(20);
@@ -75,6 +75,10 @@ impl Node for Fake {
         self.reloaded.fetch_add(1, SeqCst);
         let mistakes = self.mistakes.lock().clone();
         if mistakes.is_empty() { Ok(json!({ "revision": "9c1f5be27a40d3e1" })) } else { Err(mistakes) }
+    }
+
+    fn flush(&self, _: &Who, order: &FlushOrder) -> Flushed {
+        Flushed { answers: order.name.label_count(), failures: order.below.into(), replies: 3 }
     }
 
     fn readiness(&self) -> Readiness {
@@ -273,11 +277,14 @@ async fn admin_answers_its_paths_and_no_others() {
         (Method::POST, "/v1/status", 405, json!({ "error": "use GET, HEAD" })),
         (Method::OPTIONS, "/v1/grants", 405, json!({ "error": "use GET, HEAD" })),
         (Method::GET, "/v1/reload", 405, json!({ "error": "use POST" })),
+        (Method::GET, "/v1/flush?name=a", 405, json!({ "error": "use POST" })),
+        (Method::POST, "/v1/flush?name=a.b&below=true", 200, json!({ "answers": 2, "failures": 1, "replies": 3 })),
+        (Method::POST, "/v1/flush", 400, json!({ "error": "name is missing; write name=www.example.org" })),
         (
             Method::GET,
             "/metrics",
             404,
-            json!({ "error": "there is nothing here; try /v1/status, /v1/grants, /v1/reload" }),
+            json!({ "error": "there is nothing here; try /v1/status, /v1/grants, /v1/flush, /v1/reload" }),
         ),
         (Method::GET, "/v1/grants?limit=x", 400, json!({ "error": "limit: \"x\" is not a number from 1 to 100000" })),
     ] {

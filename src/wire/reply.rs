@@ -86,6 +86,12 @@ impl Template {
         }
     }
 
+    /// The name that it answers, canonical.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        self.octets.get(..self.name.into()).unwrap_or_default()
+    }
+
     /// Whether this is what it answers; `name` is canonical.
     #[must_use]
     pub fn answers(&self, name: &[u8], kind: RecordType) -> bool {

@@ -13,6 +13,7 @@ mod knot;
 mod tls;
 mod upstream;
 
+mod cache;
 mod crash;
 mod differential;
 mod disk;

@@ -100,6 +100,7 @@ impl Stage {
                 }
             }
             What::UpstreamPackets { upstream, at_least, count } => self.upstream_packets(upstream, at_least, count)?,
+            What::Flush(flush) => _ = self.world.gate.flush(&flush),
             What::TimePasses(duration) => self.world.clock.advance(duration),
             What::Reload { files, refused } => self.reload(&files, refused.as_deref())?,
         }

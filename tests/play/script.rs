@@ -50,6 +50,7 @@ pub(crate) enum What {
     Elements(usize),
     UpstreamPackets { upstream: Option<String>, at_least: bool, count: usize },
     TimePasses(Duration),
+    Flush(cache::Flush),
     Reload { files: Vec<policy::Source>, refused: Option<String> },
 }
 
@@ -196,6 +197,15 @@ fn read_line(line: Line, setup: &mut Setup) -> Result<Option<What>, String> {
                 _ => return Err("write UPSTREAM_PACKETS [upstream] [>=] number".to_owned()),
             };
             What::UpstreamPackets { upstream, at_least, count: number_of(Some(count))? }
+        }
+        "FLUSH" => {
+            let (name, below) = match words {
+                [name] => (name, false),
+                [name, below] if below == "below" => (name, true),
+                _ => return Err("write FLUSH name [below]".to_owned()),
+            };
+            let name = outgate::name::Name::parse(name).map_err(|error| error.to_string())?;
+            What::Flush(cache::Flush { name, below })
         }
         "TIME_PASSES" => What::TimePasses(duration(words.first().ok_or("how long?")?)?),
         "RELOAD" => {

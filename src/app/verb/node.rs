@@ -1,4 +1,4 @@
-//! `outgate status`, `grants`, `reload`: the verbs that talk to a running node.
+//! `outgate status`, `grants`, `flush`, `reload`: the verbs that talk to a running node.
 
 use std::io::IsTerminal;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::app::config::Config;
 use crate::name::Name;
 use crate::serve::admin::client::{Method, call};
 use crate::serve::admin::{render_grants, render_status};
-use crate::serve::{GrantFilter, GrantRow};
+use crate::serve::{FlushOrder, Flushed, GrantFilter, GrantRow};
 
 /// The options of `outgate grants`.
 pub(crate) struct Filter {
@@ -48,9 +48,7 @@ pub(crate) fn grants(file: &ConfigFile, filter: &Filter, as_json: bool) -> Resul
     if as_json {
         print(&format!("{grants}\n"))?;
     } else {
-        let rows: Vec<GrantRow> = serde_json::from_value(grants).map_err(|error| {
-            Failure::Failed(format!("the node's answer cannot be read: {error}; is it of this version?"))
-        })?;
+        let rows: Vec<GrantRow> = serde_json::from_value(grants).map_err(unreadable)?;
         print(&render_grants(&rows, coloured()))?;
     }
     Ok(ExitCode::SUCCESS)
@@ -81,6 +79,29 @@ pub(crate) fn reload(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failu
         ))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets it forget what it has cached of a name.
+pub(crate) fn flush(file: &ConfigFile, name: &str, below: bool, as_json: bool) -> Result<ExitCode, Failure> {
+    let parsed = Name::parse(name);
+    let name = parsed.map_err(|why| Failure::Argument(format!("\"{name}\" is not a domain name: {why}")))?;
+    let order = FlushOrder { name, below };
+    let done = ask(file, Method::POST, &format!("/v1/flush?{}", order.query()))?;
+    if as_json {
+        print(&format!("{done}\n"))?;
+    } else {
+        let Flushed { answers, failures, replies } = serde_json::from_value(done).map_err(unreadable)?;
+        let below = if below { " and below" } else { "" };
+        print(&format!(
+            "{}{below}: {answers} answers, {failures} failures, {replies} replies dropped; what is open stays open\n",
+            order.name
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn unreadable(error: serde_json::Error) -> Failure {
+    Failure::Failed(format!("the node's answer cannot be read: {error}; is it of this version?"))
 }
 
 /// One request to the node that this configuration describes.

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::http::{self, Accept, Limits, Reply};
-use super::node::{GrantFilter, Node, Who};
+use super::node::{FlushOrder, GrantFilter, Node, Who};
 
 const LIMITS: Limits = Limits { connections: 64, finish: Duration::from_secs(60) };
 /// The largest request body, in bytes.
@@ -64,7 +64,7 @@ async fn answer<N: Node>(node: &Arc<N>, request: Request<Incoming>, who: Who) ->
     let read = request.method() == Method::GET || request.method() == Method::HEAD;
     match request.uri().path() {
         "/v1/status" | "/v1/grants" if !read => http::wrong_method("GET, HEAD"),
-        "/v1/reload" if request.method() != Method::POST => http::wrong_method("POST"),
+        "/v1/flush" | "/v1/reload" if request.method() != Method::POST => http::wrong_method("POST"),
         "/v1/status" => http::json(StatusCode::OK, &node.status()),
         "/v1/grants" => match GrantFilter::parse(request.uri().query().unwrap_or_default()) {
             Ok(filter) => {
@@ -77,7 +77,15 @@ async fn answer<N: Node>(node: &Arc<N>, request: Request<Incoming>, who: Who) ->
             Ok(()) => reload(node, who).await,
             Err(refusal) => refusal,
         },
-        _ => http::not_found("/v1/status, /v1/grants, /v1/reload"),
+        "/v1/flush" => {
+            let order = FlushOrder::parse(request.uri().query().unwrap_or_default());
+            match (order, empty(request.into_body()).await) {
+                (Ok(order), Ok(())) => http::json(StatusCode::OK, &json!(node.flush(&who, &order))),
+                (Err(why), Ok(())) => http::refuse(StatusCode::BAD_REQUEST, &why),
+                (_, Err(refusal)) => refusal,
+            }
+        }
+        _ => http::not_found("/v1/status, /v1/grants, /v1/flush, /v1/reload"),
     }
 }
 
