@@ -182,6 +182,7 @@ impl Asking {
             records: vec![Record::of_address(name, Ttl::from_wire(300), address)],
             soa: None,
             ede: None,
+            proof: None,
             origin: Origin { name: Arc::from("default"), trust: AddressTrust::Upstream(Arc::from([])) },
         };
         Ok(inspect(permit, answer))

@@ -47,6 +47,7 @@ fn cleared(policy: &Arc<Policy>, n: usize) -> Cleared {
         records: vec![Record::of_address(name, Ttl::from_wire(60), address)],
         soa: None,
         ede: None,
+        proof: None,
         origin: Origin { name: Arc::from("default"), trust: AddressTrust::Upstream(Arc::from([])) },
     };
     inspect(permit, answer)

@@ -165,6 +165,8 @@ impl ExtendedError {
     pub const NO_REACHABLE_AUTHORITY: u16 = 22;
     /// Network Error.
     pub const NETWORK_ERROR: u16 = 23;
+    /// 6: DNSSEC validation failed.
+    pub const BOGUS: u16 = 6;
 
     /// A code with its sentence.
     #[must_use]
@@ -231,6 +233,20 @@ impl Record {
         }
     }
 
+    /// The type that an RRSIG signs (RFC 4034 §3.1.1).
+    #[must_use]
+    pub fn covers(&self) -> Option<RecordType> {
+        let kind = self.data.first_chunk::<2>().filter(|_| self.kind == RecordType::RRSIG)?;
+        Some(RecordType(u16::from_be_bytes(*kind)))
+    }
+
+    /// Whether an RRSIG signs a wildcard, of which its owner was made (RFC 4034 §3.1.3).
+    #[must_use]
+    pub fn signs_wildcard(&self) -> bool {
+        let labels = self.data.get(3).filter(|_| self.kind == RecordType::RRSIG);
+        labels.is_some_and(|labels| usize::from(*labels) < self.name.label_count())
+    }
+
     /// The last field of an SOA: its MINIMUM, which bounds negative caching (RFC 2308 §4).
     #[must_use]
     pub fn soa_minimum(&self) -> Option<Ttl> {
@@ -270,8 +286,19 @@ pub struct Answer {
     pub soa: Option<Record>,
     /// The origin's own extended error.
     pub ede: Option<ExtendedError>,
+    /// Why it is what its zones signed; `None`: nobody says so.
+    pub proof: Option<Arc<Proof>>,
     /// Who gave it.
     pub origin: Origin,
+}
+
+/// That an answer is authentic (RFC 4035 §3.2.3), with what a client needs to see it for itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// Besides the answer section's records: their RRSIGs, and the DNAMEs that CNAMEs were made from.
+    pub answers: Vec<Record>,
+    /// Besides a negative answer's SOA: its RRSIG, and what denies the name or type.
+    pub authority: Vec<Record>,
 }
 
 impl Answer {
@@ -352,6 +379,7 @@ mod tests {
             records: vec![cname("a.example", "b.example"), cname("b.example", "a.example")],
             soa: None,
             ede: None,
+            proof: None,
             origin: Origin { name: Arc::from("default"), trust: AddressTrust::Zone },
         };
         assert_eq!(answer.chain(&name("a.example")), (name("b.example"), vec![name("b.example")]));

@@ -41,6 +41,8 @@ impl Now {
 pub struct Ttl(u32);
 
 impl Ttl {
+    /// The longest, some 68 years (RFC 2181 §8).
+    pub const MAX: Self = Self(i32::MAX as u32);
     /// Zero seconds.
     pub const ZERO: Self = Self(0);
 

@@ -140,6 +140,7 @@ mod tests {
             records: Vec::new(),
             soa: None,
             ede: None,
+            proof: None,
             origin: Origin { name: Arc::from("default"), trust: AddressTrust::Zone },
         };
         Arc::new(Known { answer, told_until, origin, last: Mutex::default() })

@@ -23,6 +23,8 @@ use crate::wire::{self, Malformed, Query, Template, Written};
 #[derive(Debug, PartialEq, Eq)]
 pub struct Prepared {
     template: Template,
+    /// The same with its signatures, where it has some: for who asks for them (DO).
+    signed: Option<Box<Template>>,
     /// What every record of it says.
     rendered: Rendered,
     outcome: Outcome,
@@ -47,8 +49,14 @@ impl Prepared {
         let own_soa =
             (answer.records.is_empty() && answer.soa.is_none()).then(|| wire::refusal_soa(&permit.question().name));
         let soa = answer.soa.as_ref().or(own_soa.as_ref());
-        let template =
-            Template::new(permit.question(), answer.rcode, answer.authoritative, &answer.records, soa, ede.as_ref());
+        let (question, records, ede_told) = (permit.question(), &answer.records, ede.as_ref());
+        let (template, signed) = match &answer.proof {
+            None => (Template::new(question, answer.rcode, answer.authoritative, records, soa, ede_told), None),
+            Some(proof) => {
+                let [plain, signed] = Template::authentic(question, answer.rcode, records, soa, ede_told, proof);
+                (plain, Some(Box::new(signed)))
+            }
+        };
         let (outcome, enforced, reason, rule) = match (withheld, permit.observed()) {
             (Some(withheld), _) => (Outcome::Deny, withheld.enforced, withheld.reason, withheld.rule.or(permit.rule())),
             (None, Some((rule, reason))) => (Outcome::Deny, false, reason, rule),
@@ -71,13 +79,14 @@ impl Prepared {
             upstream: Some(&answer.origin.name),
             origin: Some(origin),
         });
-        Self { template, rendered, outcome, reason }
+        Self { template, signed, rendered, outcome, reason }
     }
 
     /// About how many bytes it takes.
     #[must_use]
     pub fn weight(&self) -> usize {
-        size_of::<Self>() + self.template.weight() + self.rendered.weight()
+        let signed = self.signed.as_ref().map_or(0, |signed| size_of::<Template>() + signed.weight());
+        size_of::<Self>() + self.template.weight() + signed + self.rendered.weight()
     }
 }
 
@@ -135,9 +144,11 @@ impl Failure {
     }
 
     /// The same for those who ask again. RFC 8914 §4.14: "The resolver is returning the SERVFAIL RCODE from its cache."
+    ///
+    /// What is bogus stays so: the client is told the same.
     pub(super) fn remembered(self) -> Self {
-        let ede = ExtendedError::new(ExtendedError::CACHED_ERROR, self.ede.text);
-        Self { ede, remembered: true, ..self }
+        let code = if self.reason == Reason::Dnssec { self.ede.code } else { ExtendedError::CACHED_ERROR };
+        Self { ede: ExtendedError::new(code, self.ede.text), remembered: true, ..self }
     }
 
     /// About how many bytes it takes.
@@ -372,7 +383,11 @@ impl<R> Batch<R> {
     ) {
         let ttl = answer_ttl(until.told, sealing.now.tick);
         let start = self.bytes.len();
-        let written = prepared.template.write(&mut self.bytes, &query.echo, ttl, limit(sealing, query));
+        let template = match &prepared.signed {
+            Some(signed) if query.echo.edns.is_some_and(|edns| edns.dnssec_ok) => signed,
+            _ => &prepared.template,
+        };
+        let written = template.write(&mut self.bytes, &query.echo, ttl, limit(sealing, query));
         let written = self.extend(written, &query.echo, sealing.arrival.transport);
         let told = Told {
             rcode: Some(prepared.template.rcode()),

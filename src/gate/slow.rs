@@ -12,9 +12,9 @@ use crate::gate::reply::{Conclusion, Failure, Prepared};
 use crate::gate::{Finished, Gate, Job, NotGranted, Rulebook, who};
 use crate::grant::Granted;
 use crate::policy::{Permit, Reason, Verdict, decide, inspect};
-use crate::record::{Answer, ExtendedError, Question, Rcode};
+use crate::record::{Answer, ExtendedError, Proof, Question, Rcode};
 use crate::time::{Now, Tick, Ttl};
-use crate::upstream::{Ports, Upstream};
+use crate::upstream::{Ports, Upstream, UpstreamError};
 use crate::wire::REFUSAL_TTL;
 
 /// A chain left open is followed over at most so many answers (as the chain of one answer is).
@@ -186,6 +186,7 @@ impl Gate {
             // That one part is stale is said of the whole.
             let stale = whole.answer.ede.take().filter(|_| whole.cache == CacheUse::Stale);
             whole.answer.ede = stale.or(part.answer.ede);
+            whole.answer.proof = joined(whole.answer.proof.take(), part.answer.proof);
             // The addresses are the last answer's, and so is the trust in them.
             whole.answer.origin = part.answer.origin;
             if whole.cache != CacheUse::Stale && matches!(part.cache, CacheUse::Miss | CacheUse::Stale) {
@@ -265,6 +266,8 @@ impl Gate {
                 let cache = if known.origin == id { CacheUse::Miss } else { CacheUse::Open };
                 Ok(Resolved::of(known, cache))
             }
+            // Who forges an answer is not to have the one before it told instead.
+            (None, Some(Lately::Rests(failure))) if failure.reason == Reason::Dnssec => Err(Failure::clone(&failure)),
             (_, Some(Lately::Rests(failure) | Lately::Doubtful(failure))) => Ok(self.stale(old, &failure.ede.text)),
             // What upstream said may not be kept.
             (None, None) => self.fetch(upstream, permit, id, ports, deadline).await,
@@ -295,8 +298,12 @@ impl Gate {
         let answer = match self.upstreams.resolve(upstream, permit, ports, deadline).await {
             Ok(answer) => answer,
             Err(error) => {
+                let bogus = matches!(error, UpstreamError::Bogus { .. });
+                if bogus {
+                    self.answers.remove(view, question);
+                }
                 let failure = Failure {
-                    reason: Reason::Upstream,
+                    reason: if bogus { Reason::Dnssec } else { Reason::Upstream },
                     ede: error.ede(),
                     why: error.to_string().into(),
                     upstream: Some(Arc::clone(upstream.name())),
@@ -346,6 +353,13 @@ fn until_observed_ends(permit: &Permit, told_until: Tick, now: Now) -> Tick {
         }
         _ => told_until,
     }
+}
+
+/// The proof of a chain of two parts: that of both, where both have one.
+fn joined(first: Option<Arc<Proof>>, second: Option<Arc<Proof>>) -> Option<Arc<Proof>> {
+    let (first, second) = (first?, second?);
+    let answers = first.answers.iter().chain(&second.answers).cloned().collect();
+    Some(Arc::new(Proof { answers, authority: second.authority.clone() }))
 }
 
 /// The name at which the chain from the question breaks off, where it does: a CNAME whose target has neither the

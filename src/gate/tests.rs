@@ -153,6 +153,7 @@ impl World {
             servers: vec![ServerSettings { address, transport: UpstreamTransport::Udp }],
             private: vec!["198.51.100.0/24".parse().unwrap()],
             authorities: None,
+            dnssec: crate::upstream::Mode::Off,
         };
         let gate = Gate {
             rulebook,
@@ -205,6 +206,7 @@ impl World {
             records: vec![Record::of_address(question.name, Ttl::from_wire(60), address)],
             soa: None,
             ede: None,
+            proof: None,
             origin: Origin { name: Arc::from("zone"), trust: AddressTrust::Zone },
         };
         let told_until = now.tick + Duration::from_secs(60);

@@ -81,7 +81,7 @@ pub(super) fn answer(origin: Origin, lines: &[&str]) -> Answer {
         _ => panic!("{line}"),
     };
     let records = lines.iter().map(record).collect();
-    Answer { rcode: Rcode::NOERROR, authoritative: false, records, soa: None, ede: None, origin }
+    Answer { rcode: Rcode::NOERROR, authoritative: false, records, soa: None, ede: None, proof: None, origin }
 }
 
 /// What is told, one line a record; what is opened, one line an element; why it was withheld.

@@ -65,6 +65,7 @@ pub(super) fn answer(question: &Question, message: Message, origin: &Origin) -> 
         records,
         soa,
         ede: message.ede.map(shortened),
+        proof: None,
         origin: origin.clone(),
     })
 }

@@ -28,6 +28,7 @@ use super::endpoint::{Pin, Proof, ServerSettings, Transport};
 use super::failover::exchange;
 use super::failure::UpstreamError;
 use super::fake::{address, good, origin, question, response};
+use super::query::Wanted;
 use super::server::Server;
 use super::{Ports, ServerHealth};
 use crate::record::{Answer, Rcode};
@@ -146,7 +147,7 @@ impl Encrypted {
         let mut authorities = RootCertStore::empty();
         authorities.add(self.identity.authority.der().clone()).unwrap();
         let settings = ServerSettings { address: self.address, transport: transport.clone() };
-        Server::new(number, transport, Link::new(&settings, &Arc::new(authorities)).unwrap(), clock)
+        Server::new(number, transport, Link::new(&settings, &Arc::new(authorities)).unwrap(), Wanted::default(), clock)
     }
 
     fn connections(&self) -> usize {
@@ -241,7 +242,7 @@ async fn doh(stream: TlsStream<TcpStream>, change: fn(&mut Response<Full<Bytes>>
 }
 
 async fn ask_from(ports: &Ports, servers: &[Server], patience: Duration) -> Result<Answer, UpstreamError> {
-    exchange(servers, &question(), &origin(), ports, Instant::now() + patience).await
+    exchange(servers, &question(), &origin(), ports, Instant::now() + patience).await.map(|reply| reply.answer)
 }
 
 async fn ask(server: Server, patience: Duration) -> (Result<Answer, UpstreamError>, ServerHealth) {

@@ -16,9 +16,9 @@ use tokio::time::{Instant, sleep_until};
 use super::Ports;
 use super::failure::{Failure, UpstreamError};
 use super::health::Standing;
-use super::server::Server;
+use super::server::{Reply, Server};
 use super::udp::Pace;
-use crate::record::{Answer, Origin, Question};
+use crate::record::{Origin, Question};
 
 /// Puts `question` to the servers until one answers or `deadline` has passed.
 ///
@@ -30,7 +30,7 @@ pub(super) async fn exchange<'a>(
     origin: &Origin,
     ports: &Ports,
     deadline: Instant,
-) -> Result<Answer, UpstreamError> {
+) -> Result<Reply, UpstreamError> {
     let (order, mut ready) = order(servers);
     // Each server takes its turn: it is sent its query again when all were asked.
     let turns = u32::try_from(ready).unwrap_or(u32::MAX).max(1);
@@ -67,9 +67,9 @@ pub(super) async fn exchange<'a>(
             () = sleep_until(next_at), if may_hedge => Event::Late,
         };
         ask_next = match event {
-            Event::Answered(winner, answer) => {
+            Event::Answered(winner, reply) => {
                 race.settle(winner);
-                return Ok(answer);
+                return Ok(reply);
             }
             // Those that are out only where nothing else is left to wait for.
             Event::Failed => may_hedge || !race.is_running(),
@@ -108,7 +108,7 @@ enum State<F> {
 
 enum Event {
     /// The attempt of this index.
-    Answered(usize, Answer),
+    Answered(usize, Reply),
     Failed,
     /// A server's port seems to be closed: another had better be asked already.
     Refused,
@@ -116,7 +116,7 @@ enum Event {
     Late,
 }
 
-impl<'a, F: Future<Output = Result<Answer, Failure>>> Race<'a, F> {
+impl<'a, F: Future<Output = Result<Reply, Failure>>> Race<'a, F> {
     fn begin(&mut self, server: &'a Server, due: Instant, attempt: F) {
         self.attempts.push(Attempt { server, due, state: State::Running(Box::pin(attempt)) });
     }
@@ -130,7 +130,7 @@ impl<'a, F: Future<Output = Result<Answer, Failure>>> Race<'a, F> {
             let State::Running(future) = &mut attempt.state else { continue };
             match future.as_mut().poll(context) {
                 Poll::Pending => {}
-                Poll::Ready(Ok(answer)) => return Poll::Ready(Event::Answered(index, answer)),
+                Poll::Ready(Ok(reply)) => return Poll::Ready(Event::Answered(index, reply)),
                 Poll::Ready(Err(failure)) => {
                     attempt.state = State::Failed(failure);
                     return Poll::Ready(Event::Failed);
@@ -165,10 +165,11 @@ impl<'a, F: Future<Output = Result<Answer, Failure>>> Race<'a, F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Rcode, Record, RecordType};
+    use crate::record::{Answer, Rcode, Record, RecordType};
     use crate::time::{Clock, Ttl};
     use crate::upstream::connection::Link;
     use crate::upstream::fake::{Fake, address, changed, closed_port, good, origin, question, response};
+    use crate::upstream::query::Wanted;
     use crate::upstream::{ServerHealth, ServerSettings, Transport};
     use std::sync::Arc;
     use tokio_rustls::rustls::RootCertStore;
@@ -179,14 +180,14 @@ mod tests {
     fn servers(settings: &[ServerSettings], clock: &Clock) -> Vec<Server> {
         let nobody = Arc::new(RootCertStore::empty());
         let server = |(number, one): (usize, &ServerSettings)| {
-            Server::new(number, one.transport.clone(), Link::new(one, &nobody).unwrap(), clock)
+            Server::new(number, one.transport.clone(), Link::new(one, &nobody).unwrap(), Wanted::default(), clock)
         };
         settings.iter().enumerate().map(server).collect()
     }
 
     async fn ask(servers: &[Server], patience: Duration) -> Result<Answer, UpstreamError> {
         let ports = Ports::new(servers.iter());
-        exchange(servers, &question(), &origin(), &ports, Instant::now() + patience).await
+        exchange(servers, &question(), &origin(), &ports, Instant::now() + patience).await.map(|reply| reply.answer)
     }
 
     fn report(server: &Server) -> ServerHealth {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::name::Name;
 use crate::record::{ExtendedError, Rcode};
 use crate::time::Wall;
 use crate::wire::Fault;
@@ -194,6 +195,14 @@ pub enum UpstreamError {
     /// A server's reply could not be used.
     #[error("{0}")]
     Malformed(Attempts),
+    /// The answer is not what its zones signed.
+    #[error("the answer for {name} is bogus: {why}")]
+    Bogus {
+        /// The name asked for.
+        name: Name,
+        /// What is wrong, with the name in the chain.
+        why: Arc<str>,
+    },
     /// Too many questions are being asked at once.
     #[error("8192 questions are in flight already")]
     Busy,
@@ -230,7 +239,8 @@ impl UpstreamError {
             | Self::ServerFailure { .. }
             | Self::Network(_)
             | Self::Unproven(_)
-            | Self::Malformed(_) => true,
+            | Self::Malformed(_)
+            | Self::Bogus { .. } => true,
             Self::Hurried(_) | Self::Busy => false,
         }
     }
@@ -254,6 +264,7 @@ impl UpstreamError {
             Self::Malformed(_) => {
                 ExtendedError::new(ExtendedError::NETWORK_ERROR, "upstream sent a reply that cannot be used")
             }
+            Self::Bogus { why, .. } => ExtendedError::new(ExtendedError::BOGUS, &**why),
             Self::Busy => ExtendedError::new(ExtendedError::OTHER, "too many questions at once"),
         }
     }

@@ -140,6 +140,7 @@ mod tests {
             records: Vec::new(),
             soa: None,
             ede: None,
+            proof: None,
             origin: origin(),
         }
     }

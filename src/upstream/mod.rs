@@ -18,6 +18,7 @@
 
 mod answer;
 mod connection;
+mod dnssec;
 #[cfg(test)]
 mod encrypted;
 mod endpoint;
@@ -52,6 +53,7 @@ use crate::policy::Permit;
 use crate::record::{AddressTrust, Answer, Origin, Question};
 use crate::time::Clock;
 
+pub use dnssec::{Anchors, Mode};
 pub use endpoint::{Pin, Proof, ServerSettings, Transport};
 pub use failure::{Attempts, Failure, HttpFault, Nonsense, TlsFault, UpstreamError};
 pub use server::ServerHealth;
@@ -73,6 +75,7 @@ pub struct Upstream {
     origin: Origin,
     private: Arc<[crate::net::Prefix]>,
     servers: Vec<server::Server>,
+    dnssec: Mode,
 }
 
 impl Upstream {
@@ -105,7 +108,12 @@ impl Upstream {
     }
 
     /// Asks the servers. Private: [`Upstreams::resolve`] demands a permit.
-    async fn exchange(&self, question: &Question, ports: &Ports, deadline: Instant) -> Result<Answer, UpstreamError> {
+    async fn exchange(
+        &self,
+        question: &Question,
+        ports: &Ports,
+        deadline: Instant,
+    ) -> Result<server::Reply, UpstreamError> {
         failover::exchange(&self.servers, question, &self.origin, ports, deadline).await
     }
 }
@@ -142,6 +150,7 @@ pub struct Upstreams {
     upstreams: Vec<Arc<Upstream>>,
     zones: HashMap<Name, Zone, RandomState>,
     inflight: inflight::Inflight<(ViewId, Question)>,
+    validators: dnssec::Validators,
 }
 
 /// The upstreams of one zone.
@@ -194,18 +203,21 @@ impl Upstreams {
                 }
             }
             let private: Arc<[_]> = Arc::from(settings.private);
+            let wanted = settings.dnssec.wanted();
             upstreams.push(Arc::new(Upstream {
                 view: ViewId(u32::try_from(index).unwrap_or(u32::MAX)),
                 origin: Origin { name: settings.name, trust: AddressTrust::Upstream(Arc::clone(&private)) },
                 private,
                 // The servers first: a zip whose first runs out takes nothing from the second.
                 servers: (links.into_iter().zip(numbers.by_ref()))
-                    .map(|((transport, link), number)| server::Server::new(number, transport, link, clock))
+                    .map(|((transport, link), number)| server::Server::new(number, transport, link, wanted, clock))
                     .collect(),
+                dnssec: settings.dnssec,
             }));
         }
         mistakes.dedup();
-        let upstreams = Self { upstreams, zones, inflight: inflight::Inflight::new() };
+        let validators = dnssec::Validators::new(&upstreams, clock);
+        let upstreams = Self { upstreams, zones, inflight: inflight::Inflight::new(), validators };
         if mistakes.is_empty() { Ok(upstreams) } else { Err(mistakes) }
     }
 
@@ -256,7 +268,28 @@ impl Upstreams {
     ) -> Result<Answer, UpstreamError> {
         let key = (upstream.view, question.clone());
         let ends = deadline.checked_sub(MARGIN).unwrap_or(deadline);
-        self.inflight.join(&key, deadline, || upstream.exchange(question, ports, ends)).await
+        self.inflight.join(&key, deadline, || self.ask(upstream, question, ports, ends)).await
+    }
+
+    /// One exchange, and whatever is done about DNSSEC.
+    async fn ask(
+        &self,
+        upstream: &Upstream,
+        question: &Question,
+        ports: &Ports,
+        deadline: Instant,
+    ) -> Result<Answer, UpstreamError> {
+        let mut reply = upstream.exchange(question, ports, deadline).await?;
+        match &upstream.dnssec {
+            Mode::Validate { .. } => {
+                let upstream = usize::try_from(upstream.view.0).ok().and_then(|place| self.upstreams.get(place));
+                let upstream = upstream.ok_or(UpstreamError::Busy)?;
+                return self.validators.validate(upstream, question, reply, deadline).await;
+            }
+            Mode::Trust if reply.authentic => dnssec::prove(&mut reply.answer, question, &reply.message),
+            Mode::Trust | Mode::Off => {}
+        }
+        Ok(reply.answer)
     }
 
     /// Every upstream, in the order of the settings.
@@ -289,6 +322,7 @@ mod tests {
             servers: servers.to_vec(),
             private: Vec::new(),
             authorities: None,
+            dnssec: Mode::Off,
         }
     }
 

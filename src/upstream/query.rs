@@ -8,6 +8,8 @@ use crate::wire;
 const HEADER: usize = 12;
 /// What encrypted queries are padded to.
 const BLOCK: usize = 128;
+/// CD in the fourth octet.
+const CD: u8 = 0x10;
 /// Type and class behind a question's name.
 const TYPE_AND_CLASS: usize = 4;
 
@@ -17,6 +19,15 @@ pub(super) struct Query {
     bytes: Vec<u8>,
     /// Where the question ends.
     end: usize,
+}
+
+/// What a query asks for besides its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// DO: signatures (RFC 3225).
+    pub(super) dnssec_ok: bool,
+    /// CD: an answer even where the server holds it to be forged (RFC 4035 §3.2.2).
+    pub(super) checking_disabled: bool,
 }
 
 /// What a message from the server is to a query.
@@ -35,7 +46,7 @@ impl Query {
     ///
     /// # Errors
     /// The system has no randomness to give.
-    pub(super) fn new(question: &Question, random: &Random) -> Result<Self, getrandom::Error> {
+    pub(super) fn new(question: &Question, wanted: Wanted, random: &Random) -> Result<Self, getrandom::Error> {
         let id = u16::from_ne_bytes(random.take()?);
         // One bit for each letter; a name has fewer letters than octets, and at most 255 of those.
         let mut case = [0; 32];
@@ -49,7 +60,10 @@ impl Query {
         };
         let end = HEADER + question.name.as_wire().len() + TYPE_AND_CLASS;
         let mut bytes = Vec::with_capacity(end + 11);
-        wire::encode_query(&mut bytes, id, question, false, upper);
+        wire::encode_query(&mut bytes, id, question, wanted.dnssec_ok, upper);
+        if let Some(flags) = bytes.get_mut(3).filter(|_| wanted.checking_disabled) {
+            *flags |= CD;
+        }
         Ok(Self { bytes, end })
     }
 
@@ -127,7 +141,8 @@ mod tests {
     #[test]
     fn only_its_own_reply_is_accepted() {
         // TYPE16705 is 0x4141, "AA": letters where none are compared as such.
-        let query = Query::new(&question("api.example.org", RecordType(0x4141)), &Random::default()).unwrap();
+        let query = Query::new(&question("api.example.org", RecordType(0x4141)), Wanted::default(), &Random::default())
+            .unwrap();
         let last = query.end - 1;
         type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
         let rows: [(&str, Match, Change<'_>); 13] = [
@@ -159,7 +174,7 @@ mod tests {
         let question = question(&name, RecordType::A);
         let (mut upper, mut lower) = (vec![false; 255], vec![false; 255]);
         for _ in 0..64 {
-            let query = Query::new(&question, &Random::default()).unwrap();
+            let query = Query::new(&question, Wanted::default(), &Random::default()).unwrap();
             for (at, byte) in query.bytes()[HEADER..HEADER + 255].iter().enumerate() {
                 upper[at] |= *byte == b'A';
                 lower[at] |= *byte == b'a';
@@ -178,7 +193,7 @@ mod tests {
         ) {
             let text = labels.join(".");
             let masked = |text: &str| {
-                let mut bytes = Query::new(&question(text, RecordType(kind)), &Random::default()).unwrap().into_bytes();
+                let mut bytes = Query::new(&question(text, RecordType(kind)), Wanted::default(), &Random::default()).unwrap().into_bytes();
                 let name = HEADER..HEADER + text.len() + 2;
                 bytes[..2].fill(0);
                 bytes[name].make_ascii_lowercase();
@@ -196,7 +211,7 @@ mod tests {
         #[test]
         fn padding_fills_blocks(labels in prop::collection::vec("[a-z]{1,40}", 1..6)) {
             let question = question(&labels.join("."), RecordType::A);
-            let plain = Query::new(&question, &Random::default()).unwrap();
+            let plain = Query::new(&question, Wanted::default(), &Random::default()).unwrap();
             let padded = plain.clone().padded().into_bytes();
             prop_assert_eq!(padded.len() % BLOCK, 0);
             prop_assert!(padded.len() < plain.bytes().len() + 4 + BLOCK);
@@ -206,7 +221,7 @@ mod tests {
 
         #[test]
         fn foreign_bytes_never_panic(message in prop::collection::vec(any::<u8>(), 0..64)) {
-            let query = Query::new(&question("a.example", RecordType::A), &Random::default()).unwrap();
+            let query = Query::new(&question("a.example", RecordType::A), Wanted::default(), &Random::default()).unwrap();
             prop_assert_ne!(query.matches(&message), Match::Reply);
             is_truncated(&message);
         }

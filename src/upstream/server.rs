@@ -13,11 +13,21 @@ use super::connection::Link;
 use super::endpoint::{ServerSettings, Transport};
 use super::failure::Failure;
 use super::health::{Health, Standing};
-use super::query::Query;
+use super::query::{Query, Wanted};
 use super::udp::{Outcome, Pace};
 use crate::record::{Answer, Origin, Question};
 use crate::time::Clock;
 use crate::wire;
+
+/// A server's reply.
+#[derive(Clone, Debug)]
+pub(super) struct Reply {
+    pub(super) answer: Answer,
+    /// As it came.
+    pub(super) message: Vec<u8>,
+    /// The server says that it validated it (AD), and nobody else can have said so.
+    pub(super) authentic: bool,
+}
 
 /// A server with everything that is kept for it.
 #[derive(Debug)]
@@ -26,6 +36,7 @@ pub(super) struct Server {
     /// Its number among the servers of all upstreams.
     number: usize,
     transport: Transport,
+    wanted: Wanted,
     clock: Clock,
     link: Arc<Link>,
     health: Mutex<Health>,
@@ -74,11 +85,12 @@ fn count(counter: &AtomicU64) {
 }
 
 impl Server {
-    pub(super) fn new(number: usize, transport: Transport, link: Link, clock: &Clock) -> Self {
+    pub(super) fn new(number: usize, transport: Transport, link: Link, wanted: Wanted, clock: &Clock) -> Self {
         Self {
             address: link.address,
             number,
             transport,
+            wanted,
             clock: clock.clone(),
             link: Arc::new(link),
             health: Mutex::default(),
@@ -113,7 +125,7 @@ impl Server {
         pace: Pace,
         ports: &Ports,
         refused: impl FnMut(),
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Reply, Failure> {
         let result = self.exchange(question, origin, pace, ports, refused).await;
         count(match result {
             Ok(_) => &self.counts.answered,
@@ -136,13 +148,13 @@ impl Server {
         pace: Pace,
         ports: &Ports,
         refused: impl FnMut(),
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Reply, Failure> {
         let started = self.clock.tick();
         let heard = || self.heard(self.clock.tick().since(started));
         let random = &ports.random;
         let port = ports.of_servers.get(self.number).ok_or(std::io::ErrorKind::AddrNotAvailable)?;
         let over_udp = if self.transport == Transport::Udp {
-            let query = Query::new(question, random)?;
+            let query = Query::new(question, self.wanted, random)?;
             let outcome = port.sockets.ask(&query, &pace, started, random, refused, || count(&self.counts.mismatches));
             match outcome.await? {
                 Outcome::Reply(message) => {
@@ -161,7 +173,7 @@ impl Server {
         let message = match over_udp {
             Some(message) => message,
             None => {
-                let message = port.connection.ask(Query::new(question, random)?, pace.deadline).await?;
+                let message = port.connection.ask(Query::new(question, self.wanted, random)?, pace.deadline).await?;
                 if self.transport != Transport::Udp {
                     heard();
                 }
@@ -169,7 +181,15 @@ impl Server {
             }
         };
         // It repeats the question: that made it the reply.
-        answer(question, wire::parse_reply(&message, question).map_err(Failure::Unreadable)?, origin)
+        let parsed = wire::parse_reply(&message, question).map_err(Failure::Unreadable)?;
+        let authentic = parsed.authentic && self.vouches();
+        Ok(Reply { answer: answer(question, parsed, origin)?, message, authentic })
+    }
+
+    /// Whether nobody on the way can have said what it says: it is on this host, or it has proved who it is.
+    fn vouches(&self) -> bool {
+        let proved = matches!(self.transport, Transport::Tls { .. } | Transport::Https { .. });
+        proved || self.address.ip().is_loopback()
     }
 
     /// A reply came after this time.

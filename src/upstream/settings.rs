@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::dnssec::{self, Mode};
 use super::endpoint::{self, ServerSettings, Transport};
 use crate::document::{Document, Found, Place, Span, Table};
 use crate::name::Name;
@@ -25,6 +26,8 @@ pub struct Settings {
     pub private: Vec<Prefix>,
     /// Who issues the certificates of its encrypted servers; `None`: any authority that the system trusts.
     pub authorities: Option<Authorities>,
+    /// What is done about its DNSSEC.
+    pub dnssec: Mode,
 }
 
 /// A file with the certificates of authorities.
@@ -43,7 +46,7 @@ impl Settings {
         let servers =
             servers.into_iter().map(|address| ServerSettings { address, transport: Transport::Udp }).collect();
         let (zones, segments, private) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name: Arc::from(name), zones, segments, servers, private, authorities: None }
+        Self { name: Arc::from(name), zones, segments, servers, private, authorities: None, dnssec: Mode::Off }
     }
 
     /// Reads every `[[upstream]]` of a configuration and notes its mistakes; empty where there is none. Relative paths
@@ -76,6 +79,7 @@ impl Settings {
                 servers,
                 private: read_private(&table),
                 authorities,
+                dnssec: dnssec::read_mode(&table, base),
             });
             table.finish(&[]);
         }
@@ -262,6 +266,22 @@ mod tests {
                     "[[upstream]]\nsegments = [\"s\"]\n{servers}[[upstream]]\nname = \"b\"\nsegments = [\"t\", \"s\"]\n{servers}"
                 ),
                 "outgate.toml:4:1: upstream \"b\" claims everything for segment \"s\", and so does \"default\"",
+            ),
+            (
+                &format!("[[upstream]]\ndnssec = \"yes\"\n{servers}"),
+                "outgate.toml:2:10: \"yes\" is nothing to do about DNSSEC",
+            ),
+            (
+                &format!("[[upstream]]\ninsecure = [\"corp.example\"]\n{servers}"),
+                "outgate.toml:2:12: `insecure` means something only with dnssec = \"validate\"",
+            ),
+            (
+                &format!("[[upstream]]\ndnssec = \"validate\"\nanchors = \"/nowhere\"\n{servers}"),
+                "outgate.toml:3:11: the trust anchors in /nowhere cannot be used: No such file",
+            ),
+            (
+                &format!("[[upstream]]\ndnssec = \"validate\"\nanchors = \"/etc/passwd\"\n{servers}"),
+                "outgate.toml:3:11: the trust anchors in /etc/passwd cannot be used: ",
             ),
             (
                 &format!("[[upstream]]\nforward_first = true\n{servers}"),

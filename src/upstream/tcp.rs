@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn query(question: &Question) -> Query {
-        Query::new(question, &Random::default()).unwrap()
+        Query::new(question, super::super::query::Wanted::default(), &Random::default()).unwrap()
     }
 
     async fn ask(connection: &Connection) -> Result<Vec<u8>, Failure> {

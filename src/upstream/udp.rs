@@ -308,6 +308,7 @@ fn random_port(random: &Random) -> io::Result<u16> {
 mod tests {
     use super::*;
     use crate::upstream::fake::{Fake, changed, closed_port, good, question};
+    use crate::upstream::query::Wanted;
     use std::collections::{HashMap, HashSet};
     use std::sync::Arc;
     use tokio::net::UdpSocket;
@@ -325,7 +326,7 @@ mod tests {
     async fn ask_at(now: Tick, sockets: &Sockets, pace: &Pace) -> (Result<Outcome, Failure>, u32) {
         let mut mismatches = 0;
         let random = Random::default();
-        let query = Query::new(&question(), &random).unwrap();
+        let query = Query::new(&question(), Wanted::default(), &random).unwrap();
         let outcome = sockets.ask(&query, pace, now, &random, || (), || mismatches += 1).await;
         (outcome, mismatches)
     }
@@ -481,7 +482,7 @@ mod tests {
         let sockets = Sockets::new(closed_port().await);
         let mut refused = 0;
         let random = Random::default();
-        let query = Query::new(&question(), &random).unwrap();
+        let query = Query::new(&question(), Wanted::default(), &random).unwrap();
         let outcome = sockets.ask(&query, &pace(20, 60_000), Tick(0), &random, || refused += 1, || ()).await;
         assert_eq!(outcome, Err(Failure::Network(io::ErrorKind::ConnectionRefused)));
         assert_eq!(refused, 2);

@@ -36,6 +36,8 @@ pub struct Echo<'a> {
     pub opcode: u8,
     /// RD.
     pub recursion_desired: bool,
+    /// AD: whether the answer is authentic is understood (RFC 6840 §5.7).
+    pub authentic_data: bool,
     /// CD.
     pub checking_disabled: bool,
     /// The question section as sent, its letters' case included; empty where it could not be read.
@@ -51,6 +53,7 @@ impl Echo<'_> {
             id,
             opcode: high >> 3 & 0xf,
             recursion_desired: flags & flag::RD != 0,
+            authentic_data: flags & flag::AD != 0,
             checking_disabled: flags & flag::CD != 0,
             question: &[],
             edns: None,
@@ -277,6 +280,7 @@ mod tests {
                 id: 0x1234,
                 opcode: 0,
                 recursion_desired: true,
+                authentic_data: true,
                 checking_disabled: true,
                 question: QUESTION,
                 edns: Some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false }),

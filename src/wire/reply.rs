@@ -4,7 +4,7 @@ use super::compression::Compressor;
 use super::edns::{opt_length, push_opt};
 use super::{Echo, HEADER, IN, TCP_LIMIT, flag, rdata};
 use crate::name::Name;
-use crate::record::{ExtendedError, Question, Rcode, Record, RecordType};
+use crate::record::{ExtendedError, Proof, Question, Rcode, Record, RecordType};
 use crate::time::Ttl;
 
 /// How long a refusal may be kept: a client learns of a new rule within this time.
@@ -28,11 +28,19 @@ pub struct Template {
     /// The length of the name; they begin behind it.
     name: u8,
     authoritative: bool,
+    authentic: bool,
     kind: RecordType,
     rcode: Rcode,
     answers: u16,
     authority: u16,
     ede: Option<Box<ExtendedError>>,
+}
+
+/// What a template says in the header's flags.
+#[derive(Clone, Copy)]
+struct Flags {
+    authoritative: bool,
+    authentic: bool,
 }
 
 /// What was appended to the buffer.
@@ -49,7 +57,7 @@ pub struct Written {
 }
 
 impl Template {
-    /// Encodes `records` as the answer section, `soa` as the authority section of a negative answer.
+    /// Encodes `records` as the answer section, `soa` as the authority section of a negative answer. Not authentic.
     #[must_use]
     pub fn new(
         question: &Question,
@@ -59,6 +67,37 @@ impl Template {
         soa: Option<&Record>,
         ede: Option<&ExtendedError>,
     ) -> Self {
+        let flags = Flags { authoritative, authentic: false };
+        Self::of_sections(question, rcode, flags, records.iter(), soa.into_iter(), ede)
+    }
+
+    /// Encodes `records` and `soa` as an authentic answer (RFC 4035 §3.2.3): for those who want no signatures, and with those of
+    /// `proof` for those who do.
+    #[must_use]
+    pub fn authentic(
+        question: &Question,
+        rcode: Rcode,
+        records: &[Record],
+        soa: Option<&Record>,
+        ede: Option<&ExtendedError>,
+        proof: &Proof,
+    ) -> [Self; 2] {
+        let flags = Flags { authoritative: false, authentic: true };
+        let (answers, authority) = (records.iter().chain(&proof.answers), soa.into_iter().chain(&proof.authority));
+        [
+            Self::of_sections(question, rcode, flags, records.iter(), soa.into_iter(), ede),
+            Self::of_sections(question, rcode, flags, answers, authority, ede),
+        ]
+    }
+
+    fn of_sections<'a>(
+        question: &'a Question,
+        rcode: Rcode,
+        Flags { authoritative, authentic }: Flags,
+        records: impl Iterator<Item = &'a Record>,
+        authority: impl Iterator<Item = &'a Record>,
+        ede: Option<&ExtendedError>,
+    ) -> Self {
         let asked = question.name.as_wire();
         let mut encoder = Encoder {
             body: Vec::new(),
@@ -66,7 +105,7 @@ impl Template {
             base: HEADER + asked.len() + 4,
             names: Compressor::new(asked),
         };
-        records.iter().chain(soa).for_each(|record| encoder.push(record));
+        let (answers, authority) = (encoder.push_all(records), encoder.push_all(authority));
         let Encoder { body, ttls, .. } = encoder;
         let mut octets = Vec::with_capacity(asked.len() + body.len() + 2 * ttls.len());
         octets.extend_from_slice(asked);
@@ -78,10 +117,11 @@ impl Template {
             end,
             name: u8::try_from(asked.len()).unwrap_or(u8::MAX),
             authoritative,
+            authentic,
             kind: question.kind,
             rcode,
-            answers: count(records.len()),
-            authority: count(soa.iter().len()),
+            answers,
+            authority,
             ede: ede.cloned().map(Box::new),
         }
     }
@@ -125,6 +165,7 @@ impl Template {
         Reply {
             rcode: self.rcode,
             authoritative: self.authoritative,
+            authentic: self.authentic,
             answers: self.answers,
             authority: self.authority,
             body: body.get(name..).unwrap_or_default(),
@@ -160,11 +201,6 @@ pub fn refusal_soa(name: &Name) -> Record {
     Record { name: name.clone(), kind: RecordType::SOA, ttl: REFUSAL_TTL, data: data.into() }
 }
 
-/// A count in the header. A section of more has a body beyond every limit, and is never written.
-fn count(records: usize) -> u16 {
-    u16::try_from(records).unwrap_or(u16::MAX)
-}
-
 /// The records of a reply being encoded.
 struct Encoder<'a> {
     body: Vec<u8>,
@@ -175,6 +211,12 @@ struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
+    /// Appends a section; its count in the header. A section of more has a body beyond every limit, and is never written.
+    fn push_all(&mut self, records: impl Iterator<Item = &'a Record>) -> u16 {
+        let pushed = records.map(|record| self.push(record)).count();
+        u16::try_from(pushed).unwrap_or(u16::MAX)
+    }
+
     fn push(&mut self, record: &'a Record) {
         self.names.push_name(&mut self.body, self.base, record.name.as_wire());
         self.body.extend_from_slice(&record.kind.0.to_be_bytes());
@@ -205,6 +247,7 @@ impl<'a> Encoder<'a> {
 struct Reply<'a> {
     rcode: Rcode,
     authoritative: bool,
+    authentic: bool,
     answers: u16,
     authority: u16,
     body: &'a [u8],
@@ -214,7 +257,16 @@ struct Reply<'a> {
 
 impl Reply<'_> {
     const fn empty(rcode: Rcode) -> Self {
-        Self { rcode, authoritative: false, answers: 0, authority: 0, body: &[], ttls: &[], ede: None }
+        Self {
+            rcode,
+            authoritative: false,
+            authentic: false,
+            answers: 0,
+            authority: 0,
+            body: &[],
+            ttls: &[],
+            ede: None,
+        }
     }
 
     /// Writes what of it has room. Part of each of its two callers: half of it is known there.
@@ -232,7 +284,7 @@ impl Reply<'_> {
     /// records, and then it may come back.
     #[cold]
     fn write_cut(self, out: &mut Vec<u8>, echo: &Echo<'_>, ttl: Ttl, limit: usize) -> Written {
-        let bare = Self { answers: 0, authority: 0, body: &[], ttls: &[], ..self };
+        let bare = Self { authentic: false, answers: 0, authority: 0, body: &[], ttls: &[], ..self };
         let edes = [self.ede, self.ede.map(|(code, _)| (code, "")), None];
         let cuts = [(self, 0), (bare, flag::TC)]
             .into_iter()
@@ -249,9 +301,14 @@ impl Reply<'_> {
         // NOERROR.
         let rcode = if self.rcode.0 > 0xf && echo.edns.is_none() { Rcode::SERVFAIL.0 } else { self.rcode.0 };
         let mut flags = flag::QR | flag::RA | u16::from(echo.opcode & 0xf) << 11 | rcode & 0xf | cut;
-        for (set, bit) in
-            [(self.authoritative, flag::AA), (echo.recursion_desired, flag::RD), (echo.checking_disabled, flag::CD)]
-        {
+        // RFC 6840 §5.8: AD is for who asked for signatures, or for AD.
+        let authentic = self.authentic && (echo.authentic_data || echo.edns.is_some_and(|edns| edns.dnssec_ok));
+        for (set, bit) in [
+            (self.authoritative, flag::AA),
+            (authentic, flag::AD),
+            (echo.recursion_desired, flag::RD),
+            (echo.checking_disabled, flag::CD),
+        ] {
             flags |= if set { bit } else { 0 };
         }
         let ([id, id_low], [high, low]) = (echo.id.to_be_bytes(), flags.to_be_bytes());
@@ -295,7 +352,15 @@ mod tests {
 
     fn echo(edns: bool) -> Echo<'static> {
         let edns = edns.then_some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false });
-        Echo { id: 0xabcd, opcode: 0, recursion_desired: true, checking_disabled: true, question: ASKED, edns }
+        Echo {
+            id: 0xabcd,
+            opcode: 0,
+            recursion_desired: true,
+            authentic_data: false,
+            checking_disabled: true,
+            question: ASKED,
+            edns,
+        }
     }
 
     /// `count` addresses for the question's name.

@@ -39,7 +39,7 @@ impl Zones {
         let zone = self.zone_above(name.as_wire())?;
         let answer = |authoritative, records, soa| {
             let origin = zone.origin.clone();
-            Some(Answer { rcode: Rcode::NOERROR, authoritative, records, soa, ede: None, origin })
+            Some(Answer { rcode: Rcode::NOERROR, authoritative, records, soa, ede: None, proof: None, origin })
         };
         match zone.delegated(name, *kind) {
             // RFC 2181 §5.4.1, §6.1: what the parent says of its child is not authoritative.

@@ -126,7 +126,7 @@ impl Zones {
             // ultimate DNS response MUST BE set based on the final query cycle leading to that response."
             End::NoName(zone) => (Rcode::NXDOMAIN, Some(zone.negative.clone())),
         };
-        Some(Answer { rcode, authoritative: true, records, soa, ede: None, origin })
+        Some(Answer { rcode, authoritative: true, records, soa, ede: None, proof: None, origin })
     }
 
     /// The apex of the local zone that holds `name` (wire form); `None` where it is not local.

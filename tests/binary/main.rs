@@ -17,6 +17,7 @@ mod cache;
 mod crash;
 mod differential;
 mod disk;
+mod dnssec;
 mod doh;
 mod dot;
 mod encrypted;

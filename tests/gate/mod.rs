@@ -154,6 +154,7 @@ impl World {
             servers: vec![ServerSettings { address: server.address, transport: UpstreamTransport::Udp }],
             private: plan.private,
             authorities: None,
+            dnssec: outgate::upstream::Mode::Off,
         });
         let upstreams = Upstreams::new(settings.collect(), &clock)?;
         let own_addresses: Vec<Prefix> = servers.iter().map(|server| server.address.ip().into()).collect();

@@ -27,6 +27,7 @@ pub fn inspect(permit: Permit, mut answer: Answer) -> Cleared {
     } else {
         answer.chain(&permit.question.name)
     };
+    let proved = answer.proof.is_some().then(|| answer.records.clone());
     let records = keep_chain(std::mem::take(&mut answer.records), &permit, &chain, &end);
     let inspected = if cnames > MAX_CHAIN {
         Err(Held::new(Reason::Cname, None, format!("{cnames} CNAME records are more than {MAX_CHAIN}")))
@@ -47,10 +48,15 @@ pub fn inspect(permit: Permit, mut answer: Answer) -> Cleared {
             } else {
                 answer.rcode = Rcode::NOERROR;
                 answer.soa = None;
+                answer.proof = None;
             }
             (Vec::new(), Some(Withheld { reason, rule, why: why.into(), enforced: !permit.observing }))
         }
     };
+    // What is told in part, or altered, is not what was signed.
+    if proved.is_some_and(|proved| proved != answer.records) {
+        answer.proof = None;
+    }
     let policy = &permit.policy;
     let basis = Basis {
         client: permit.asker.client,

@@ -78,6 +78,7 @@ fn cleared(policy: &Arc<Policy>, client: &str, name: &str, addresses: &[u8]) -> 
         records: addresses.iter().map(record).collect(),
         soa: None,
         ede: None,
+        proof: None,
         origin: Origin { name: Arc::from("default"), trust: AddressTrust::Upstream(Arc::from([])) },
     };
     let cleared = inspect(permit, answer);
