@@ -162,7 +162,7 @@ impl Stage {
 
     /// One query until its reply has left.
     fn ask(&mut self, asked: &Asked) {
-        let arrival = Arrival { peer: asked.peer, transport: Transport::Udp, at: self.gate.clock.now() };
+        let arrival = Arrival::new(asked.peer, Transport::Udp, self.gate.clock.now());
         let rulebook = self.gate.rulebook();
         if let Fast::Slow(job) = self.gate.fast(&rulebook, &asked.packet, arrival, &mut self.outbox, || asked.peer) {
             let finished = self.runtime.block_on(self.gate.slow(job, &self.ports));
@@ -180,7 +180,7 @@ impl Stage {
             let rulebook = self.gate.rulebook();
             let at = self.gate.clock.now();
             for asked in batch {
-                let arrival = Arrival { peer: asked.peer, transport: Transport::Udp, at };
+                let arrival = Arrival::new(asked.peer, Transport::Udp, at);
                 let fast = self.gate.fast(&rulebook, &asked.packet, arrival, &mut self.outbox, || asked.peer);
                 assert!(matches!(fast, Fast::Done), "it is cached, or refused");
             }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::app::cli::ConfigFile;
 use crate::document::{Document, Mistake, Table};
 use crate::grant::Terms;
+use crate::policy::Identity;
 use crate::serve::tls;
 use crate::{audit, cache, firewall, policy, upstream, zones};
 
@@ -167,7 +168,7 @@ fn read_forwarders(root: &Table) -> Vec<policy::Forwarder> {
     for table in root.tables("forwarder") {
         let document = table.document().clone();
         let name = table.required_string("name");
-        let segment = table.required_string("segment");
+        let segment = table.string("segment");
         let remedy = "write the addresses it asks from: \"10.96.0.10\" or \"10.96.0.0/28\"";
         if !table.has("addresses") {
             document.note(table.span(), "`addresses` is missing", remedy);
@@ -182,20 +183,25 @@ fn read_forwarders(root: &Table) -> Vec<policy::Forwarder> {
             prefix.ok()
         });
         let addresses = addresses.collect();
-        if let Some(identity) = table.string("identity").filter(|identity| identity.value != "none") {
-            let known = matches!(identity.value.as_str(), "ecs" | "proxy");
-            let fact = if known { "is not supported by this version" } else { "is not an identity" };
-            document.note(
-                &identity.span,
-                format!("`identity` = \"{}\" {fact}", identity.value),
-                "write identity = \"none\"",
-            );
+        let identity = table.string("identity").map_or(Some(Identity::None), |word| {
+            let known = Identity::ALL.into_iter().find(|(_, known)| *known == word.value);
+            if known.is_none() {
+                let fact = format!("`identity` cannot be \"{}\"", word.value);
+                document.note(&word.span, fact, "write \"none\", \"ecs\" or \"proxy\"");
+            }
+            known.map(|(identity, _)| identity)
+        });
+        if identity == Some(Identity::None) && !table.has("segment") {
+            let remedy =
+                "name the segment that its queries belong to, or let it say who asks: identity = \"ecs\" or \"proxy\"";
+            document.note(table.span(), "`segment` is missing", remedy);
         }
-        if let (Some(name), Some(segment)) = (name, segment) {
+        if let (Some(name), Some(identity)) = (name, identity) {
             forwarders.push(policy::Forwarder {
                 name: name.value,
                 addresses,
-                segment: segment.value,
+                identity,
+                segment: segment.map(|segment| segment.value),
                 place: document.place(table.span()),
             });
         }

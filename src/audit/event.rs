@@ -144,9 +144,9 @@ impl CacheUse {
 pub struct QueryEvent<'a> {
     /// When it was received.
     pub at: Wall,
-    /// The client (behind a forwarder without identity, the forwarder).
+    /// The client (the forwarder where it names none).
     pub client: IpAddr,
-    /// Its port.
+    /// Its port (of a client named by subnet, the forwarder's).
     pub port: u16,
     /// How it came.
     pub transport: Transport,

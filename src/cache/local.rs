@@ -5,6 +5,7 @@
 //! seconds, and then has to be looked up in the shared table again: so what is used here counts as used there.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +62,7 @@ pub struct Kept<V> {
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     client: IpAddr,
+    named_by: Option<NonZeroU32>,
     asked: &'a Asked<'a>,
     tag: u32,
 }
@@ -69,7 +71,13 @@ impl<'a> Wanted<'a> {
     /// A question of `client`, whose hash is `hash`.
     #[must_use]
     pub const fn new(client: IpAddr, hash: u64, asked: &'a Asked<'a>) -> Self {
-        Self { client, asked, tag: ((asked.hash ^ hash) >> 32) as u32 }
+        Self { client, named_by: None, asked, tag: ((asked.hash ^ hash) >> 32) as u32 }
+    }
+
+    /// The same of a client that is not the sender ([`Asker::named_by`]): it is another asker.
+    #[must_use]
+    pub const fn named_by(self, named_by: Option<NonZeroU32>) -> Self {
+        Self { named_by, ..self }
     }
 
     /// Its set among so many, a power of two.
@@ -78,7 +86,9 @@ impl<'a> Wanted<'a> {
     }
 
     fn is<V: Reply>(&self, kept: &Kept<V>) -> bool {
-        kept.asker.client == self.client && kept.reply.answers(self.asked.name, self.asked.kind)
+        kept.asker.client == self.client
+            && kept.asker.named_by() == self.named_by
+            && kept.reply.answers(self.asked.name, self.asked.kind)
     }
 }
 
@@ -159,7 +169,7 @@ impl<V: Reply> Local<V> {
         }
     }
 
-    /// Who a client is: what is known here, or what `look` finds. `hash` is the client's.
+    /// Who a sender is: what is known here, or what `look` finds. `hash` is the client's.
     #[expect(clippy::cast_possible_truncation, reason = "a part of the hash is meant")]
     pub fn client(&mut self, client: IpAddr, hash: u64, look: impl FnOnce() -> Option<Asker>) -> Option<Asker> {
         if self.clients.is_empty() {

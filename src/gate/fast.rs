@@ -1,41 +1,20 @@
 //! The fast path: top to bottom on one screen, no await, no lock across a system call.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::audit::{CacheUse, RecordId, Transport};
 use crate::cache::Wanted;
+use crate::gate::arrival::{Arrival, Said};
 use crate::gate::inflight::Slot;
 use crate::gate::reply::{Conclusion, Failure, Outbox, Sealing};
 use crate::gate::{Designation, Gate, Rulebook, who};
 use crate::metric::Path;
-use crate::net::canonical;
 use crate::policy::{Permit, Reason, Verdict, decide};
 use crate::record::{ExtendedError, Question};
-use crate::time::Now;
 use crate::wire;
 
 /// See [`Job::tries`]: more rulebooks within one query's life are a fault of who loads them.
 const TRIES: u8 = 8;
-
-/// One datagram or stream message, besides its bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct Arrival {
-    /// Who sent it.
-    pub peer: SocketAddr,
-    /// How.
-    pub transport: Transport,
-    /// When it was received.
-    pub at: Now,
-}
-
-impl Arrival {
-    /// The peer's address in canonical form.
-    #[must_use]
-    pub const fn client(&self) -> IpAddr {
-        canonical(self.peer.ip())
-    }
-}
 
 /// A query for the slow path.
 #[derive(Debug)]
@@ -82,37 +61,51 @@ impl Gate {
     pub fn fast<R>(
         &self,
         rulebook: &Rulebook,
-        packet: &[u8],
-        arrival: Arrival,
+        mut packet: &[u8],
+        mut arrival: Arrival,
         outbox: &mut Outbox<R>,
         route: impl FnOnce() -> R,
     ) -> Fast {
         let id = outbox.reserve();
-        let (policy, client, tick) = (&rulebook.policy, arrival.client(), arrival.at.tick);
+        let (policy, tick) = (&rulebook.policy, arrival.at.tick);
         let Outbox { near, batch } = outbox;
         near.enter(rulebook.edition());
         let now = batch.now(&self.clock, &arrival);
-        let sealing = |asker| Sealing { id, arrival, asker, rulebook, now, path: Path::Fast };
-        let of_client = self.cover.client(client);
+        // Over streams it stands before the first message alone, and the door has read it.
+        if arrival.transport == Transport::Udp && policy.takes_proxy(arrival.sender()) {
+            packet = arrival.read_header(packet);
+        }
         let mut room = wire::Canonical::new();
-        let query = match wire::parse(packet, &mut room) {
+        let mut read = wire::parse(packet, &mut room);
+        if arrival.said == Said::Unproxied || read.as_ref().is_ok_and(|query| query.echo.subnet.is_some()) {
+            read = arrival.judge(policy, read);
+        }
+        let client = arrival.client().ip();
+        let of_client = self.cover.client(client);
+        let sealing = |asker| Sealing { id, arrival: &arrival, asker, rulebook, now, path: Path::Fast };
+        // Whom a forwarder names is looked up; a sender that asks for itself is mostly known from before.
+        let named = if arrival.said == Said::Nothing { None } else { Some(arrival.asker(policy)) };
+        let query = match read {
             Ok(query) => query,
             Err(malformed) => {
-                let asker = near.client(client, of_client, || policy.asker(client));
+                let asker = named.unwrap_or_else(|| near.client(client, of_client, || policy.asker(client)));
                 batch.seal_malformed(&sealing(asker), &malformed, route);
                 return Fast::Done;
             }
         };
         let asked = self.cover.asked(query.name, query.kind);
-        let wanted = Wanted::new(client, of_client, &asked);
+        let named_by = named.flatten().and_then(|asker| asker.named_by());
+        let wanted = Wanted::new(client, of_client, &asked).named_by(named_by);
         // While it is not known what a firewall holds, the granter has the word.
         let ready = self.granter.counts().ready();
-        if ready && let Some(kept) = near.get(&wanted, tick) {
+        if ready
+            && named.is_none_or(|asker| asker.is_some())
+            && let Some(kept) = near.get(&wanted, tick)
+        {
             batch.tell(&sealing(Some(kept.asker)), &query, (&kept.reply, kept.until), CacheUse::Hit, route);
             return Fast::Done;
         }
-        let asker = near.client(client, of_client, || policy.asker(client));
-        let Some(asker) = asker else {
+        let Some(asker) = named.unwrap_or_else(|| near.client(client, of_client, || policy.asker(client))) else {
             batch.seal(&sealing(None), &query, &Conclusion::NoSegment, route);
             return Fast::Done;
         };
@@ -137,7 +130,9 @@ impl Gate {
             Verdict::Permit(permit) => permit,
             Verdict::Refuse(refusal) => return settle(&Conclusion::Refused(refusal)),
         };
-        let Some(slot) = self.slots.take(who.segment, client, policy.forwarder(asker).is_some()) else {
+        // What a forwarder names no client of is its own share; what it does is its client's.
+        let is_forwarder = asker.named_by().is_none() && policy.forwarder(asker).is_some();
+        let Some(slot) = self.slots.take(who.segment, client, is_forwarder) else {
             let text = "too many queries of this client wait for an answer";
             return settle(&Conclusion::Failed(Failure::new(Reason::Rate, ExtendedError::OTHER, text)));
         };
@@ -158,12 +153,15 @@ impl Gate {
             let text = "the policy is changing too fast; ask again";
             conclusion = Conclusion::Failed(Failure::new(Reason::Rule, ExtendedError::NOT_READY, text));
         }
-        let (id, arrival, now) = (job.id, job.arrival, self.clock.now());
-        let asker = rulebook.policy.asker(arrival.client());
+        let (id, arrival, now) = (job.id, &job.arrival, self.clock.now());
+        let asker = arrival.asker(&rulebook.policy);
         let sealing = Sealing { id, arrival, asker, rulebook: &rulebook, now, path: Path::Slow };
         // It was parsed before it became a job; that it parses again is not taken on faith.
         match wire::parse(&job.packet, &mut wire::Canonical::new()) {
-            Ok(query) => outbox.batch.seal(&sealing, &query, &conclusion, route),
+            Ok(mut query) => {
+                query.echo.subnet = query.echo.subnet.filter(|_| matches!(arrival.said, Said::Subnet(_)));
+                outbox.batch.seal(&sealing, &query, &conclusion, route);
+            }
             Err(malformed) => outbox.batch.seal_malformed(&sealing, &malformed, route),
         }
         None

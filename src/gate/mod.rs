@@ -5,6 +5,7 @@
 //! an [`Outbox`] seals: bytes and record together. The bytes come out of it only after the record has been handed to
 //! the kernel.
 
+mod arrival;
 mod designation;
 mod fast;
 mod granter;
@@ -21,8 +22,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+pub use arrival::{Arrival, Said};
 pub use designation::{Designation, Door};
-pub use fast::{Arrival, Fast, Finished, Job};
+pub use fast::{Fast, Finished, Job};
 pub use granter::{
     EnforcerCounts, GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, NotGranted,
 };
@@ -101,6 +103,5 @@ pub struct Gate {
 /// For whom a reply to `asker` is prepared: where grants are the segment's, so are the replies.
 fn who(policy: &Policy, asker: Asker) -> Who {
     let segment = policy.segment(asker);
-    let own = segment.scope == GrantScope::Client && policy.forwarder(asker).is_none();
-    Who { segment: segment.id, client: own.then_some(asker.client) }
+    Who { segment: segment.id, client: (segment.scope == GrantScope::Client).then_some(asker.client) }
 }

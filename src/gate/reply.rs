@@ -206,7 +206,7 @@ pub(super) struct Sealing<'a> {
     /// The record's id.
     pub(super) id: RecordId,
     /// From whom, how, when.
-    pub(super) arrival: Arrival,
+    pub(super) arrival: &'a Arrival,
     /// Who asks, by `rulebook`.
     pub(super) asker: Option<Asker>,
     /// What describes the verdict.
@@ -355,7 +355,8 @@ impl<R> Batch<R> {
                 Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, policy.describe(refusal)) }
             }
             Conclusion::NoSegment => {
-                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, policy.describe_no_segment())
+                let ede = policy.describe_no_segment(sealing.arrival.is_unnamed(policy));
+                Told::refusal(Outcome::Deny, Reason::NoSegment, Rcode::REFUSED, ede)
             }
             Conclusion::Failed(failure) => Told {
                 why: Some(&failure.why),
@@ -439,7 +440,12 @@ impl<R> Batch<R> {
         let start = self.bytes.len();
         let mut told = Told { why: Some(malformed.why.as_str()), ..Told::nothing(Outcome::Deny, Reason::Malformed) };
         // A stranger's junk gets no reply: nothing here is worth reflecting off.
-        if let Some((rcode, echo)) = malformed.answer.as_ref().filter(|_| sealing.asker.is_some()) {
+        let forwarder = || sealing.rulebook.policy.forwarder_at(sealing.arrival.sender());
+        if let Some((rcode, echo)) = malformed.answer.as_ref()
+            && (sealing.asker.is_some() || forwarder().is_some())
+        {
+            // What a subnet is worth is not known yet.
+            let echo = &wire::Echo { subnet: None, ..*echo };
             told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, wire::UDP_SIZE_PLAIN.into());
             told.written = self.extend(told.written, echo, sealing.arrival.transport);
             told.rcode = Some(*rcode);
@@ -449,8 +455,12 @@ impl<R> Batch<R> {
         self.record(sealing, malformed.id, asked, &told);
     }
 
-    /// Adds what only streams are told to the reply just written.
+    /// Adds to the reply just written for whom it is, where its query says so, and what only streams are told.
     fn extend(&mut self, written: Written, echo: &wire::Echo<'_>, transport: Transport) -> Written {
+        let written = match echo.subnet {
+            Some(_) => wire::echo_subnet(&mut self.bytes, written, echo),
+            None => written,
+        };
         let options = match transport {
             Transport::Udp => return written,
             Transport::Tcp => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: false },
@@ -465,13 +475,18 @@ impl<R> Batch<R> {
         let Sealing { id, arrival, asker, rulebook, now, path } = sealing;
         let policy = &rulebook.policy;
         let segment = asker.map(|asker| policy.segment(asker));
+        let client = arrival.client();
         let micros = now.tick.0.saturating_sub(arrival.at.tick.0);
         let event = QueryEvent {
             at: arrival.at.wall,
-            client: arrival.client(),
-            port: arrival.peer.port(),
+            client: client.ip(),
+            port: client.port(),
             transport: arrival.transport,
-            asked_by: asker.and_then(|asker| policy.forwarder(asker)).map(|name| &**name),
+            asked_by: match asker {
+                Some(asker) => policy.forwarder(*asker),
+                None => policy.forwarder_at(arrival.sender()),
+            }
+            .map(|name| &**name),
             segment: segment.map(|segment| (&*segment.name, &*segment.tags_json)),
             qid,
             stated: match told.rendered {
@@ -521,12 +536,13 @@ impl<R> Batch<R> {
     }
 }
 
-/// The most octets that may answer.
+/// The most octets that may answer, before what [`Batch::extend`] adds of the query's own.
 fn limit(sealing: &Sealing<'_>, query: &Query<'_>) -> usize {
-    match sealing.arrival.transport {
+    let limit = match sealing.arrival.transport {
         Transport::Udp => query.echo.udp_limit(),
         Transport::Tcp | Transport::Dot | Transport::Doh => wire::TCP_LIMIT,
-    }
+    };
+    limit - wire::subnet_room(&query.echo)
 }
 
 impl<'a> Told<'a> {

@@ -69,7 +69,7 @@ impl Gate {
             let (permit, observing) = match decided.take().filter(|permit| still_decides(&rulebook, permit)) {
                 Some(permit) => (permit, false),
                 None => {
-                    let Some(asker) = rulebook.policy.asker(job.arrival.client()) else {
+                    let Some(asker) = job.arrival.asker(&rulebook.policy) else {
                         return Ok((Conclusion::NoSegment, rulebook));
                     };
                     let (name, wall) = (job.question.name.as_wire(), self.clock.now().wall);

@@ -387,7 +387,7 @@ fn an_answer_that_comes_after_the_end_of_observing_is_not_told() {
     let mut packet = Vec::new();
     crate::wire::encode_query(&mut packet, 1, &question(), false, || false);
     let peer = "192.0.1.1:40000".parse().unwrap();
-    let arrival = Arrival { peer, transport: Transport::Udp, at: clock.now() };
+    let arrival = Arrival::new(peer, Transport::Udp, clock.now());
     let (gate, rulebook) = (Arc::clone(&world.gate), world.gate.rulebook());
     let Fast::Slow(job) = gate.fast(&rulebook, &packet, arrival, &mut world.outbox, || ()) else {
         panic!("an observing segment asks");

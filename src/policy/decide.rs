@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::asker::Asker;
 use super::index::{Found, Hit};
 use super::rule::is_never_answered;
-use super::verdict::{Asker, Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict};
+use super::verdict::{Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict};
 use super::{Action, Policy};
 use crate::name::Name;
 use crate::record::{Question, RecordType};
@@ -146,7 +147,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use crate::policy::testing::{NOW, asker, name, policy, policy_with, verdict};
-    use crate::policy::{Forwarder, Policy, Refusal, Settings, Shown, Verdict, decide};
+    use crate::policy::{Forwarder, Identity, Policy, Refusal, Settings, Shown, Verdict, decide};
     use crate::record::RecordType;
     use crate::time::Wall;
 
@@ -275,7 +276,8 @@ names    = ["**.track.example.com"]
         let forwarder = Forwarder {
             name: "coredns".to_owned(),
             addresses: vec!["192.0.2.53/32".parse().unwrap()],
-            segment: "cluster".to_owned(),
+            identity: Identity::None,
+            segment: Some("cluster".to_owned()),
             place,
         };
         let policy = policy_with(text, &Settings { forwarders: vec![forwarder], ..Settings::default() });
@@ -315,7 +317,7 @@ names    = ["**.track.example.com"]
         }
         let malformed = refused("192.0.2.1", b"\x03ADS\x07example\x03com\0", RecordType::A);
         assert_eq!(told(&policy, &malformed), (15, "this is not a name"));
-        let stranger = policy.describe_no_segment();
+        let stranger = policy.describe_no_segment(false);
         assert_eq!((stranger.code, &*stranger.text), (18, "this client is in no segment"));
     }
 

@@ -1,6 +1,7 @@
 //! Words and lists for people: which rules match a name, and what a refused client is told.
 
-use super::verdict::{Asker, Reason, Refusal, RuleIndex, Withheld};
+use super::asker::Asker;
+use super::verdict::{Reason, Refusal, RuleIndex, Withheld};
 use super::{Action, Policy, Rule, Segment};
 use crate::record::ExtendedError;
 
@@ -13,6 +14,7 @@ pub(super) struct Sentences {
     rules: Box<[ExtendedError]>,
     malformed: ExtendedError,
     no_segment: ExtendedError,
+    unnamed: ExtendedError,
 }
 
 impl Sentences {
@@ -28,6 +30,7 @@ impl Sentences {
             rules: rules.iter().map(rule).collect(),
             malformed: blocked("this is not a name".to_owned()),
             no_segment: ExtendedError::new(ExtendedError::PROHIBITED, "this client is in no segment"),
+            unnamed: ExtendedError::new(ExtendedError::PROHIBITED, "the forwarder does not name its client"),
         }
     }
 }
@@ -63,10 +66,10 @@ impl Policy {
         told.unwrap_or(malformed)
     }
 
-    /// The extended error for a client that is in no segment: code and one clause.
+    /// The extended error for a client that is in no segment, or that its forwarder does not name: code and one clause.
     #[must_use]
-    pub const fn describe_no_segment(&self) -> &ExtendedError {
-        &self.sentences.no_segment
+    pub const fn describe_no_segment(&self, unnamed: bool) -> &ExtendedError {
+        if unnamed { &self.sentences.unnamed } else { &self.sentences.no_segment }
     }
 }
 

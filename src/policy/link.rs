@@ -1,11 +1,13 @@
 //! Linking: the checks that look across files, and what one part says by name of another.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::asker::{Directory, Forwarder, Identity, Relay};
 use super::guard::{Guard, Row};
 use super::index::Audience;
-use super::load::{Forwarder, number};
+use super::load::number;
 use super::rule::{Rule, RuleDraft};
 use super::segment::{GrantScope, Segment, SegmentDraft};
 use super::verdict::{RuleIndex, SegmentIndex};
@@ -176,44 +178,65 @@ impl Linker {
         }
     }
 
+    /// Whose the clients are, and who asks for them.
     pub(super) fn link_forwarders(
         &mut self,
         forwarders: &[Forwarder],
         segments: &[Segment],
-    ) -> PrefixMap<(u32, SegmentIndex)> {
-        let mut map = PrefixMap::default();
+        clients: PrefixMap<SegmentIndex>,
+    ) -> Directory {
+        let mut directory = Directory { clients, ..Directory::default() };
         let mut names: HashMap<&str, &Place> = HashMap::new();
         let mut addresses: HashMap<Prefix, &Forwarder> = HashMap::new();
         for (index, forwarder) in forwarders.iter().enumerate() {
-            let Forwarder { name, place, .. } = forwarder;
+            let Forwarder { name, place, identity, .. } = forwarder;
             if let Some(first) = names.insert(name, place) {
                 self.mistake(place, format!("the forwarder {name} is defined already, at {first}"), "rename one");
             }
-            let found = segments.binary_search_by(|segment| (*segment.name).cmp(forwarder.segment.as_str()));
-            let Some((at, segment)) = found.ok().and_then(|at| Some((at, segments.get(at)?))) else {
-                let fact = format!(
-                    "the forwarder {name} asks for the segment \"{}\", which no policy file defines",
-                    forwarder.segment
-                );
-                self.mistake(place, fact, "name a segment of the policy");
-                continue;
+            let found = forwarder.segment.as_ref().map(|wanted| {
+                let at = segments.binary_search_by(|segment| (*segment.name).cmp(wanted.as_str())).ok();
+                at.and_then(|at| Some((at, segments.get(at)?))).ok_or(wanted)
+            });
+            let found = match found.transpose() {
+                Ok(found) => found,
+                Err(wanted) => {
+                    let fact =
+                        format!("the forwarder {name} asks for the segment \"{wanted}\", which no policy file defines");
+                    self.mistake(place, fact, "name a segment of the policy");
+                    continue;
+                }
             };
-            if segment.scope != GrantScope::Segment {
+            if *identity == Identity::None
+                && let Some((_, segment)) = found
+                && segment.scope != GrantScope::Segment
+            {
                 let fact = format!(
                     "the forwarder {name} hides who asks, and the segment {} ({}) opens for who asks",
                     segment.name, segment.place
                 );
-                self.mistake(place, fact, "write scope = \"segment\" in that segment");
+                self.mistake(
+                    place,
+                    fact,
+                    "write scope = \"segment\" in that segment, or let the forwarder say who asks: `identity`",
+                );
             }
             for prefix in &forwarder.addresses {
                 if let Some(first) = addresses.insert(prefix.trunc(), forwarder).filter(|first| first.name != *name) {
                     let fact = format!("{prefix} belongs to the forwarder {} already, at {}", first.name, first.place);
                     self.mistake(place, fact, "leave it to one forwarder");
                 }
-                map.insert(*prefix, number(index, |index| (index, number(at, SegmentIndex))));
+                let relay = Relay {
+                    number: number(index, |index| NonZeroU32::MIN.checked_add(index)),
+                    identity: *identity,
+                    segment: found.map(|(at, _)| number(at, SegmentIndex)),
+                };
+                directory.forwarders.insert(*prefix, relay);
             }
+            directory.subnets |= *identity == Identity::Subnet;
+            directory.proxies |= *identity == Identity::Proxy;
         }
-        map
+        directory.names = forwarders.iter().map(|forwarder| Arc::from(forwarder.name.as_str())).collect();
+        directory
     }
 
     pub(super) fn warn_of_idle_segments(&mut self, segments: &[Segment], rules: &[Rule]) {

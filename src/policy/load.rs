@@ -4,11 +4,11 @@
 //! Segments are numbered by name and rules by id, so that the order of files never matters.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use super::Policy;
+use super::asker::Forwarder;
 use super::explain::Sentences;
 use super::guard::Guard;
 use super::index::{self, Audience};
@@ -36,19 +36,6 @@ pub struct Settings {
     pub own_addresses: Vec<Prefix>,
     /// What the operator never wants granted.
     pub never_grant: Vec<Prefix>,
-}
-
-/// A resolver or proxy below us whose queries do not tell the client (`identity = "none"`).
-#[derive(Clone, Debug)]
-pub struct Forwarder {
-    /// Unique.
-    pub name: String,
-    /// Where it asks from.
-    pub addresses: Vec<Prefix>,
-    /// The segment that its queries belong to.
-    pub segment: String,
-    /// Where it stands.
-    pub place: Place,
 }
 
 /// A value with its place, which outlives the document.
@@ -82,7 +69,7 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
     }
     let (mut segments, clients) = linker.link_segments(segments);
     let (mut rules, numbers) = linker.link_rules(drafts, &segments);
-    let forwarders = linker.link_forwarders(&settings.forwarders, &segments);
+    let directory = linker.link_forwarders(&settings.forwarders, &segments, clients);
     linker.warn_of_idle_segments(&segments, &rules);
 
     if !linker.mistakes.is_empty() {
@@ -95,9 +82,7 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
     Ok(Policy {
         revision: revision.finish(),
         index: index.finish(&rules, &numbers),
-        clients,
-        forwarder_names: settings.forwarders.iter().map(|forwarder| Arc::from(forwarder.name.as_str())).collect(),
-        forwarders,
+        directory,
         guard: linker.guard,
         sentences: Sentences::new(&segments, &rules),
         warnings: linker.warnings,
@@ -193,6 +178,7 @@ fn spread_networks(segments: &mut [Segment], rules: &mut [Rule]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::asker::Identity;
 
     fn source(file: &str, text: &str) -> Source {
         Source { file: file.to_owned(), text: text.to_owned() }
@@ -274,11 +260,19 @@ names    = []
         let forwarder = |name: &str, segment: &str| Forwarder {
             name: name.to_owned(),
             addresses: vec!["192.0.2.53/32".parse().unwrap()],
-            segment: segment.to_owned(),
+            identity: Identity::None,
+            segment: Some(segment.to_owned()),
             place: place.clone(),
         };
+        // Who names its clients may itself be a client.
+        let probes = Forwarder {
+            identity: Identity::Subnet,
+            addresses: vec!["192.0.2.54/32".parse().unwrap()],
+            ..forwarder("dnsdist", "till")
+        };
+        let unknown = Forwarder { identity: Identity::Proxy, ..forwarder("edge", "attic") };
         let settings = Settings {
-            forwarders: vec![forwarder("coredns", "cluster"), forwarder("relay", "till")],
+            forwarders: vec![forwarder("coredns", "cluster"), forwarder("relay", "till"), probes, unknown],
             never_grant: vec!["10.0.0.0/8".parse().unwrap()],
             ..Settings::default()
         };

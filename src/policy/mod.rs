@@ -7,6 +7,7 @@
 //! - `openings ⊆ answer ⊆ allowed`: what is opened is told, what is told passed the guard and a rule.
 //! - [`Policy::upholds`] asks the same functions again, so a grant and its re-decision cannot disagree.
 
+mod asker;
 mod decide;
 mod explain;
 mod guard;
@@ -26,20 +27,19 @@ mod segment;
 mod testing;
 mod verdict;
 
-use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::document::Mistake;
-use crate::net::{Prefix, PrefixMap, SegmentId, Services, canonical};
+use crate::net::{Prefix, SegmentId, Services};
 use crate::time::Wall;
+pub use asker::{Asker, Forwarder, Identity};
 pub use decide::decide;
 pub use inspect::inspect;
-pub use load::{Forwarder, Settings, Source, compile};
+pub use load::{Settings, Source, compile};
 pub use rule::{Action, Rule};
 pub use segment::{GrantScope, Segment};
 pub use verdict::{
-    Asker, Basis, Cleared, Opening, Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict, Withheld,
+    Basis, Cleared, Opening, Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict, Withheld,
 };
 
 /// A compiled policy: immutable, numbered, shared. Made by [`compile`].
@@ -50,9 +50,7 @@ pub struct Policy {
     segments: Vec<Segment>,
     /// In order of id.
     rules: Vec<Rule>,
-    clients: PrefixMap<SegmentIndex>,
-    forwarder_names: Vec<Arc<str>>,
-    forwarders: PrefixMap<(u32, SegmentIndex)>,
+    directory: asker::Directory,
     index: index::Index,
     guard: guard::Guard,
     sentences: explain::Sentences,
@@ -88,18 +86,6 @@ impl Policy {
         self.revision
     }
 
-    /// Who asks from this address: the forwarder's segment where it is a forwarder, else the segment with the
-    /// longest prefix; `None` where there is none.
-    #[must_use]
-    pub fn asker(&self, peer: IpAddr) -> Option<Asker> {
-        let client = canonical(peer);
-        if let Some((forwarder, segment)) = self.forwarders.longest(client) {
-            let forwarder = NonZeroU32::MIN.checked_add(*forwarder);
-            return Some(Asker { client, segment: *segment, forwarder });
-        }
-        self.clients.longest(client).map(|segment| Asker { client, segment: *segment, forwarder: None })
-    }
-
     /// The segment of an asker of this policy.
     #[must_use]
     pub fn segment(&self, asker: Asker) -> &Segment {
@@ -130,12 +116,6 @@ impl Policy {
     #[must_use]
     pub const fn rules_len(&self) -> usize {
         self.rules.len()
-    }
-
-    /// The name of the forwarder that asked, if one did.
-    #[must_use]
-    pub fn forwarder(&self, asker: Asker) -> Option<&Arc<str>> {
-        self.forwarder_names.get(asker.forwarder?.get() as usize - 1)
     }
 
     /// What is no mistake and yet worth a look, by place.

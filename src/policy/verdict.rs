@@ -4,7 +4,6 @@
 //! are private, and the next stage of the walk takes them by value.
 
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::name::Name;
 use crate::net::Element;
-use crate::policy::{Policy, Segment};
+use crate::policy::{Asker, Policy, Segment};
 use crate::record::{Answer, Origin, Question};
 
 /// Why a query got the verdict it got; the `reason` of its record.
@@ -98,25 +97,6 @@ impl Reason {
             Self::Local => "local",
             Self::Special => "special",
         }
-    }
-}
-
-/// Who asks: the client's address, the segment it belongs to, and the forwarder that asked for it, if any.
-/// Made by [`Policy::asker`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Asker {
-    /// The client; behind a forwarder without identity, the forwarder.
-    pub client: IpAddr,
-    pub(in crate::policy) segment: SegmentIndex,
-    /// Its place in the policy's forwarders, from 1: an asker is kept with every reply that a worker told last.
-    pub(in crate::policy) forwarder: Option<NonZeroU32>,
-}
-
-impl Asker {
-    /// The place of its segment in [`Policy::segments`].
-    #[must_use]
-    pub const fn place(&self) -> usize {
-        self.segment.0 as usize
     }
 }
 

@@ -1,15 +1,13 @@
 //! The gate as the stream doors see it: one outbox, one shard of the log, for all of them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
-use super::tcp::{Frames, Round, Standing, StreamGate};
-use crate::audit::Transport;
+use super::tcp::{Caller, Frames, Round, Standing, StreamGate};
 use crate::gate::{Arrival, Fast, Finished, Gate, Job, Outbox};
-use crate::net::canonical;
 use crate::upstream::Ports;
 
 /// See the module.
@@ -42,21 +40,28 @@ impl StreamGate for StreamDoor {
 
     fn standing(&self, peer: IpAddr) -> Standing {
         let policy = &self.gate.rulebook.load().policy;
-        match policy.asker(canonical(peer)) {
-            None => Standing::Stranger,
-            Some(asker) if policy.forwarder(asker).is_some() => Standing::Forwarder,
-            Some(_) => Standing::Client,
+        if policy.identity(peer).is_some() {
+            Standing::Forwarder
+        } else if policy.asker(peer).is_some() {
+            Standing::Client
+        } else {
+            Standing::Stranger
         }
     }
 
-    fn answer(&self, frames: &mut Frames, peer: SocketAddr, transport: Transport, round: &mut Round<Job>) {
+    fn takes_proxy(&self, peer: IpAddr) -> bool {
+        self.gate.rulebook.load().policy.takes_proxy(peer)
+    }
+
+    fn answer(&self, frames: &mut Frames, caller: &Caller, round: &mut Round<Job>) {
         let Desk { outbox, passed } = &mut *self.desk.lock();
         let rulebook = self.gate.use_rulebook(passed);
-        let arrival = Arrival { peer, transport, at: self.gate.clock.now() };
+        let Caller { peer, transport, said } = caller.clone();
+        let arrival = Arrival { peer, transport, at: self.gate.clock.now(), said };
         while !round.is_full(outbox.size())
             && let Some(packet) = frames.take()
         {
-            if let Fast::Slow(job) = self.gate.fast(&rulebook, packet, arrival, outbox, || ()) {
+            if let Fast::Slow(job) = self.gate.fast(&rulebook, packet, arrival.clone(), outbox, || ()) {
                 round.wait(job);
             }
         }

@@ -1,5 +1,5 @@
-//! EDNS (RFC 6891): the OPT record and the options that we read and write: Extended DNS Errors (RFC 8914) and, on
-//! streams, keepalive (RFC 7828) and padding (RFC 7830).
+//! EDNS (RFC 6891): the OPT record and the options that we read and write: Extended DNS Errors (RFC 8914), client subnet
+//! (RFC 7871) where a forwarder names its clients by it and, on streams, keepalive (RFC 7828) and padding (RFC 7830).
 
 use std::time::Duration;
 
@@ -13,12 +13,13 @@ const OPT_LENGTH: usize = 11;
 const EDE_HEAD: usize = 6;
 
 const DNSSEC_OK: u16 = 0x8000;
+pub(super) const OPTION_SUBNET: u16 = 8;
 const OPTION_KEEPALIVE: u16 = 11;
 const OPTION_PADDING: u16 = 12;
 const OPTION_EDE: u16 = 15;
 
 /// An option's code and length.
-const OPTION_HEAD: usize = 4;
+pub(super) const OPTION_HEAD: usize = 4;
 
 /// RFC 8467 §4.1: a server "SHOULD pad the corresponding response to a multiple of 468 octets".
 const BLOCK: usize = 468;
@@ -89,16 +90,20 @@ impl<'a> Opt<'a> {
         })
     }
 
-    /// Reads what a client's options ask for; the others are passed over (RFC 6891 §6.1.2).
-    pub(super) fn read_options(&self, edns: &mut Edns) -> Result<(), Fault> {
+    /// Reads what a client's options ask for; the others are passed over (RFC 6891 §6.1.2). The data of the client subnet
+    /// among them, as [`Echo::subnet`].
+    pub(super) fn read_options(&self, edns: &mut Edns) -> Result<Option<&'a [u8]>, Fault> {
+        let mut subnet = None;
         for option in self.options() {
-            match option?.0 {
-                OPTION_KEEPALIVE => edns.keepalive = true,
-                OPTION_PADDING => edns.padding = true,
+            match option? {
+                (OPTION_KEEPALIVE, _) => edns.keepalive = true,
+                (OPTION_PADDING, _) => edns.padding = true,
+                // Who sends two leaves open which one counts: no data is no option's.
+                (OPTION_SUBNET, data) => subnet = Some(if subnet.is_none() { data } else { &[] }),
                 _ => {}
             }
         }
-        Ok(())
+        Ok(subnet)
     }
 
     /// The first Extended DNS Error, its text made valid UTF-8.
@@ -142,8 +147,6 @@ pub(super) fn push_opt(out: &mut Vec<u8>, rcode_high: u8, dnssec_ok: bool, ede: 
 pub fn extend(out: &mut Vec<u8>, written: Written, echo: &Echo<'_>, options: StreamOptions) -> Written {
     let Some(edns) = echo.edns.filter(|edns| edns.keepalive || edns.padding) else { return written };
     let start = out.len() - written.len;
-    // The OPT is the last record of every reply, and its length field stands before its options.
-    let Some(field) = out.len().checked_sub(written.options + 2) else { return written };
     let room = |out: &Vec<u8>| TCP_LIMIT.saturating_sub(out.len() - start);
     if let Some(idle) = options.idle.filter(|_| edns.keepalive && room(out) >= OPTION_HEAD + 2) {
         // In units of 100 milliseconds.
@@ -159,11 +162,19 @@ pub fn extend(out: &mut Vec<u8>, written: Written, echo: &Echo<'_>, options: Str
         out.extend_from_slice(&length_field(padded - length));
         out.resize(start + padded, 0);
     }
-    let options = out.len() - field - 2;
-    if let Some(field) = out.get_mut(field..field + 2) {
+    ended(out, written, start)
+}
+
+/// The reply that began at `start` after options were added to its OPT, which is the last record of every reply.
+pub(super) fn ended(out: &mut [u8], written: Written, start: usize) -> Written {
+    let len = out.len() - start;
+    let options = written.options + len - written.len;
+    // The length field stands before the options.
+    let field = out.len().checked_sub(options + 2);
+    if let Some(field) = field.and_then(|field| out.get_mut(field..field + 2)) {
         field.copy_from_slice(&length_field(options));
     }
-    Written { len: out.len() - start, options, ..written }
+    Written { len, options, ..written }
 }
 
 /// Pads a query that ends with an OPT record without options to a multiple of `block` octets (RFC 7830).
@@ -179,7 +190,7 @@ pub fn pad_query(query: &mut Vec<u8>, block: usize) {
 }
 
 /// A length on the wire. The caller has checked that the reply stays under its limit, so it fits.
-fn length_field(length: usize) -> [u8; 2] {
+pub(super) fn length_field(length: usize) -> [u8; 2] {
     u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes()
 }
 

@@ -44,6 +44,10 @@ pub enum Fault {
     OptOwner,
     /// EDNS options that do not fill their record exactly.
     OptLength,
+    /// A client subnet that does not have the shape of one.
+    Subnet,
+    /// No PROXY header, or a broken one, where every message is to have one.
+    Unproxied,
     /// An EDNS version above 0.
     Version,
     /// More records in a section than are read.
@@ -76,6 +80,8 @@ impl Fault {
             Self::SecondOpt => "a second or misplaced OPT record",
             Self::OptOwner => "an OPT record not owned by the root",
             Self::OptLength => "EDNS options that do not fill their record",
+            Self::Subnet => "a client subnet that is none",
+            Self::Unproxied => "no PROXY header, version 2",
             Self::Version => "an EDNS version above 0",
             Self::TooManyRecords => "too many records",
             Self::Data => "record data not of the shape of its type",
@@ -92,7 +98,7 @@ impl Fault {
             // RFC 8945 §5.2.1 would have NOTAUTH with a TSIG of our own, which takes an implementation of TSIG.
             Self::Opcode | Self::MetaType | Self::Signed => Some(Rcode::NOTIMP),
             // RFC 1035 §4.1.1: "a name server may not wish to perform a particular operation (e.g., zone transfer)".
-            Self::Class | Self::Transfer => Some(Rcode::REFUSED),
+            Self::Class | Self::Transfer | Self::Unproxied => Some(Rcode::REFUSED),
             // RFC 6891 §6.1.3: "If a responder does not implement the VERSION level of the request, then it MUST
             // respond with RCODE=BADVERS."
             Self::Version => Some(Rcode::BADVERS),
@@ -108,6 +114,7 @@ impl Fault {
             | Self::SecondOpt
             | Self::OptOwner
             | Self::OptLength
+            | Self::Subnet
             | Self::TooManyRecords
             | Self::Data => Some(Rcode::FORMERR),
         }

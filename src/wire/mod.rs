@@ -16,18 +16,22 @@ mod compression;
 mod edns;
 mod fault;
 mod message;
+mod proxy;
 mod query;
 mod rdata;
 mod reader;
 mod reply;
+mod subnet;
 #[cfg(test)]
 mod tests;
 
 pub use edns::{Edns, StreamOptions, extend, pad_query};
 pub use fault::Fault;
 pub use message::{Message, MessageEdns, encode_query, freshness, parse_message, parse_reply};
+pub use proxy::{PROXY_HEAD, Proxied, proxy_length, read_proxy};
 pub use query::{Canonical, Echo, Malformed, Query, parse};
 pub use reply::{REFUSAL_TTL, Template, Written, refusal_soa, write_refusal};
+pub use subnet::{echo_subnet, named_by_subnet, subnet_room};
 
 /// The largest datagram that we send and ask for. No path may fragment it: 1280, the smallest MTU of IPv6
 /// (RFC 8200 §5), less 40 for IPv6 and 8 for UDP.

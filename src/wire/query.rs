@@ -44,6 +44,9 @@ pub struct Echo<'a> {
     pub question: &'a [u8],
     /// The client's EDNS; without it the reply has none either.
     pub edns: Option<Edns>,
+    /// The data of its client subnet option, which its reply repeats; of two, none that can be read. Nobody's word unless
+    /// it is known whose it is.
+    pub subnet: Option<&'a [u8]>,
 }
 
 impl Echo<'_> {
@@ -57,6 +60,7 @@ impl Echo<'_> {
             checking_disabled: flags & flag::CD != 0,
             question: &[],
             edns: None,
+            subnet: None,
         }
     }
 
@@ -203,7 +207,7 @@ fn read_questions<'a>(
 }
 
 /// Passes over the records and reads the OPT among them. `counts`: those before the additional section, and in it.
-fn read_records(reader: &mut Reader<'_>, counts: [u32; 2], echo: &mut Echo<'_>) -> Result<(), Fault> {
+fn read_records<'a>(reader: &mut Reader<'a>, counts: [u32; 2], echo: &mut Echo<'a>) -> Result<(), Fault> {
     let [before, additional] = counts;
     for index in 0..before + additional {
         let owned_by_root = reader.skip_name()? == 1;
@@ -224,7 +228,7 @@ fn read_records(reader: &mut Reader<'_>, counts: [u32; 2], echo: &mut Echo<'_>) 
                 if opt.version != 0 {
                     return Err(Fault::Version);
                 }
-                opt.read_options(edns)?;
+                echo.subnet = opt.read_options(edns)?;
             }
             RecordType::TSIG => return Err(Fault::Signed),
             _ => {}
@@ -284,6 +288,7 @@ mod tests {
                 checking_disabled: true,
                 question: QUESTION,
                 edns: Some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false }),
+                subnet: None,
             }
         );
         assert_eq!(query.echo.udp_limit(), 1232);

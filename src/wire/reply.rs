@@ -360,6 +360,7 @@ mod tests {
             checking_disabled: true,
             question: ASKED,
             edns,
+            subnet: None,
         }
     }
 

@@ -78,6 +78,7 @@ fn echo() -> impl Strategy<Value = (Question, Echo<'static>)> {
                 checking_disabled,
                 question: in_case(&question, bits),
                 edns: edns.map(|(size, dnssec_ok)| Edns { size, dnssec_ok, keepalive: false, padding: false }),
+                subnet: None,
             };
             (question, echo)
         },
@@ -230,6 +231,7 @@ fn compression_stops_at_its_caps_and_stays_right() {
         checking_disabled: false,
         question: in_case(&question, 0),
         edns: None,
+        subnet: None,
     };
     let mut out = Vec::new();
     assert!(!template.write(&mut out, &echo, Ttl::ZERO, TCP_LIMIT).truncated);

@@ -23,6 +23,7 @@ mod dot;
 mod encrypted;
 mod errors;
 mod explain;
+mod forwarder;
 mod life;
 mod outage;
 mod packets;

@@ -29,6 +29,7 @@ use outgate::net::{Prefix, Scope};
 use outgate::policy::{self, Forwarder};
 use outgate::time::Clock;
 use outgate::upstream::{ServerSettings, Settings, Transport as UpstreamTransport, Upstreams};
+use outgate::wire::read_proxy;
 use outgate::zones::{self, Zones};
 use serde_json::Value;
 
@@ -245,9 +246,9 @@ impl World {
     /// The first half of [`World::send`]: until it is decided what becomes of the packet, before that is sealed.
     pub(crate) fn hold(&mut self, packet: &[u8], peer: SocketAddr, transport: Transport) -> Held {
         self.sent += 1;
-        let arrival = Arrival { peer, transport, at: self.clock.now() };
+        let arrival = Arrival::new(peer, transport, self.clock.now());
         let before = self.upstream_packets();
-        let finished = match self.gate.fast(&self.gate.rulebook(), packet, arrival, &mut self.outbox, || ()) {
+        let finished = match self.gate.fast(&self.gate.rulebook(), packet, arrival.clone(), &mut self.outbox, || ()) {
             Fast::Done => None,
             Fast::Slow(job) => Some(self.runtime.block_on(self.gate.slow(job, &self.gate.upstreams.ports()))),
         };
@@ -300,25 +301,38 @@ impl World {
         }
         let reply = replies.into_iter().next();
         if let Some(reply) = &reply {
+            // A forwarder's header stands before the message.
+            let proxied = self.gate.rulebook().policy.takes_proxy(arrival.sender());
+            let message = read_proxy(packet).filter(|_| proxied).map_or(packet, |(_, message)| message);
             let parsed = Reply::read(reply)?;
-            parsed.check_echo(packet)?;
-            self.check_open(&parsed, arrival)?;
+            parsed.check_echo(message)?;
+            self.check_open(&parsed, &arrival, record)?;
         }
         Ok(Exchange { reply, records })
     }
 
     /// I4: what is told is open for who was told it, for as long as it was told.
-    fn check_open(&self, reply: &Reply, arrival: Arrival) -> Result<(), String> {
+    fn check_open(&self, reply: &Reply, arrival: &Arrival, record: &Value) -> Result<(), String> {
         let rulebook = self.gate.rulebook();
-        let Some(asker) = rulebook.policy.asker(arrival.client()) else { return Ok(()) };
-        let segment = rulebook.policy.segment(asker);
+        let named = |segment: &&policy::Segment| record["segment"] == *segment.name;
+        let Some(segment) = rulebook.policy.segments().iter().find(named) else {
+            return reply
+                .addresses()
+                .next()
+                .map_or(Ok(()), |told| Err(format!("{told:?} was told to nobody's client")));
+        };
+        let client =
+            record["client"].as_str().and_then(|client| client.parse().ok()).ok_or("a record without client")?;
+        if rulebook.policy.identity(arrival.sender()).is_none() && client != arrival.sender() {
+            return Err(format!("the record of {} is {client}'s", arrival.sender()));
+        }
         if segment.observes(arrival.at.wall) {
             return Ok(());
         }
         let elements = self.firewall.elements();
         for (address, ttl) in reply.addresses() {
             let until = arrival.at.tick + Duration::from_secs(ttl.into());
-            let mine = |from| from == Scope::Client(arrival.client()) || from == Scope::Segment(segment.id);
+            let mine = |from| from == Scope::Client(client) || from == Scope::Segment(segment.id);
             if !elements.iter().any(|(element, ends)| element.to == address && mine(element.from) && *ends >= until) {
                 return Err(format!("{address} was told with TTL {ttl} and is not open that long (I4)"));
             }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
-use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
 
 /// A query.
@@ -88,10 +88,28 @@ impl Reply {
 
     /// The extended error.
     pub(crate) fn ede(&self) -> Option<(u16, String)> {
-        let option = self.message.edns.as_ref()?.option(EdnsCode::from(15))?;
-        let EdnsOption::Unknown(_, data) = option else { return None };
-        let (code, text) = data.split_first_chunk::<2>()?;
+        let (code, text) = self.option(15)?.split_first_chunk::<2>()?;
         Some((u16::from_be_bytes(*code), String::from_utf8_lossy(text).into_owned()))
+    }
+
+    /// The data of an EDNS option, as it was sent.
+    pub(crate) fn option(&self, code: u16) -> Option<&[u8]> {
+        // The OPT is the last record: root, type, class, TTL, length, options.
+        let opt = b"\0\0\x29";
+        self.message.edns.as_ref()?;
+        let start = (12..self.bytes.len()).find(|at| {
+            let length = self.bytes.get(at + 9..at + 11).map(|field| u16::from_be_bytes([field[0], field[1]]).into());
+            self.bytes[*at..].starts_with(opt) && length.map(|length: usize| at + 11 + length) == Some(self.bytes.len())
+        })?;
+        let mut options = &self.bytes[start + 11..];
+        while let Some(([c, d, l, m], rest)) = options.split_first_chunk::<4>() {
+            let (data, rest) = rest.split_at_checked(u16::from_be_bytes([*l, *m]).into())?;
+            if u16::from_be_bytes([*c, *d]) == code {
+                return Some(data);
+            }
+            options = rest;
+        }
+        None
     }
 
     /// Those of the header's flags that are set.

@@ -7,6 +7,7 @@ use hickory_proto::rr::{RData, RecordType};
 use serde_json::Value;
 
 use super::script::{addresses, name, number_of};
+use super::traffic::subnet;
 use crate::gate::Reply;
 
 /// A comparison with a number.
@@ -36,6 +37,8 @@ pub(crate) struct Wanted {
     pub(crate) answers: Vec<(String, String)>,
     pub(crate) ttl: Option<Bound>,
     pub(crate) ede: Option<(u16, String)>,
+    /// The data of the client subnet option.
+    pub(crate) subnet: Option<Vec<u8>>,
     pub(crate) flags: Option<Vec<String>>,
     pub(crate) truncated: bool,
     pub(crate) bytes: Option<Bound>,
@@ -70,6 +73,9 @@ impl Wanted {
             (None, None) => {}
             (Some((code, part)), Some((got, text))) if *code == got && text.contains(part) => {}
             (wanted, got) => return Err(format!("expected the extended error {wanted:?}, got {got:?}")),
+        }
+        if reply.option(8) != self.subnet.as_deref() {
+            return Err(format!("expected the client subnet {:?}, got {:?}", self.subnet, reply.option(8)));
         }
         if let Some(flags) = &self.flags
             && reply.flags() != *flags
@@ -137,6 +143,12 @@ pub(super) fn read_expect(words: &[String]) -> Result<Wanted, String> {
             "a" | "aaaa" => {
                 let found = addresses(next()?)?.into_iter().map(|address| (word.clone(), address.to_string()));
                 wanted.answers.extend(found);
+            }
+            "subnet" => {
+                let mut data = subnet(next()?)?;
+                // The scope is as long as the source.
+                data[3] = data[2];
+                wanted.subnet = Some(data);
             }
             "cname" => wanted.answers.push((word.clone(), name(next()?)?.to_ascii())),
             "txt" => wanted.answers.push((word.clone(), next()?.clone())),

@@ -58,8 +58,9 @@ impl Stage {
                 let server = self.world.server(&name_of).ok_or_else(|| format!("there is no upstream {name_of}"))?;
                 server.script(&name, kind, act);
             }
-            What::Query { ask, from, transport, held } => {
-                let packet = ask.bytes(0x1000 + self.packets);
+            What::Query { ask, header, from, transport, held } => {
+                let message = ask.bytes(0x1000 + self.packets);
+                let packet = [header.unwrap_or_default(), message].concat();
                 let peer = self.peer(from);
                 self.held = Some(self.world.hold(&packet, peer, transport));
                 if !held {

@@ -10,7 +10,7 @@ use outgate::cache;
 use outgate::document::{Document, Place, parse_duration};
 use outgate::firewall::Mode;
 use outgate::grant::Terms;
-use outgate::policy::{self, Forwarder};
+use outgate::policy::{self, Forwarder, Identity};
 use outgate::zones;
 
 use super::expected::{Field, Wanted, read_expect};
@@ -35,7 +35,7 @@ pub(crate) struct Step {
 /// What a step does or expects.
 pub(crate) enum What {
     Answer { upstream: Option<String>, name: String, kind: RecordType, act: Act },
-    Query { ask: Box<Ask>, from: IpAddr, transport: Transport, held: bool },
+    Query { ask: Box<Ask>, header: Option<Vec<u8>>, from: IpAddr, transport: Transport, held: bool },
     Release,
     Packet { bytes: Vec<u8>, from: IpAddr, transport: Transport },
     Expect(Box<Wanted>),
@@ -147,11 +147,18 @@ fn read_line(line: Line, setup: &mut Setup) -> Result<Option<What>, String> {
             return Ok(None);
         }
         "FORWARDER" => {
-            let [name, from, segment] = words else { return Err("write FORWARDER name address segment".to_owned()) };
+            let usage = "write FORWARDER name address [none|ecs|proxy] [segment]";
+            let [name, from, rest @ ..] = words else { return Err(usage.to_owned()) };
+            let said = rest.first().and_then(|word| Identity::ALL.into_iter().find(|(_, known)| known == word));
+            let (identity, segment) = match (said, rest) {
+                (Some((identity, _)), [_, segment @ ..]) => (identity, segment),
+                (_, segment) => (Identity::None, segment),
+            };
             setup.forwarders.push(Forwarder {
                 name: name.clone(),
                 addresses: vec![address(from)?.into()],
-                segment: segment.clone(),
+                identity,
+                segment: segment.first().cloned(),
                 place: Place { file: "scenario".into(), line: u32::try_from(number).unwrap_or(1), column: 1 },
             });
             return Ok(None);

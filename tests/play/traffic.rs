@@ -70,11 +70,11 @@ fn read_response(asked: &Name, rcode: &str, words: &[String]) -> Result<Answer, 
     Ok(answer)
 }
 
-/// `[held] [from address] [tcp] [edns size | noedns] [version n] [do] [cd] [ad] [nord] [class c] [opcode n] name type`.
+/// `[held] [from address] [tcp] [subnet s] [proxy address | proxy local] [edns size | noedns] [version n] [do] [cd] [ad] [nord] [class c] [opcode n] name type`.
 pub(super) fn read_query(words: &[String]) -> Result<What, String> {
     let [options @ .., asked, asked_kind] = words else { return Err("write QUERY name type".to_owned()) };
     let mut ask = Ask::new(asked, kind(asked_kind)?);
-    let (mut from, mut transport, mut held) = (client(), Transport::Udp, false);
+    let (mut from, mut transport, mut held, mut header) = (client(), Transport::Udp, false, None);
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match option.as_str() {
@@ -90,6 +90,8 @@ pub(super) fn read_query(words: &[String]) -> Result<What, String> {
             "nord" => ask.recursion_desired = false,
             "class" => ask.class = DNSClass::from(number_of::<u16>(options.next())?),
             "opcode" => ask.opcode = OpCode::from_u8(number_of(options.next())?),
+            "subnet" => ask.options.push((8, subnet(options.next().ok_or("which subnet?")?)?)),
+            "proxy" => header = Some(proxy_header(options.next().ok_or("for whom?")?)?),
             "option" => {
                 let code = number_of(options.next())?;
                 ask.options.push((code, octets(options.next().ok_or("which octets?")?)?));
@@ -97,7 +99,7 @@ pub(super) fn read_query(words: &[String]) -> Result<What, String> {
             _ => return Err(format!("{option} is not a part of a query")),
         }
     }
-    Ok(What::Query { ask: Box::new(ask), from, transport, held })
+    Ok(What::Query { ask: Box::new(ask), header, from, transport, held })
 }
 
 /// `[from address] [tcp] hex…`.
@@ -112,6 +114,33 @@ pub(super) fn read_packet(words: &[String]) -> Result<What, String> {
         }
     }
     Ok(What::Packet { bytes: octets(&hex)?, from, transport })
+}
+
+/// `address/length`, as the data of a client subnet option.
+pub(super) fn subnet(word: &str) -> Result<Vec<u8>, String> {
+    let (address, length) = word.split_once('/').ok_or("a subnet is written 192.0.2.7/32")?;
+    let length: u8 = number_of(Some(&length.to_owned()))?;
+    let (family, octets) = match self::address(address)? {
+        IpAddr::V4(address) => (1, address.octets().to_vec()),
+        IpAddr::V6(address) => (2, address.octets().to_vec()),
+    };
+    let kept = octets.into_iter().take(usize::from(length).div_ceil(8));
+    Ok([0, family, length, 0].into_iter().chain(kept).collect())
+}
+
+/// A PROXY header before a datagram of this client; `local`: of the proxy itself.
+fn proxy_header(word: &str) -> Result<Vec<u8>, String> {
+    let (command, family, addresses) = match word {
+        "local" => (0x20, 0, Vec::new()),
+        client => match address(client)? {
+            IpAddr::V4(client) => (0x21, 0x12, [client.octets(), [192, 0, 2, 53]].concat()),
+            IpAddr::V6(client) => (0x21, 0x22, [client.octets(), [0; 16]].concat()),
+        },
+    };
+    let ports: &[u8] = if addresses.is_empty() { &[] } else { &[0x12, 0x34, 0, 53] };
+    let block = [&addresses, ports].concat();
+    let length = u8::try_from(block.len()).unwrap();
+    Ok([b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &[command, family, 0, length], &block].concat())
 }
 
 fn octets(hex: &str) -> Result<Vec<u8>, String> {

@@ -33,11 +33,20 @@ pub(crate) fn run(
     let policy = &loaded.policy;
     let now = Clock::system().now();
     let Some(asker) = policy.asker(client) else {
-        let ede = policy.describe_no_segment();
+        let forwarder = policy.forwarder_at(client);
+        let ede = policy.describe_no_segment(forwarder.is_some());
+        let why = match forwarder {
+            Some(_) => {
+                "it names its clients, who are explained by their own addresses; what it asks for nobody is refused, for \
+                 it has no `segment`"
+            }
+            None => "no segment's `clients` holds this address; add it to one, or a [[forwarder]]",
+        };
         let report = json!({
             "client": client.to_string(), "qname": name.to_string(), "qtype": kind.to_string(), "segment": null,
+            "asked_by": forwarder.map(|name| &**name),
             "verdict": "deny", "reason": "no_segment", "shown": "REFUSED", "ede": { "code": ede.code, "text": &*ede.text },
-            "why": "no segment's `clients` holds this address; add it to one, or a [[forwarder]]",
+            "why": why,
         });
         return show(&report, as_json);
     };

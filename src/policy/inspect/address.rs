@@ -7,9 +7,10 @@ use smallvec::SmallVec;
 
 use super::Held;
 use crate::net::{Element, Prefix, Scope, Service};
+use crate::policy::asker::Asker;
 use crate::policy::decide::Rules;
 use crate::policy::guard::Guarded;
-use crate::policy::verdict::{Asker, Opening, Reason, RuleIndex};
+use crate::policy::verdict::{Opening, Reason, RuleIndex};
 use crate::policy::{GrantScope, Policy, Rule};
 use crate::record::{AddressTrust, Origin, Record};
 
@@ -99,8 +100,7 @@ impl Policy {
     /// For whom `address` is opened when `asker` is told it.
     pub(super) fn scope(&self, asker: Asker, address: IpAddr) -> Result<Scope, Held> {
         let segment = self.segment(asker);
-        let own = segment.scope == GrantScope::Client && asker.forwarder.is_none();
-        if own && asker.client.is_ipv4() == address.is_ipv4() {
+        if segment.scope == GrantScope::Client && asker.client.is_ipv4() == address.is_ipv4() {
             Ok(Scope::Client(asker.client))
         } else if segment.reaches(address) {
             Ok(Scope::Segment(segment.id))

@@ -1,9 +1,9 @@
 //! [`Policy::upholds`]: would this policy grant what is open already?
 
-use crate::net::{Element, Scope, canonical};
+use crate::net::{Element, Scope};
 use crate::policy::decide::Ruling;
 use crate::policy::verdict::{Basis, RuleIndex, SegmentIndex};
-use crate::policy::{GrantScope, Policy};
+use crate::policy::{Asker, GrantScope, Policy};
 use crate::record::RecordType;
 
 impl Policy {
@@ -34,7 +34,9 @@ impl Policy {
         {
             return segment.reaches(element.to).then(|| u32::try_from(place).ok().map(SegmentIndex)).flatten();
         }
-        let asker = self.asker(canonical(basis.client))?;
-        (self.scope(asker, element.to).ok()? == element.from).then_some(asker.segment)
+        let holds = |asker: &Asker| self.scope(*asker, element.to).is_ok_and(|scope| scope == element.from);
+        let named = || basis.forwarder.as_ref().and_then(|_| self.member(basis.client));
+        let asker = self.asker(basis.client).filter(holds).or_else(|| named().filter(holds))?;
+        Some(asker.segment)
     }
 }

@@ -7,7 +7,6 @@ mod exchange;
 
 use std::error::Error as _;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +23,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use self::exchange::Refusal;
 use super::stopped;
-use super::tcp::{Ending, Frames, Limits, Round, StreamGate};
+use super::tcp::{Caller, Ending, Frames, Limits, Round, StreamGate};
 use super::tls::Encrypted;
-use crate::audit::Transport;
 
 /// Requests of one connection at a time. RFC 9113 §6.5.2: "It is recommended that this value be no smaller than 100".
 const STREAMS: u32 = 100;
@@ -40,7 +38,7 @@ const SEND: usize = 64 * 1024;
 /// Serves one connection to its end; then every query that it brought is recorded.
 pub(super) async fn run<G: StreamGate>(
     stream: Encrypted,
-    peer: SocketAddr,
+    caller: &Caller,
     gate: &Arc<G>,
     limits: &Limits,
     stop: watch::Receiver<bool>,
@@ -48,9 +46,10 @@ pub(super) async fn run<G: StreamGate>(
     let (working, mut all_done) = mpsc::channel(1);
     let use_ = Arc::new(Mutex::new(Use { requests: 0, since: Instant::now() }));
     let service = {
-        let (gate, limits, use_) = (Arc::clone(gate), *limits, Arc::clone(&use_));
+        let (gate, caller, limits, use_) = (Arc::clone(gate), caller.clone(), *limits, Arc::clone(&use_));
         service_fn(move |request| {
-            let client = Client { gate: Arc::clone(&gate), peer, limits, _working: working.clone() };
+            let (gate, caller) = (Arc::clone(&gate), caller.clone());
+            let client = Client { gate, caller, limits, _working: working.clone() };
             let busy = Busy::new(&use_);
             async move {
                 let response = client.serve(request).await;
@@ -181,7 +180,7 @@ async fn idle(use_: &Mutex<Use>, patience: Duration) {
 /// Who sent a request, and what it takes to answer.
 struct Client<G> {
     gate: Arc<G>,
-    peer: SocketAddr,
+    caller: Caller,
     limits: Limits,
     /// Held as long as a query is worked on.
     _working: mpsc::Sender<()>,
@@ -199,7 +198,7 @@ impl<G: StreamGate> Client<G> {
 
     async fn ask(self, message: &[u8]) -> Result<Vec<u8>, Refusal> {
         let mut round = Round::new(1);
-        self.gate.answer(&mut Frames::of(message), self.peer, Transport::Doh, &mut round);
+        self.gate.answer(&mut Frames::of(message), &self.caller, &mut round);
         if let Some(job) = round.take_job() {
             // A client that takes its request back takes nothing from its query's record.
             let waiting = tokio::spawn(self.wait(job, round));

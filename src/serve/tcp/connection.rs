@@ -1,7 +1,6 @@
 //! One connection: read, answer, write, end. One task, and one more for each query that waits.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -11,8 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frames::Frames;
-use super::{Ending, Limits, Round, StreamGate};
-use crate::audit::Transport;
+use super::{Caller, Ending, Limits, Round, StreamGate};
 use crate::serve::stopped;
 
 /// The room for replies that a connection keeps, in octets.
@@ -22,7 +20,7 @@ const KEPT: usize = 8 * 1024;
 /// least decided and recorded where the client cannot be written to any more.
 pub(super) async fn run<S, G>(
     mut stream: S,
-    (peer, transport): (SocketAddr, Transport),
+    caller: &Caller,
     gate: &Arc<G>,
     limits: &Limits,
     mut stop: watch::Receiver<bool>,
@@ -51,7 +49,7 @@ where
         }
         if answered {
             round.set_room(limits.in_flight - queries.len());
-            gate.answer(&mut frames, peer, transport, &mut round);
+            gate.answer(&mut frames, caller, &mut round);
             waiting = Instant::now();
         }
         for job in round.jobs() {
@@ -98,7 +96,7 @@ where
                 while let Some(finished) = next {
                     match finished {
                         Ok(finished) => all.push(finished),
-                        Err(error) => tracing::error!(%error, %peer, "a query over a stream ended without an answer"),
+                        Err(error) => tracing::error!(%error, peer = %caller.peer, "a query over a stream ended without an answer"),
                     }
                     next = queries.try_join_next();
                 }

@@ -6,6 +6,7 @@
 
 mod connection;
 mod frames;
+mod header;
 mod round;
 mod streams;
 
@@ -25,6 +26,7 @@ use super::https;
 use super::stopped;
 use super::tls::{Alpn, Encrypted, Tls};
 use crate::audit::Transport;
+use crate::gate::Said;
 
 /// How long accepting rests after an error: most often the process is out of file descriptors.
 const REST: Duration = Duration::from_millis(50);
@@ -40,6 +42,17 @@ pub enum Speech {
     Doh(Arc<Tls>),
 }
 
+/// Who is at the other end of a stream.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who connected.
+    pub peer: SocketAddr,
+    /// What is spoken.
+    pub transport: Transport,
+    /// What came before the first message.
+    pub said: Said,
+}
+
 /// What answers stream messages: all that need no waiting at once, the others when they are ready.
 pub trait StreamGate: Send + Sync + 'static {
     /// A query that waits for others.
@@ -50,8 +63,11 @@ pub trait StreamGate: Send + Sync + 'static {
     /// Who a peer is, before it is given a seat.
     fn standing(&self, peer: IpAddr) -> Standing;
 
+    /// Whether a PROXY header stands before all that this peer sends.
+    fn takes_proxy(&self, peer: IpAddr) -> bool;
+
     /// Answers what is complete in `frames` while the round has room. The records of its replies are written.
-    fn answer(&self, frames: &mut Frames, peer: SocketAddr, transport: Transport, round: &mut Round<Self::Job>);
+    fn answer(&self, frames: &mut Frames, caller: &Caller, round: &mut Round<Self::Job>);
 
     /// Works on one that waits. It is always run to its end, also where the client has gone, and must end by itself
     /// within the deadline of a query.
@@ -109,15 +125,34 @@ pub async fn serve<G: StreamGate>(
 
 /// One connection from its first byte to its last.
 async fn converse<G: StreamGate>(
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
     speech: Speech,
     gate: &Arc<G>,
     limits: &Limits,
     mut stop: watch::Receiver<bool>,
 ) -> Ending {
+    let transport = match &speech {
+        Speech::Tcp => Transport::Tcp,
+        Speech::Dot(_) => Transport::Dot,
+        Speech::Doh(_) => Transport::Doh,
+    };
+    let mut caller = Caller { peer, transport, said: Said::Nothing };
+    if gate.takes_proxy(peer.ip()) {
+        let said = tokio::select! {
+            said = header::read(&mut stream, limits) => said,
+            () = stopped(&mut stop) => return Ending::Stopped,
+        };
+        match said {
+            Ok(said) => caller.said = said,
+            Err(read) => {
+                header::refuse(&**gate, caller, &read);
+                return Ending::Unproxied;
+            }
+        }
+    }
     let (tls, protocol) = match &speech {
-        Speech::Tcp => return connection::run(stream, (peer, Transport::Tcp), gate, limits, stop).await,
+        Speech::Tcp => return connection::run(stream, &caller, gate, limits, stop).await,
         Speech::Dot(tls) => (tls, Alpn::Dot),
         Speech::Doh(tls) => (tls, Alpn::Http),
     };
@@ -126,8 +161,8 @@ async fn converse<G: StreamGate>(
         () = stopped(&mut stop) => Err(Ending::Stopped),
     };
     match (encrypted, protocol) {
-        (Ok(stream), Alpn::Dot) => connection::run(stream, (peer, Transport::Dot), gate, limits, stop).await,
-        (Ok(stream), Alpn::Http) => https::run(stream, peer, gate, limits, stop).await,
+        (Ok(stream), Alpn::Dot) => connection::run(stream, &caller, gate, limits, stop).await,
+        (Ok(stream), Alpn::Http) => https::run(stream, &caller, gate, limits, stop).await,
         (Err(ending), _) => ending,
     }
 }

@@ -60,6 +60,8 @@ pub enum Ending {
     Peer,
     /// The TLS handshake failed, or was not complete within [`Limits::handshake`].
     Handshake,
+    /// A forwarder's PROXY header was missing, broken, or not complete within [`Limits::receive`].
+    Unproxied,
     /// No query for [`Limits::idle`].
     Idle,
     /// A message was not complete within [`Limits::receive`].
@@ -82,9 +84,10 @@ pub enum Ending {
 
 impl Ending {
     /// Every ending.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Peer,
         Self::Handshake,
+        Self::Unproxied,
         Self::Idle,
         Self::Partial,
         Self::Empty,
@@ -102,6 +105,7 @@ impl Ending {
         match self {
             Self::Peer => "peer",
             Self::Handshake => "handshake",
+            Self::Unproxied => "unproxied",
             Self::Idle => "idle",
             Self::Partial => "partial",
             Self::Empty => "empty",

@@ -14,8 +14,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use super::{Ending, Frames, Limits, Round, Speech, Standing, StreamGate, Streams, connection, serve};
+use super::{Caller, Ending, Frames, Limits, Round, Speech, Standing, StreamGate, Streams, connection, serve};
 use crate::audit::Transport;
+use crate::gate::Said;
 
 const PEER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
 /// Nothing on loopback takes this long; it only bounds a test that fails.
@@ -24,6 +25,7 @@ const BOUND: Duration = Duration::from_secs(20);
 /// Echoes; `h…` is held until a permit comes, `s…` meets silence, `b…` is answered with 65,535 bytes.
 struct Echo {
     forwarders: Vec<IpAddr>,
+    proxies: Vec<IpAddr>,
     held: Semaphore,
     begun: AtomicUsize,
     done: AtomicUsize,
@@ -32,7 +34,14 @@ struct Echo {
 impl Echo {
     fn new(forwarders: &[&str]) -> Arc<Self> {
         let forwarders = forwarders.iter().map(|address| address.parse().unwrap()).collect();
-        Arc::new(Self { forwarders, held: Semaphore::new(0), begun: AtomicUsize::new(0), done: AtomicUsize::new(0) })
+        let proxies = vec![[127, 0, 0, 53].into()];
+        Arc::new(Self {
+            forwarders,
+            proxies,
+            held: Semaphore::new(0),
+            begun: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
+        })
     }
 
     /// The octets of the reply.
@@ -56,13 +65,19 @@ impl StreamGate for Echo {
         if self.forwarders.contains(&peer) { Standing::Forwarder } else { Standing::Client }
     }
 
-    fn answer(&self, frames: &mut Frames, _: SocketAddr, _: Transport, round: &mut Round<Vec<u8>>) {
+    fn takes_proxy(&self, peer: IpAddr) -> bool {
+        self.proxies.contains(&peer)
+    }
+
+    fn answer(&self, frames: &mut Frames, caller: &Caller, round: &mut Round<Vec<u8>>) {
         let mut ready = 0;
         while !round.is_full(ready)
             && let Some(packet) = frames.take()
         {
             self.begun.fetch_add(1, SeqCst);
-            if packet[0] == b'h' {
+            if packet == b"who" {
+                round.reply(format!("{:?}", caller.said).as_bytes());
+            } else if packet[0] == b'h' {
                 round.wait(packet.to_vec());
             } else {
                 ready += self.tell(packet, round);
@@ -109,6 +124,10 @@ async fn until(what: &str, fact: impl Fn() -> bool) {
     }
 }
 
+fn caller() -> Caller {
+    Caller { peer: PEER.into(), transport: Transport::Tcp, said: Said::Nothing }
+}
+
 /// One connection over a memory pipe.
 struct Pipe {
     client: DuplexStream,
@@ -122,9 +141,8 @@ fn pipe(capacity: usize) -> Pipe {
     let (stop, stopping) = watch::channel(false);
     let gate = Echo::new(&[]);
     let of_server = Arc::clone(&gate);
-    let ended = tokio::spawn(async move {
-        connection::run(server, (PEER.into(), Transport::Tcp), &of_server, &Limits::default(), stopping).await
-    });
+    let ended =
+        tokio::spawn(async move { connection::run(server, &caller(), &of_server, &Limits::default(), stopping).await });
     Pipe { client, gate, stop, ended }
 }
 
@@ -246,9 +264,7 @@ async fn what_came_together_is_answered_in_one_write() {
     let stream = Counting { stream: server, writes: Arc::clone(&writes) };
     let (_stop, stopping) = watch::channel(false);
     let gate = Echo::new(&[]);
-    tokio::spawn(async move {
-        connection::run(stream, (PEER.into(), Transport::Tcp), &gate, &Limits::default(), stopping).await
-    });
+    tokio::spawn(async move { connection::run(stream, &caller(), &gate, &Limits::default(), stopping).await });
     let queries: Vec<u8> = (0..50_u8).flat_map(|n| framed(&[b'x', n])).collect();
     client.write_all(&queries).await.unwrap();
     for n in 0..50 {
@@ -385,6 +401,47 @@ async fn a_client_has_its_share_and_a_forwarder_a_larger_one() {
 
         drop(seated);
         until("its seats are free", || door.streams.open() == 0).await;
+    }
+}
+
+/// A PROXY header of 192.0.2.7, port 40000.
+const HEADER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc0\0\x02\x35\x9c\x40\0\x35";
+
+#[tokio::test]
+async fn a_proxy_says_once_for_whom_it_connects() {
+    let door = door(Limits::default(), &[]).await;
+    let mut client = door.connect([127, 0, 0, 53]).await;
+    client.set_nodelay(true).unwrap();
+    let bytes = [HEADER, &framed(b"who"), &framed(b"who")].concat();
+    for piece in bytes.chunks(5) {
+        client.write_all(piece).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..2 {
+        assert_eq!(receive(&mut client).await, b"Proxied(192.0.2.7:40000)");
+    }
+    let local = [HEADER.split_at(12).0, b"\x20\0\0\0", &framed(b"who")].concat();
+    let mut client = door.connect([127, 0, 0, 53]).await;
+    client.write_all(&local).await.unwrap();
+    assert_eq!(receive(&mut client).await, b"Nothing");
+    // From anybody else the header is the beginning of messages: here one of 3,338 octets.
+    let mut client = door.connect([127, 0, 0, 1]).await;
+    client.write_all(&bytes).await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(rest(&mut client).await, b"");
+}
+
+#[tokio::test]
+async fn a_proxy_that_does_not_say_it_is_recorded_and_cut_off() {
+    let door = door(Limits { receive: Duration::from_millis(200), ..Limits::default() }, &[]).await;
+    let cut = HEADER.split_at(20).0;
+    for (recorded, sent) in [(1, framed(b"a message of no header")), (2, cut.to_vec()), (2, Vec::new())] {
+        let before = door.ended(Ending::Unproxied);
+        let mut client = door.connect([127, 0, 0, 53]).await;
+        client.write_all(&sent).await.unwrap();
+        assert_eq!(rest(&mut client).await, b"", "no answer");
+        until("it is counted", || door.ended(Ending::Unproxied) == before + 1).await;
+        assert_eq!(door.gate.begun.load(SeqCst), recorded);
     }
 }
 

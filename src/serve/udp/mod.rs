@@ -223,7 +223,7 @@ where
         if received > 0 {
             let at = gate.clock.now();
             for (packet, route) in datagrams.received() {
-                let arrival = Arrival { peer: route.peer, transport: Transport::Udp, at };
+                let arrival = Arrival::new(route.peer, Transport::Udp, at);
                 if let Fast::Slow(job) = gate.fast(&rulebook, packet, arrival, outbox, || route) {
                     jobs.start(begin(job, route, index));
                 }
