@@ -14,6 +14,7 @@ mod tls;
 mod upstream;
 
 mod cache;
+mod clients;
 mod crash;
 mod differential;
 mod disk;

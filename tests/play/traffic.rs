@@ -3,15 +3,16 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, SOA, TXT};
-use hickory_proto::rr::{DNSClass, Name, RData, Record};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, NULL, SOA, TXT};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::BinEncodable;
 use outgate::audit::Transport;
 
 use super::expected::code;
 use super::script::{What, address, addresses, kind, name, number_of};
 use crate::gate::{Act, Answer, Ask, client};
 
-/// `[upstream:] name type -> silence | RCODE [tc] [ede code text] [ttl n] [cname n] [a n] [aaaa n] [txt t] [soa n s]`.
+/// `[upstream:] name type -> silence | RCODE [tc] [ede code text] [ttl n] [cname n] [dname n n] [a n] [aaaa n] [txt t] [soa n s]`.
 pub(super) fn read_answer(words: &[String]) -> Result<What, String> {
     let (upstream, words) = match words.split_first() {
         Some((first, rest)) if first.ends_with(':') => (Some(first.trim_end_matches(':').to_owned()), rest),
@@ -44,6 +45,14 @@ fn read_response(asked: &Name, rcode: &str, words: &[String]) -> Result<Answer, 
                 let target = name(next()?)?;
                 answer.records.push(Record::from_rdata(owner, ttl, RData::CNAME(CNAME(target.clone()))));
                 owner = target;
+            }
+            "dname" => {
+                let (old, new) = (name(next()?)?, name(next()?)?);
+                let data = RData::Unknown {
+                    code: RecordType::from(39),
+                    rdata: NULL::with(new.to_bytes().unwrap_or_default()),
+                };
+                answer.records.push(Record::from_rdata(old, ttl, data));
             }
             "a" | "aaaa" => {
                 for address in addresses(next()?)? {
