@@ -191,6 +191,51 @@ fn glibc_and_what_resolves_by_it() {
 }
 
 #[test]
+fn glibc_with_the_options_that_people_set() {
+    on_a_machine(&["cc"], |site| {
+        let program = compiled(site, "cc", &[]);
+        for (options, transport) in [
+            ("edns0 trust-ad", "udp"),
+            ("single-request", "udp"),
+            ("single-request-reopen", "udp"),
+            ("rotate timeout:1 attempts:1", "udp"),
+            ("use-vc", "tcp"),
+        ] {
+            resolv_conf(site, &format!("{PLAIN}options {options}\n"));
+            check(site, options, &PLAIN_ROWS, &[], |name| with_name(&program, &[], name));
+            let last = site.queries().pop().unwrap();
+            assert_eq!(last["transport"], transport, "{options}");
+        }
+    });
+}
+
+/// Why NXDOMAIN is what a denied name meets, unless a segment says otherwise.
+#[test]
+fn each_refusal_as_c_libraries_take_it() {
+    on_a_machine(&["cc", "musl-gcc"], |site| {
+        let programs = [compiled(site, "cc", &[]), compiled(site, "musl-gcc", &["-static"])];
+        // To musl REFUSED is no answer: it waits for a better one until its time is up, 5 s where nothing is said.
+        resolv_conf(site, &format!("{CLUSTERED}options timeout:1\n"));
+        for (refusal, denied, searched) in [
+            ("nxdomain", ["NONAME", "NONAME"], [BOTH, BOTH]),
+            ("nodata", ["NODATA", "NONAME"], [BOTH, "NONAME"]),
+            ("refused", ["AGAIN", "AGAIN"], [BOTH, "AGAIN"]),
+        ] {
+            let segment = format!("clients = [\"127.0.0.0/8\", \"::1/128\"]\nrefusal = \"{refusal}\"");
+            site.file("policy/loop.toml", &POLICY.replace("clients = [\"127.0.0.0/8\", \"::1/128\"]", &segment));
+            assert_eq!(site.run(&["reload"]).code, Some(0));
+            for (number, program) in programs.iter().enumerate() {
+                let told = looked_up(site, Command::new(program).arg("denied.corp.example.")).0;
+                assert_eq!(told, denied[number], "{refusal} {program:?}");
+                // The third suffix makes a name that is denied.
+                let told = looked_up(site, Command::new(program).arg("www.corp.example")).0;
+                assert_eq!(told, searched[number], "{refusal} {program:?}, searched");
+            }
+        }
+    });
+}
+
+#[test]
 fn musl() {
     on_a_machine(&["musl-gcc"], |site| {
         let program = compiled(site, "musl-gcc", &["-static"]);

@@ -7,8 +7,8 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use crate::dns::framed;
 use crate::harness::BOUND;
 
-/// Fewer than a client may have waiting.
-const WINDOW: usize = 128;
+/// Fewer than a client may have waiting; as many replies fit into the socket's buffer, so that none is lost.
+const WINDOW: usize = 64;
 /// Queries of one connection: each has an id of its own.
 const CONNECTION: usize = 16_384;
 
