@@ -302,6 +302,20 @@ pub fn labels(wire: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// The name that begins here, root label included, and what follows it; `None` where the bytes end before it does. Its
+/// labels are not looked at: [`Name::from_wire`] does that.
+#[must_use]
+pub fn split_first(wire: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut end = 0;
+    loop {
+        let label = usize::from(*wire.get(end)?);
+        end += 1 + label;
+        if label == 0 {
+            return wire.split_at_checked(end);
+        }
+    }
+}
+
 /// The name itself, its parent, and so on up to and including the root.
 pub fn ancestors(wire: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut next = Some(wire).filter(|wire| !wire.is_empty());
@@ -396,6 +410,10 @@ mod tests {
         fn wire_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = Name::from_wire(&bytes);
             labels(&bytes).for_each(drop);
+            if let Some((name, rest)) = split_first(&bytes) {
+                prop_assert_eq!(name.len() + rest.len(), bytes.len());
+                prop_assert!(name.ends_with(&[0]));
+            }
             ancestors(&bytes).for_each(drop);
         }
     }

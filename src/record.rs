@@ -1,10 +1,13 @@
 //! Questions, records and answers: DNS as data, uncompressed.
 
+pub mod service;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use self::service::Service;
 use crate::name::Name;
 use crate::net::Prefix;
 use crate::time::Ttl;
@@ -48,6 +51,12 @@ impl RecordType {
     #[must_use]
     pub fn is_address(self) -> bool {
         self == Self::A || self == Self::AAAA
+    }
+
+    /// True for types whose records bind a service to where it is served (RFC 9460).
+    #[must_use]
+    pub fn is_service(self) -> bool {
+        self == Self::HTTPS || self == Self::SVCB
     }
 }
 
@@ -220,6 +229,17 @@ impl Record {
         (self.kind == RecordType::CNAME).then(|| Name::from_wire(&self.data).ok()).flatten()
     }
 
+    /// The host that an MX or SRV record names (RFC 1035 §3.3.9, RFC 2782).
+    #[must_use]
+    pub fn host(&self) -> Option<Name> {
+        let numbers = match self.kind {
+            RecordType::MX => 2,
+            RecordType::SRV => 6,
+            _ => return None,
+        };
+        self.data.get(numbers..).and_then(|host| Name::from_wire(host).ok())
+    }
+
     /// An A or AAAA record.
     #[must_use]
     pub fn of_address(name: Name, ttl: Ttl, address: IpAddr) -> Self {
@@ -334,10 +354,21 @@ impl Answer {
     }
 }
 
-/// RDATA as the log shows it: addresses and names plainly, anything else as `\# LENGTH HEX` (RFC 3597 §5).
+/// RDATA as the log shows it: addresses and names plainly, MX and SRV with their numbers before, HTTPS and SVCB as
+/// [`Service`] is shown, anything else as `\# LENGTH HEX` (RFC 3597 §5).
 pub fn write_data(record: &Record, out: &mut impl fmt::Write) -> fmt::Result {
     if let Some(address) = record.address() {
         return write!(out, "{address}");
+    }
+    if let Some(host) = record.host() {
+        let numbers = record.data.get(..record.data.len() - host.as_wire().len()).unwrap_or_default();
+        for number in numbers.as_chunks().0 {
+            write!(out, "{} ", u16::from_be_bytes(*number))?;
+        }
+        return write!(out, "{host}");
+    }
+    if let (true, Ok(service)) = (record.kind.is_service(), Service::read(&record.data)) {
+        return write!(out, "{service}");
     }
     let named = matches!(record.kind, RecordType::CNAME | RecordType::NS | RecordType::PTR | RecordType::DNAME);
     if let (true, Ok(name)) = (named, Name::from_wire(&record.data)) {
@@ -362,6 +393,27 @@ mod tests {
         assert_eq!("aaaa".parse(), Ok(RecordType::AAAA));
         assert_eq!("TYPE1".parse(), Ok(RecordType::A));
         "BOGUS".parse::<RecordType>().unwrap_err();
+    }
+
+    #[test]
+    fn data_is_shown_as_people_write_it() {
+        let host = Name::parse("mail.example").unwrap();
+        let rows = [
+            (RecordType::MX, b"\0\x0a".as_slice(), "10 mail.example"),
+            (RecordType::SRV, b"\0\x01\0\x02\x01\xbb", "1 2 443 mail.example"),
+            (RecordType::NS, b"", "mail.example"),
+            (RecordType::HTTPS, b"\0\x01", "1 mail.example"),
+            (RecordType::TXT, b"", r"\# 14 046d61696c076578616d706c6500"),
+            // What has not the form of its type.
+            (RecordType::MX, b"\0", r"\# 15 00046d61696c076578616d706c6500"),
+            (RecordType::SVCB, b"\0", r"\# 15 00046d61696c076578616d706c6500"),
+        ];
+        for (kind, before, expected) in rows {
+            let data = Arc::from([before, host.as_wire()].concat());
+            let mut text = String::new();
+            write_data(&Record { name: Name::root(), kind, ttl: Ttl::ZERO, data }, &mut text).unwrap();
+            assert_eq!(text, expected, "{kind}");
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The designation of our encrypted doors (RFC 9462): what `_dns.resolver.arpa` SVCB is answered with.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::name::{Name, is_within};
+use crate::record::service::{Service, key};
 use crate::record::{Question, Rcode, Record, RecordType};
 use crate::time::Ttl;
 use crate::wire::{Query, Template};
@@ -18,15 +20,6 @@ pub(super) const LIFE: Ttl = Ttl::from_wire(300);
 
 /// How many addresses are told at most.
 const HINTS: usize = 16;
-
-/// The keys of SVCB parameters (RFC 9460 §14.3.2, RFC 9461 §5), which stand in their order.
-mod key {
-    pub(super) const ALPN: u16 = 1;
-    pub(super) const PORT: u16 = 3;
-    pub(super) const IPV4_HINT: u16 = 4;
-    pub(super) const IPV6_HINT: u16 = 6;
-    pub(super) const DOH_PATH: u16 = 7;
-}
 
 /// One encrypted door.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,12 +98,10 @@ fn service(priority: u16, target: &Name, addresses: &[IpAddr], door: &Door) -> V
         (key::IPV6_HINT, six),
         (key::DOH_PATH, door.path.unwrap_or_default().as_bytes().to_vec()),
     ];
-    let mut data = [&priority.to_be_bytes(), target.as_wire()].concat();
-    for (key, value) in parameters.iter().filter(|(_, value)| !value.is_empty()) {
-        data.extend_from_slice(&key.to_be_bytes());
-        data.extend_from_slice(&u16::try_from(value.len()).unwrap_or(0).to_be_bytes());
-        data.extend_from_slice(value);
-    }
+    let parameters = parameters.into_iter().filter(|(_, value)| !value.is_empty());
+    let parameters = parameters.map(|(key, value)| (key, Cow::Owned(value))).collect();
+    let mut data = Vec::new();
+    Service { priority, target: target.clone(), parameters }.write(&mut data);
     data
 }
 

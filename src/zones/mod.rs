@@ -272,7 +272,7 @@ _ssh._tcp.host2  SRV   0 0 22 host1
     #[test]
     fn answers_the_example_of_rfc_4592() {
         let zones = zones(&[("example.zone", RFC_4592)]);
-        let mx = r"MX \# 17 000a05686f737431076578616d706c6500";
+        let mx = "MX 10 host1.example";
         let txt = r"TXT \# 19 127468697320697320612077696c6463617264";
         let rows = [
             ("the wildcard is synthesized", "host3.example MX", format!("NOERROR | host3.example 3600 {mx}")),

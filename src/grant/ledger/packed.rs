@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
-use crate::name::Name;
+use crate::name::{self, Name};
 use crate::policy::Basis;
 use crate::record::{Origin, Question, RecordType};
 
@@ -58,7 +58,7 @@ impl Packed {
     pub(super) fn unpack(&self) -> Basis {
         let mut rest = &*self.names;
         let mut names = std::iter::from_fn(|| {
-            let (name, tail) = rest.split_at_checked(length(rest)?)?;
+            let (name, tail) = name::split_first(rest)?;
             rest = tail;
             Name::from_wire(name).ok()
         });
@@ -78,18 +78,6 @@ impl Packed {
 
 fn names(basis: &Basis) -> impl Iterator<Item = &[u8]> {
     std::iter::once(basis.question.name.as_wire()).chain(basis.chain.iter().map(Name::as_wire))
-}
-
-/// The length of the first name.
-fn length(wire: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    loop {
-        let label = usize::from(*wire.get(at)?);
-        at += 1 + label;
-        if label == 0 {
-            return Some(at);
-        }
-    }
 }
 
 /// Packs bases, and knows what those that are live have in common.
