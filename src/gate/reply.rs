@@ -75,7 +75,7 @@ impl Prepared {
             answers: &answer.records,
             services: &Services::merge(&services),
             ede: ede.as_ref(),
-            why: withheld.map(|withheld| &*withheld.why),
+            why: withheld.map(|withheld| &*withheld.why).or(cleared.left_out()),
             upstream: Some(&answer.origin.name),
             origin: Some(origin),
         });

@@ -33,9 +33,14 @@ pub fn decide(policy: &Arc<Policy>, asker: Asker, name: &[u8], kind: RecordType,
     if name.iter().fold(false, |upper, byte| upper | byte.is_ascii_uppercase()) {
         return Verdict::Refuse(malformed(asker));
     }
-    let observing = policy.segment(asker).observes(now);
+    let segment = policy.segment(asker);
+    let observing = segment.observes(now);
     let (rules, observed) = match policy.rule_on(asker.segment, name, kind) {
         Ruling::Allowed(rules) => (rules, None),
+        // Observing lets pass what a rule would refuse; it does not make IPv6 where there is none.
+        Ruling::Refused { rule, .. } if observing && kind == RecordType::AAAA && segment.filter_aaaa => {
+            return Verdict::Refuse(Refusal { asker, rule, reason: Reason::Family, shown: Shown::NoData });
+        }
         Ruling::Refused { rule, reason, shown, overruled } => {
             if !observing || is_never_answered(kind) {
                 return Verdict::Refuse(Refusal { asker, rule, reason, shown });
@@ -79,7 +84,10 @@ impl Policy {
             let (rule, overruled) = (voices.denied, voices.allowed);
             return Ruling::Refused { rule, reason: Reason::Rule, shown, overruled };
         }
-        if !voices.allowed.is_empty() {
+        if let Some(nearest) = voices.allowed.first() {
+            if kind == RecordType::AAAA && self.filters_aaaa(segment) {
+                return refused(Some(*nearest), Reason::Family, Shown::NoData);
+            }
             return Ruling::Allowed(voices.allowed);
         }
         match voices.other_types {
@@ -123,6 +131,10 @@ impl Policy {
         }
         let rule = |near: Option<(u16, RuleIndex)>| near.map(|(_, rule)| rule);
         Voices { denied: rule(denied), wholly, allowed: rules, other_types: rule(other_types) }
+    }
+
+    pub(super) fn filters_aaaa(&self, segment: SegmentIndex) -> bool {
+        self.segments.get(segment.0 as usize).is_some_and(|segment| segment.filter_aaaa)
     }
 
     fn refusal_of(&self, segment: SegmentIndex) -> Shown {
@@ -258,6 +270,30 @@ names    = ["**.track.example.com"]
             assert_eq!(verdict(&policy, "2001:db8::1", asked, kind, NOW), before, "{asked} {kind} before");
             assert_eq!(verdict(&policy, "2001:db8::1", asked, kind, end), after, "{asked} {kind} after");
         }
+    }
+
+    #[test]
+    fn a_segment_without_ipv6_is_told_no_aaaa() {
+        let policy = policy(&TEXT.replace("clients =", "filter_aaaa = true\nclients ="));
+        let rows = [
+            ("192.0.2.1", "x.example.com", RecordType::A, "permit one a-many"),
+            ("192.0.2.1", "x.example.com", RecordType::AAAA, "family NoData one"),
+            ("192.0.2.1", "deep.a.b.example.org", RecordType::AAAA, "type NoData exact"),
+            ("192.0.2.1", "ads.example.com", RecordType::AAAA, "rule NoData no-ads"),
+            ("192.0.2.1", "example.net", RecordType::AAAA, "default NxDomain"),
+            // To observe makes no IPv6 where there is none; and a name that resolves is not said to be gone.
+            ("198.51.100.1", "x.example.com", RecordType::AAAA, "family NoData one"),
+            ("198.51.100.1", "ads.example.com", RecordType::AAAA, "family NoData no-ads"),
+            ("198.51.100.1", "example.net", RecordType::AAAA, "family NoData"),
+            ("198.51.100.1", "example.net", RecordType::A, "observe default"),
+        ];
+        for (client, asked, kind, expected) in rows {
+            assert_eq!(verdict(&policy, client, asked, kind, NOW), expected, "{client} {asked} {kind}");
+        }
+        let asker = asker(&policy, "192.0.2.1");
+        let verdict = decide(&policy, asker, name("x.example.com").as_wire(), RecordType::AAAA, NOW);
+        let Verdict::Refuse(refusal) = verdict else { panic!("{verdict:?}") };
+        assert_eq!(told(&policy, &refusal), (17, "segment shop filters AAAA"));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::record::ExtendedError;
 pub(super) struct Sentences {
     /// One a segment, in its order: no rule allows the name.
     segments: Box<[ExtendedError]>,
+    /// One a segment: it filters AAAA.
+    families: Box<[ExtendedError]>,
     /// One a rule, in its order: the rule denies the name, or does not allow the type.
     rules: Box<[ExtendedError]>,
     malformed: ExtendedError,
@@ -21,12 +23,16 @@ impl Sentences {
     pub(super) fn new(segments: &[Segment], rules: &[Rule]) -> Self {
         let blocked = |text: String| ExtendedError::new(ExtendedError::BLOCKED, text);
         let segment = |segment: &Segment| blocked(format!("no rule allows this name for segment {}", segment.name));
+        let family = |segment: &Segment| {
+            ExtendedError::new(ExtendedError::FILTERED, format!("segment {} filters AAAA", segment.name))
+        };
         let rule = |rule: &Rule| match rule.action {
             Action::Deny => blocked(format!("denied by rule {}", rule.id)),
             Action::Allow => blocked(format!("rule {} does not allow this type", rule.id)),
         };
         Self {
             segments: segments.iter().map(segment).collect(),
+            families: segments.iter().map(family).collect(),
             rules: rules.iter().map(rule).collect(),
             malformed: blocked("this is not a name".to_owned()),
             no_segment: ExtendedError::new(ExtendedError::PROHIBITED, "this client is in no segment"),
@@ -57,9 +63,10 @@ impl Policy {
     /// The extended error of a refusal of this policy: code and one clause. Allocates nothing.
     #[must_use]
     pub fn describe(&self, refusal: &Refusal) -> &ExtendedError {
-        let Sentences { segments, rules, malformed, .. } = &self.sentences;
+        let Sentences { segments, families, rules, malformed, .. } = &self.sentences;
         let told = match (refusal.reason, refusal.rule) {
             (Reason::Malformed, _) => None,
+            (Reason::Family, _) => families.get(refusal.asker.segment.0 as usize),
             (_, Some(rule)) => rules.get(rule.0 as usize),
             (_, None) => segments.get(refusal.asker.segment.0 as usize),
         };

@@ -229,6 +229,10 @@ private  = ["127.0.0.0/8", "10.0.0.0/8"]
 cname    = "maybe"
 hold     = "2d"
 expires  = 2026-12-31T00:00:00Z
+https    = "strip"
+[[segment]]
+name    = "lan"
+filter_aaaa = "yes"
 "#;
         let two = r#"
 [[segment]]
@@ -255,6 +259,7 @@ networks = ["203.0.113.0/24"]
 action   = "deny"
 segments = ["*"]
 names    = []
+https    = "filter"
 "#;
         let place = Place { file: "outgate.toml".into(), line: 7, column: 1 };
         let forwarder = |name: &str, segment: &str| Forwarder {

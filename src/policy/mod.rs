@@ -36,7 +36,7 @@ pub use asker::{Asker, Forwarder, Identity};
 pub use decide::decide;
 pub use inspect::inspect;
 pub use load::{Settings, Source, compile};
-pub use rule::{Action, Rule};
+pub use rule::{Action, Https, Rule};
 pub use segment::{GrantScope, Segment};
 pub use verdict::{
     Basis, Cleared, Opening, Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict, Withheld,

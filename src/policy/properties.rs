@@ -1,17 +1,21 @@
 //! What holds for every policy: random small ones against the plain definition, rule by rule.
 
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
+use proptest::test_runner::TestCaseError;
 
 use super::pattern::{Pattern, Shape};
 use super::testing::{NOW, address, answer, asker, name, upstream, verdict, zone};
 use super::{Cleared, Policy, Reason, Settings, Source, Verdict, compile, decide, inspect};
 use crate::name::{is_within, labels};
-use crate::record::{AddressTrust, Origin, RecordType};
+use crate::record::service::{Service, key};
+use crate::record::{AddressTrust, Origin, Record, RecordType};
+use crate::time::Ttl;
 
 const CLIENTS: [&str; 3] = ["192.0.2.1", "198.51.100.1", "203.0.113.1"];
 const SEGMENTS: &str = r#"
@@ -28,6 +32,8 @@ clients = ["203.0.113.0/24"]
 refusal = "refused"
 "#;
 const TYPES: [RecordType; 3] = [RecordType::A, RecordType::AAAA, RecordType::TXT];
+const ASKED: [RecordType; 4] = [RecordType::A, RecordType::AAAA, RecordType::TXT, RecordType::HTTPS];
+const ADDRESS_TYPES: [RecordType; 2] = [RecordType::A, RecordType::AAAA];
 const ADDRESSES: [&str; 10] = [
     "192.88.98.1",
     "192.88.98.200",
@@ -53,6 +59,7 @@ struct Spec {
     private: bool,
     within: bool,
     cname: &'static str,
+    https: &'static str,
 }
 
 impl Spec {
@@ -66,7 +73,7 @@ impl Spec {
         );
         if !self.deny {
             let types: Vec<_> = self.types.iter().map(ToString::to_string).collect();
-            writeln!(text, "types = {types:?}\ncname = {}", self.cname).unwrap();
+            writeln!(text, "types = {types:?}\ncname = {}\nhttps = {:?}", self.cname, self.https).unwrap();
             if self.private {
                 text.push_str("private = [\"10.20.0.0/16\"]\n");
             }
@@ -75,6 +82,10 @@ impl Spec {
             }
         }
         text
+    }
+
+    fn allows(&self, kind: RecordType) -> bool {
+        if kind.is_service() { self.https != "nodata" } else { self.types.contains(&kind) }
     }
 
     /// How near the rule is to a name: the smaller, the more specific. `None`: it does not name it.
@@ -101,7 +112,7 @@ fn naive(specs: &[Spec], segment: usize, asked: &str, kind: RecordType) -> Resul
         return Err((Reason::Rule, (*id).clone()));
     }
     let admitting: Vec<_> =
-        near.iter().filter(|(.., spec)| spec.types.contains(&kind)).map(|(_, id, _)| (*id).clone()).collect();
+        near.iter().filter(|(.., spec)| spec.allows(kind)).map(|(_, id, _)| (*id).clone()).collect();
     match near.first() {
         None => Err((Reason::Default, String::new())),
         Some((_, id, _)) if admitting.is_empty() => Err((Reason::Type, (*id).clone())),
@@ -136,9 +147,10 @@ fn a_rule() -> impl Strategy<Value = Spec> {
     let segments = subsequence(vec![0, 1, 2], 1..=3);
     let types = subsequence(TYPES.to_vec(), 1..=3);
     let cname = select(vec!["\"trust\"", "\"trust\"", "\"inspect\"", "[\"**.example.org\"]"]);
+    let https = select(vec!["nodata", "filter", "filter", "pass"]);
     let flags = (prop::bool::weighted(0.2), any::<bool>(), prop::bool::weighted(0.3));
-    (names, except, segments, types, cname, flags).prop_map(
-        |(names, except, segments, types, cname, (deny, private, within))| Spec {
+    (names, except, segments, types, (cname, https), flags).prop_map(
+        |(names, except, segments, types, (cname, https), (deny, private, within))| Spec {
             id: String::new(),
             deny,
             segments,
@@ -148,6 +160,7 @@ fn a_rule() -> impl Strategy<Value = Spec> {
             private,
             within,
             cname,
+            https,
         },
     )
 }
@@ -203,7 +216,7 @@ fn vouches(origin: &Origin) -> bool {
 
 /// I3: granted ⊆ answered ⊆ allowed.
 fn check_cleared(policy: &Policy, cleared: &Cleared, specs: &[Spec], segment: usize, passed: &[String]) {
-    let told: Vec<_> = cleared.answer().records.iter().filter_map(crate::record::Record::address).collect();
+    let told: Vec<_> = cleared.answer().records.iter().filter_map(Record::address).collect();
     if cleared.withheld().is_some() {
         assert!(cleared.answer().records.is_empty() && cleared.openings().is_empty());
     }
@@ -226,6 +239,81 @@ fn check_cleared(policy: &Policy, cleared: &Cleared, specs: &[Spec], segment: us
     }
 }
 
+/// The data of an HTTPS record: parameters of any kind, hints among them; sometimes cut, or with an octet changed.
+fn a_service() -> impl Strategy<Value = Vec<u8>> {
+    let hints = |key: u16, six: bool| {
+        let of_family: Vec<_> = ADDRESSES.into_iter().filter(|text| text.contains(':') == six).collect();
+        let octets = |text: &&str| match address(text) {
+            std::net::IpAddr::V4(address) => address.octets().to_vec(),
+            std::net::IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let list = prop::collection::vec(select(of_family), 1..4);
+        list.prop_map(move |list| (key, list.iter().flat_map(octets).collect::<Vec<u8>>()))
+    };
+    let other = select(vec![
+        (key::MANDATORY, vec![0, 4]),
+        (key::ALPN, b"\x02h2".to_vec()),
+        (key::PORT, vec![1, 187]),
+        (key::ECH, vec![1, 2, 3]),
+        (667, vec![192, 0, 2, 1]),
+    ]);
+    let parameter = prop_oneof![3 => hints(key::IPV4_HINT, false), 2 => hints(key::IPV6_HINT, true), 2 => other];
+    let parameters = prop::collection::vec(parameter, 0..4);
+    let target = prop_oneof![3 => Just(".".to_owned()), 2 => a_name()];
+    let fault = prop::option::weighted(0.1, (any::<prop::sample::Index>(), any::<Option<u8>>()));
+    (select(vec![1_u16, 1, 1, 0]), target, parameters, fault).prop_map(|(priority, target, parameters, fault)| {
+        let parameters: BTreeMap<_, _> = parameters.into_iter().collect();
+        let parameters = parameters.into_iter().map(|(key, value)| (key, value.into())).collect();
+        let mut data = Vec::new();
+        Service { priority, target: name(&target), parameters }.write(&mut data);
+        match fault {
+            Some((at, Some(octet))) => *at.get_mut(&mut data) = octet,
+            Some((at, None)) => data.truncate(at.index(data.len())),
+            None => {}
+        }
+        data
+    })
+}
+
+fn check_services(
+    policy: &Policy,
+    cleared: &Cleared,
+    specs: &[Spec],
+    segment: usize,
+    passed: &[String],
+) -> Result<(), TestCaseError> {
+    let (asked, owner) = (&passed[0], name(passed.last().unwrap()));
+    let rules = naive(specs, segment, asked, RecordType::HTTPS).unwrap();
+    let rules: Vec<_> = specs.iter().filter(|spec| rules.contains(&spec.id)).collect();
+    let passes = rules.iter().any(|spec| spec.https == "pass");
+    let may_ask = |target: &str| ADDRESS_TYPES.iter().any(|kind| naive(specs, segment, target, *kind).is_ok());
+    let mut told = BTreeSet::new();
+    for record in cleared.answer().records.iter().filter(|record| record.kind.is_service()) {
+        let service = Service::read(&record.data).expect("what is told can be read");
+        told.extend(service.hints());
+        let own = service.target.as_wire() == [0] || service.target == owner;
+        prop_assert!(own || may_ask(&service.target.to_string()), "it leads to {}", service.target);
+        let filtered = |(key, _): &(u16, _)| matches!(*key, key::ECH | 667);
+        prop_assert!(passes || !service.parameters.iter().any(filtered), "{service}");
+    }
+    let opened: BTreeSet<_> = cleared.openings().iter().map(|opening| opening.element.to).collect();
+    prop_assert_eq!(&told, &opened, "told and opened are the same");
+    for opening in cleared.openings() {
+        prop_assert!(policy.upholds(cleared.basis(), &opening.element).is_some(), "not upheld: {:?}", opening);
+    }
+    for to in told {
+        let text = ADDRESSES.iter().find(|text| address(text) == to);
+        // An octet of a hint was changed: it is some other address, and the guard has seen it.
+        let Some(text) = text else { continue };
+        let needs = needs_voucher(text).unwrap_or_else(|| panic!("{text} is never granted"));
+        let lifting = rules.iter().any(|spec| spec.private && *text == "10.20.0.5");
+        prop_assert!(!needs || vouches(&cleared.basis().origin) || lifting, "nobody vouches for {}", text);
+        let kind = if to.is_ipv4() { RecordType::A } else { RecordType::AAAA };
+        prop_assert!(rules.iter().any(|spec| spec.allows(kind)), "no rule allows {}", kind);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -239,7 +327,7 @@ proptest! {
             let mut gone = Vec::new();
             for asked in &universe {
                 let mut open = false;
-                for kind in TYPES {
+                for kind in ASKED {
                     let said = verdict(&policy, client, asked, kind, NOW);
                     prop_assert_eq!(&said, &verdict(&reversed, client, asked, kind, NOW), "order of files: {}", asked);
                     match naive(&specs, segment, asked, kind) {
@@ -293,6 +381,31 @@ proptest! {
                 let (answer, passed) = given(&asked, &chain, &addresses, &origin);
                 let cleared = inspect(permit, answer);
                 check_cleared(&policy, &cleared, &specs, segment, &passed);
+            }
+        }
+    }
+
+    /// I3 for addresses that nobody asked for: no hint is told that the guard did not see and that is not open.
+    #[test]
+    fn hinted_is_granted_is_allowed(
+        specs in a_policy(),
+        services in prop::collection::vec(a_service(), 0..4),
+        (chain, _, origin) in an_answer(),
+    ) {
+        let policy = build(specs.iter().cloned());
+        for (segment, client) in CLIENTS.iter().enumerate() {
+            for asked in universe() {
+                let kind = RecordType::HTTPS;
+                let Verdict::Permit(permit) =
+                    decide(&policy, asker(&policy, client), name(&asked).as_wire(), kind, NOW) else { continue };
+                let (mut answer, passed) = given(&asked, &chain, &[], &origin);
+                let end = name(passed.last().unwrap());
+                let record = |data: &Vec<u8>| {
+                    Record { name: end.clone(), kind, ttl: Ttl::from_wire(60), data: data.as_slice().into() }
+                };
+                answer.records.extend(services.iter().map(record));
+                let cleared = inspect(permit, answer);
+                check_services(&policy, &cleared, &specs, segment, &passed)?;
             }
         }
     }

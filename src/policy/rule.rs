@@ -8,6 +8,7 @@ use super::index::{self, Audience};
 use super::load::{Placed, in_alphabet, read_prefixes};
 use super::pattern::{Pattern, Reach};
 use super::patterns::{Collector, MAX_GLOBS, Patterns, Read, Refused};
+use super::segment::one_of;
 use crate::document::{Document, Found, MAX_MISTAKES, Place, Span, Table};
 use crate::net::{Prefix, Services};
 use crate::record::RecordType;
@@ -20,9 +21,9 @@ const MAX_NOTE: usize = 256;
 const MAX_HOLD: Duration = Duration::from_secs(86_400);
 
 /// Keys that say what an allow rule for names opens; no others have them.
-const NAME_KEYS: [&str; 6] = ["types", "cname", "within", "private", "hold", "allow_tenant_wildcard"];
+const NAME_KEYS: [&str; 7] = ["types", "https", "cname", "within", "private", "hold", "allow_tenant_wildcard"];
 /// Keys that the interface plans and this version does not build.
-const PLANNED: [&str; 6] = ["expires", "warm", "https", "group", "label_budget", "label_action"];
+const PLANNED: &[&str] = &["expires", "warm", "group", "label_budget", "label_action"];
 
 /// One rule.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct Rule {
     pub ports: Vec<Services>,
     /// The types it allows; empty for a deny and for a static rule.
     pub types: Vec<RecordType>,
+    /// What it tells of HTTPS and SVCB records; these are among its types unless that is nothing.
+    pub https: Https,
     /// The minimum life of its grants.
     pub hold: Option<Duration>,
     /// Of a static rule: what it opens without any query.
@@ -61,6 +64,29 @@ pub enum Action {
     Allow,
     /// Refuses names, whatever other rules say.
     Deny,
+}
+
+/// What a rule tells of HTTPS and SVCB records (RFC 9460).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Https {
+    /// Nothing: asking for them is NODATA.
+    NoData,
+    /// What leads nowhere else than an A or AAAA record could.
+    Filter,
+    /// They as they are, or nothing.
+    Pass,
+}
+
+impl Https {
+    /// The word in rules.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoData => "nodata",
+            Self::Filter => "filter",
+            Self::Pass => "pass",
+        }
+    }
 }
 
 /// Which CNAME chains a rule accepts.
@@ -119,7 +145,13 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader) -> Opti
         document.note(table.span(), "the rule names nothing", "add names = [\"…\"], or networks = [\"…\"]");
     }
     let ports = read_ports(&table, allows, static_rule);
-    let types = if allows && !static_rule { read_types(&table) } else { Vec::new() };
+    let https =
+        one_of(&table, "https", &[Https::NoData, Https::Filter, Https::Pass].map(|https| (https.as_str(), https)));
+    let https = https.unwrap_or(Https::NoData);
+    let mut types = if allows && !static_rule { read_types(&table) } else { Vec::new() };
+    if https != Https::NoData && !types.is_empty() {
+        types.extend([RecordType::HTTPS, RecordType::SVCB]);
+    }
     let cname = read_cname(&table);
     let within = read_prefixes(&table, "within").unwrap_or_default();
     if allows {
@@ -144,7 +176,7 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader) -> Opti
     }
     let choice = document.place(&table.span_of(chosen_by));
     let place = document.place(table.span());
-    table.finish(&PLANNED);
+    table.finish(PLANNED);
 
     let values = |placed: &[Placed<Prefix>]| placed.iter().map(|prefix| prefix.value).collect();
     let rule = Rule {
@@ -156,6 +188,7 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader) -> Opti
         ticket,
         ports,
         types,
+        https,
         hold,
         networks: values(&networks),
         audience: Audience::All,
@@ -327,7 +360,7 @@ fn read_types(table: &Table) -> Vec<RecordType> {
         if is_never_answered(kind.value) {
             note("is never answered", "remove it");
         } else if matches!(kind.value, RecordType::HTTPS | RecordType::SVCB) {
-            note("comes with a later version", "remove it; browsers fall back to A and AAAA");
+            note("comes with the key `https`", "remove it and write https = \"filter\", or \"pass\"");
         } else if !types.contains(&kind.value) {
             types.push(kind.value);
         }

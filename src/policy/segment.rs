@@ -37,6 +37,8 @@ pub struct Segment {
     pub sources: Vec<Prefix>,
     /// What the static rules (`networks`) open for it, sorted.
     pub networks: Vec<(Prefix, Services)>,
+    /// AAAA is NODATA for it: its way out has no IPv6.
+    pub filter_aaaa: bool,
     pub(super) has_four: bool,
     pub(super) has_six: bool,
 }
@@ -93,6 +95,7 @@ pub(super) fn read(table: Table) -> Option<SegmentDraft> {
         "refusal",
         &[("nxdomain", Shown::NxDomain), ("nodata", Shown::NoData), ("refused", Shown::Refused)],
     );
+    let filter_aaaa = table.boolean("filter_aaaa").unwrap_or(false);
     let (clients_connect, others) = read_connects_from(&table);
     if clients_connect && !others.is_empty() && asked_scope != Some(GrantScope::Segment) {
         document.note(
@@ -120,6 +123,7 @@ pub(super) fn read(table: Table) -> Option<SegmentDraft> {
         observe_until,
         scope,
         refusal: refusal.unwrap_or(Shown::NxDomain),
+        filter_aaaa,
         has_four: prefixes.iter().any(|prefix| prefix.addr().is_ipv4()),
         has_six: prefixes.iter().any(|prefix| prefix.addr().is_ipv6()),
         sources: prefixes,
@@ -129,7 +133,7 @@ pub(super) fn read(table: Table) -> Option<SegmentDraft> {
 }
 
 /// A string that is one of a few words.
-fn one_of<T: Copy>(table: &Table, key: &'static str, words: &[(&str, T)]) -> Option<T> {
+pub(super) fn one_of<T: Copy>(table: &Table, key: &'static str, words: &[(&str, T)]) -> Option<T> {
     let found = table.string(key)?;
     let value = words.iter().find(|(word, _)| *word == found.value).map(|(_, value)| *value);
     if value.is_none() {

@@ -3,6 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hickory_proto::rr::RData;
+use hickory_proto::serialize::binary::BinEncodable;
+
 use super::{Asker, Cleared, Permit, Policy, Settings, Source, Verdict, compile, decide};
 use crate::name::Name;
 use crate::net::Prefix;
@@ -66,7 +69,15 @@ pub(super) fn zone() -> Origin {
     Origin { name: Arc::from("corp.example"), trust: AddressTrust::Zone }
 }
 
-/// An answer of lines `OWNER CNAME TARGET`, `OWNER ADDRESS` or `OWNER TXT`.
+/// RDATA from the text of a zone file, by a library that the product reads it without, or from `\\# HEX`.
+pub(super) fn rdata(kind: RecordType, text: &str) -> Arc<[u8]> {
+    if let Some(hex) = text.strip_prefix(r"\# ") {
+        return (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+    }
+    RData::try_from_str(kind.0.into(), text).unwrap().to_bytes().unwrap().into()
+}
+
+/// An answer of lines `OWNER CNAME TARGET`, `OWNER ADDRESS`, `OWNER TXT`, or `OWNER MX …`, `SRV`, `HTTPS` and `SVCB`.
 pub(super) fn answer(origin: Origin, lines: &[&str]) -> Answer {
     let ttl = Ttl::from_wire(60);
     let record = |line: &&str| match line.split(' ').collect::<Vec<_>>()[..] {
@@ -76,6 +87,11 @@ pub(super) fn answer(origin: Origin, lines: &[&str]) -> Answer {
         }
         [owner, "TXT"] => {
             Record { name: name(owner), kind: RecordType::TXT, ttl, data: Arc::from(b"\x01x".as_slice()) }
+        }
+        [owner, kind @ ("MX" | "SRV" | "HTTPS" | "SVCB"), ..] => {
+            let (_, text) = line.split_once(kind).unwrap();
+            let kind = kind.parse().unwrap();
+            Record { name: name(owner), kind, ttl, data: rdata(kind, text.trim()) }
         }
         [owner, to] => Record::of_address(name(owner), ttl, address(to)),
         _ => panic!("{line}"),

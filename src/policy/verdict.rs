@@ -25,11 +25,11 @@ pub enum Reason {
     NoSegment,
     /// The name is allowed, this type of it is not.
     Type,
-    /// A name of the CNAME chain is denied, or the rule does not trust it, or the chain was left open.
+    /// A name that the answer leads to is denied, not trusted or not allowed, or the CNAME chain was left open.
     Cname,
     /// The addresses may not be granted.
     Address,
-    /// The segment has no source prefix of the addresses' family.
+    /// The segment has no source prefix of the addresses' family, or filters it.
     Family,
     /// A table of grants is at its cap.
     Budget,
@@ -37,7 +37,7 @@ pub enum Reason {
     Rate,
     /// The packet is not a query that can be read.
     Malformed,
-    /// No upstream gave an answer.
+    /// No upstream gave an answer that can be used.
     Upstream,
     /// A signature did not hold.
     Dnssec,
@@ -216,6 +216,8 @@ pub struct Basis {
     pub question: Question,
     /// The names of the CNAME chain, the question's own not among them.
     pub chain: Arc<[Name]>,
+    /// The targets of HTTPS or SVCB records whose hints were granted, but for records that bind their own name.
+    pub targets: Arc<[Name]>,
     /// Who gave the answer.
     pub origin: Origin,
     /// The segment's name at the time.
@@ -232,12 +234,13 @@ pub struct Cleared {
     pub(in crate::policy) openings: Vec<Opening>,
     pub(in crate::policy) basis: Arc<Basis>,
     pub(in crate::policy) withheld: Option<Withheld>,
+    pub(in crate::policy) left_out: Option<Box<str>>,
 }
 
 /// Why an answer, or the verdict on it, is not what upstream gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Withheld {
-    /// [`Reason::Address`], [`Reason::Cname`] or [`Reason::Family`].
+    /// [`Reason::Address`], [`Reason::Cname`], [`Reason::Family`], [`Reason::Type`] or [`Reason::Upstream`].
     pub reason: Reason,
     /// The rule that said so, where one did.
     pub rule: Option<RuleIndex>,
@@ -276,5 +279,11 @@ impl Cleared {
     #[must_use]
     pub const fn withheld(&self) -> Option<&Withheld> {
         self.withheld.as_ref()
+    }
+
+    /// Of an answer that is told: why records of it, or hints in them, are not.
+    #[must_use]
+    pub fn left_out(&self) -> Option<&str> {
+        self.left_out.as_deref()
     }
 }

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use hickory_proto::rr::rdata::HTTPS;
 use hickory_proto::rr::rdata::opt::EdnsOption;
+use hickory_proto::rr::rdata::svcb::{SVCB, SvcParamValue};
 use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
 
 /// A query.
@@ -77,12 +79,16 @@ impl Reply {
         Ok(Self { message, bytes: bytes.to_vec() })
     }
 
-    /// The addresses told, with their TTLs.
+    /// The addresses told, those that services hint at among them, with their TTLs.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = (IpAddr, u32)> {
-        self.message.answers.iter().filter_map(|record| match &record.data {
-            RData::A(address) => Some((IpAddr::from(address.0), record.ttl)),
-            RData::AAAA(address) => Some((IpAddr::from(address.0), record.ttl)),
-            _ => None,
+        self.message.answers.iter().flat_map(|record| {
+            let addresses: Vec<IpAddr> = match &record.data {
+                RData::A(address) => vec![address.0.into()],
+                RData::AAAA(address) => vec![address.0.into()],
+                RData::HTTPS(HTTPS(service)) | RData::SVCB(service) => hints(service),
+                _ => Vec::new(),
+            };
+            addresses.into_iter().map(|address| (address, record.ttl))
         })
     }
 
@@ -160,4 +166,15 @@ impl Reply {
         }
         Ok(())
     }
+}
+
+fn hints(service: &SVCB) -> Vec<IpAddr> {
+    let of = |value: &SvcParamValue| -> Vec<IpAddr> {
+        match value {
+            SvcParamValue::Ipv4Hint(list) => list.0.iter().map(|address| address.0.into()).collect(),
+            SvcParamValue::Ipv6Hint(list) => list.0.iter().map(|address| address.0.into()).collect(),
+            _ => Vec::new(),
+        }
+    };
+    service.svc_params.iter().flat_map(|(_, value)| of(value)).collect()
 }

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{RData, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::{BinDecodable, BinEncodable};
 use serde_json::Value;
 
-use super::script::{addresses, name, number_of};
+use super::script::{addresses, name, number_of, rdata};
 use super::traffic::subnet;
 use crate::gate::Reply;
 
@@ -152,6 +153,13 @@ pub(super) fn read_expect(words: &[String]) -> Result<Wanted, String> {
             }
             "cname" => wanted.answers.push((word.clone(), name(next()?)?.to_ascii())),
             "txt" => wanted.answers.push((word.clone(), next()?.clone())),
+            "mx" | "srv" | "https" | "svcb" => {
+                // As it comes from the wire: what was read from text is shown in other words.
+                let record = Record::from_rdata(Name::root(), 0, rdata(word, next()?)?);
+                let octets = record.to_bytes().map_err(|error| error.to_string())?;
+                let record = Record::<RData>::from_bytes(&octets).map_err(|error| error.to_string())?;
+                wanted.answers.push((word.clone(), data(&record.data)));
+            }
             "ttl" | "bytes" => {
                 let bound = match next()?.as_str() {
                     "<=" => Bound::AtMost(number_of(words.next())?),

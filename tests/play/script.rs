@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hickory_proto::rr::{Name, RecordType};
+use hickory_proto::rr::rdata::NULL;
+use hickory_proto::rr::{Name, RData, RecordType};
 use outgate::audit::Transport;
 use outgate::cache;
 use outgate::document::{Document, Place, parse_duration};
@@ -15,7 +16,7 @@ use outgate::zones;
 
 use super::expected::{Field, Wanted, read_expect};
 use super::flow::{End, Flow};
-use super::traffic::{read_answer, read_packet, read_query};
+use super::traffic::{octets, read_answer, read_packet, read_query};
 use crate::gate::{Act, Ask, Plan, Setup};
 
 /// A scenario.
@@ -244,6 +245,15 @@ pub(super) fn duration(word: &str) -> Result<Duration, String> {
 pub(super) fn kind(word: &str) -> Result<RecordType, String> {
     let kind: outgate::record::RecordType = word.parse().map_err(|()| format!("{word} is not a type"))?;
     Ok(RecordType::from(kind.0))
+}
+
+/// The data of a record as a zone file has it, or `\# hex`; names in it are complete.
+pub(super) fn rdata(word: &str, text: &str) -> Result<RData, String> {
+    let kind = kind(word)?;
+    if let Some(hex) = text.strip_prefix(r"\# ") {
+        return Ok(RData::Unknown { code: kind, rdata: NULL::with(octets(hex)?) });
+    }
+    RData::try_from_str(kind, text).map_err(|error| format!("{text}: {error}"))
 }
 
 /// A name in lower case with its last dot.

@@ -9,10 +9,11 @@ use hickory_proto::serialize::binary::BinEncodable;
 use outgate::audit::Transport;
 
 use super::expected::code;
-use super::script::{What, address, addresses, kind, name, number_of};
+use super::script::{What, address, addresses, kind, name, number_of, rdata};
 use crate::gate::{Act, Answer, Ask, client};
 
-/// `[upstream:] name type -> silence | RCODE [tc] [ede code text] [ttl n] [cname n] [dname n n] [a n] [aaaa n] [txt t] [soa n s]`.
+/// `[upstream:] name type -> silence | RCODE [tc] [ede code text] [ttl n] [cname n] [dname n n] [a n] [aaaa n] [txt t] [soa n s]
+/// [mx d] [srv d] [https d] [svcb d]`.
 pub(super) fn read_answer(words: &[String]) -> Result<What, String> {
     let (upstream, words) = match words.split_first() {
         Some((first, rest)) if first.ends_with(':') => (Some(first.trim_end_matches(':').to_owned()), rest),
@@ -63,8 +64,14 @@ fn read_response(asked: &Name, rcode: &str, words: &[String]) -> Result<Answer, 
                     answer.records.push(Record::from_rdata(owner.clone(), ttl, data));
                 }
             }
+            "mx" | "srv" | "https" | "svcb" => {
+                let data = rdata(word, next()?)?;
+                answer.records.push(Record::from_rdata(owner.clone(), ttl, data));
+            }
             "txt" => {
-                let data = RData::TXT(TXT::new(vec![next()?.clone()]));
+                let text = next()?.as_bytes();
+                let parts = text.chunks(255).map(|part| String::from_utf8_lossy(part).into_owned());
+                let data = RData::TXT(TXT::new(parts.collect()));
                 answer.records.push(Record::from_rdata(owner.clone(), ttl, data));
             }
             "soa" => {
@@ -152,7 +159,7 @@ fn proxy_header(word: &str) -> Result<Vec<u8>, String> {
     Ok([b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &[command, family, 0, length], &block].concat())
 }
 
-fn octets(hex: &str) -> Result<Vec<u8>, String> {
+pub(super) fn octets(hex: &str) -> Result<Vec<u8>, String> {
     let pair = |at: usize| hex.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
     (0..hex.len()).step_by(2).map(|at| pair(at).ok_or_else(|| format!("{hex} is not hex"))).collect()
 }

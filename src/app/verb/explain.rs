@@ -12,7 +12,7 @@ use crate::app::start;
 use crate::document::write_duration;
 use crate::name::Name;
 use crate::net::Services;
-use crate::policy::{Action, GrantScope, Permit, Policy, RuleIndex, Shown, Verdict, decide, inspect};
+use crate::policy::{Action, GrantScope, Https, Permit, Policy, RuleIndex, Shown, Verdict, decide, inspect};
 use crate::record::{ExtendedError, Question, RecordType};
 use crate::time::Clock;
 
@@ -57,6 +57,7 @@ pub(crate) fn run(
         "client": client.to_string(), "qname": name.to_string(), "qtype": kind.to_string(),
         "segment": &*segment.name, "asked_by": policy.forwarder(asker).map(|name| &**name),
         "mode": if segment.observes(now.wall) { "observe" } else { "enforce" },
+        "filter_aaaa": segment.filter_aaaa,
         "rules": rules,
     }));
     match decide(policy, asker, name.as_wire(), kind, now.wall) {
@@ -132,6 +133,9 @@ fn explain_permit(
             report.set("opened", opened.into());
             let told: Vec<String> = cleared.answer().records.iter().map(told).collect();
             report.set("shown", format!("{} {}", cleared.answer().rcode, told.join("; ")).trim().into());
+            if let Some(why) = cleared.left_out() {
+                report.set("why", why.into());
+            }
             if let Some(withheld) = cleared.withheld() {
                 let rule = withheld.rule.or(cleared.permit().rule());
                 report.set("reason", withheld.reason.as_str().into());
@@ -154,6 +158,8 @@ fn explain_permit(
                     .into(),
             );
             let opened = match observed {
+                None if question.kind.is_service() => "the addresses that the answer hints at, by the ports above",
+                None if !question.kind.is_address() => "nothing: the answer holds no addresses",
                 None => "the addresses of the answer, by the ports above, after inspection",
                 Some(_) => "nothing: what only passes because the segment observes is not opened",
             };
@@ -177,7 +183,9 @@ fn rule_report(policy: &Policy, index: RuleIndex) -> Value {
     json!({
         "id": &*rule.id, "place": rule.place.to_string(),
         "action": match rule.action { Action::Allow => "allow", Action::Deny => "deny" },
-        "ports": ports, "types": types, "owner": rule.owner, "why": rule.reason, "ticket": rule.ticket,
+        "ports": ports, "types": types,
+        "https": (rule.https != Https::NoData).then(|| rule.https.as_str()),
+        "owner": rule.owner, "why": rule.reason, "ticket": rule.ticket,
     })
 }
 
@@ -209,7 +217,11 @@ fn show(report: &Value, as_json: bool) -> Result<ExitCode, Failure> {
         out.push_str(&format!(" through forwarder {forwarder}"));
     }
     match text("segment") {
-        Some(segment) => out.push_str(&format!(", segment {segment} ({})\n", text("mode").unwrap_or("-"))),
+        Some(segment) => {
+            let filters = report.get("filter_aaaa").and_then(Value::as_bool) == Some(true);
+            let filters = if filters { ", filters AAAA" } else { "" };
+            out.push_str(&format!(", segment {segment} ({}{filters})\n", text("mode").unwrap_or("-")));
+        }
         None => out.push_str(", in no segment\n"),
     }
     let rules = report.get("rules").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -222,7 +234,7 @@ fn show(report: &Value, as_json: bool) -> Result<ExitCode, Failure> {
         if field("action") == "allow" {
             out.push_str(&format!("  types {}  ports {}", list(rule, "types"), list(rule, "ports")));
         }
-        for (key, word) in [("owner", "owner"), ("ticket", "ticket"), ("why", "for")] {
+        for (key, word) in [("https", "https"), ("owner", "owner"), ("ticket", "ticket"), ("why", "for")] {
             if let Some(value) = rule.get(key).and_then(Value::as_str) {
                 out.push_str(&format!("  {word} {value}"));
             }

@@ -12,14 +12,16 @@ use crate::name::{self, Name};
 use crate::policy::Basis;
 use crate::record::{Origin, Question, RecordType};
 
-/// A basis: 41 bytes, and those of its names.
+/// A basis: 42 bytes, and those of its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Packed {
     common: Arc<Common>,
-    /// The name that was asked and those of the chain, one behind the other in wire form, so that the root label ends
-    /// each.
+    /// The name that was asked, those of the chain and the targets, one behind the other in wire form, so that the root
+    /// label ends each.
     names: Box<[u8]>,
     client: IpAddr,
+    /// How many of the names, at their end, are targets.
+    targets: u8,
 }
 
 /// What the bases of one segment's grants under one rule have in common.
@@ -43,15 +45,20 @@ impl Common {
 }
 
 impl Packed {
-    /// Whether it is of the same name under the same rule: then one is the other renewed.
+    /// Whether it is of the same question under the same rule: then one is the other renewed. An address that was told
+    /// by A and hinted at by HTTPS has two reasons: either may go without the other.
     pub(super) fn is_of(&self, basis: &Basis) -> bool {
         // Names are told apart by their ends: none is the beginning of another.
-        self.names.starts_with(basis.question.name.as_wire()) && self.common.rule == basis.rule
+        self.names.starts_with(basis.question.name.as_wire())
+            && self.common.kind == basis.question.kind
+            && self.common.rule == basis.rule
     }
 
     /// Whether a policy would decide it as it would `basis`, whose client has the same element.
     pub(super) fn is_decided_as(&self, basis: &Basis) -> bool {
-        self.common.is_of(basis) && names(basis).flatten().eq(&*self.names)
+        self.common.is_of(basis)
+            && usize::from(self.targets) == basis.targets.len()
+            && names(basis).flatten().eq(&*self.names)
     }
 
     /// As it was.
@@ -63,12 +70,15 @@ impl Packed {
             Name::from_wire(name).ok()
         });
         let name = names.next().unwrap_or(Name::root());
+        let mut chain: Vec<Name> = names.collect();
+        let targets = chain.split_off(chain.len().saturating_sub(self.targets.into()));
         let Common { forwarder, kind, origin, segment, rule } = &*self.common;
         Basis {
             client: self.client,
             forwarder: forwarder.clone(),
             question: Question { name, kind: *kind },
-            chain: names.collect(),
+            chain: chain.into(),
+            targets: targets.into(),
             origin: origin.clone(),
             segment: Arc::clone(segment),
             rule: Arc::clone(rule),
@@ -77,7 +87,7 @@ impl Packed {
 }
 
 fn names(basis: &Basis) -> impl Iterator<Item = &[u8]> {
-    std::iter::once(basis.question.name.as_wire()).chain(basis.chain.iter().map(Name::as_wire))
+    std::iter::once(&basis.question.name).chain(&*basis.chain).chain(&*basis.targets).map(Name::as_wire)
 }
 
 /// Packs bases, and knows what those that are live have in common.
@@ -101,7 +111,9 @@ impl Packer {
         };
         let mut octets = Vec::with_capacity(names(basis).map(<[u8]>::len).sum());
         names(basis).for_each(|name| octets.extend_from_slice(name));
-        Packed { common, names: octets.into(), client: basis.client }
+        // An answer has far fewer.
+        let targets = u8::try_from(basis.targets.len()).unwrap_or(u8::MAX);
+        Packed { common, names: octets.into(), client: basis.client, targets }
     }
 
     fn common(&mut self, basis: &Basis) -> Arc<Common> {
@@ -140,6 +152,7 @@ mod tests {
             forwarder: None,
             question: Question { name: names.next().unwrap(), kind: RecordType::A },
             chain: names.collect(),
+            targets: Arc::from([]),
             origin: Origin { name: Arc::from("default"), trust: AddressTrust::Zone },
             segment: Arc::from("shop"),
             rule: Arc::from(rule),
@@ -148,9 +161,16 @@ mod tests {
 
     fn a_basis() -> impl Strategy<Value = Basis> {
         let name = prop::sample::select(vec![".", "a.example.org", "b.example.org", "example.org", "org"]);
-        let names = prop::collection::vec(name, 1..4);
-        (any::<[u8; 4]>(), names, prop::sample::select(vec!["web", "db"]))
-            .prop_map(|(client, names, rule)| basis(client.into(), &names, rule))
+        let names = prop::collection::vec(name.clone(), 1..4);
+        let targets = prop::collection::vec(name.prop_map(|name| Name::parse(name).unwrap()), 0..3);
+        let kind = prop::sample::select(vec![RecordType::A, RecordType::HTTPS]);
+        (any::<[u8; 4]>(), names, targets, kind, prop::sample::select(vec!["web", "db"])).prop_map(
+            |(client, names, targets, kind, rule)| {
+                let basis = basis(client.into(), &names, rule);
+                let question = Question { kind, ..basis.question };
+                Basis { targets: targets.into(), question, ..basis }
+            },
+        )
     }
 
     proptest! {
@@ -158,9 +178,10 @@ mod tests {
         fn a_basis_comes_back_and_is_told_apart(one in a_basis(), other in a_basis()) {
             let packed = Packer::default().pack(&one);
             prop_assert_eq!(packed.unpack(), one.clone());
-            let same = one.question.name == other.question.name && one.rule == other.rule;
+            let same = one.question == other.question && one.rule == other.rule;
             prop_assert_eq!(packed.is_of(&other), same);
-            prop_assert_eq!(packed.is_decided_as(&other), same && one.chain == other.chain);
+            let decided = same && one.chain == other.chain && one.targets == other.targets;
+            prop_assert_eq!(packed.is_decided_as(&other), decided);
         }
     }
 

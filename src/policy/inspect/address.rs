@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::Held;
+use super::{Admitted, Held};
 use crate::net::{Element, Prefix, Scope, Service};
 use crate::policy::asker::Asker;
 use crate::policy::decide::Rules;
@@ -15,7 +15,7 @@ use crate::policy::{GrantScope, Policy, Rule};
 use crate::record::{AddressTrust, Origin, Record};
 
 /// The most addresses of one answer that are told and opened.
-const MAX_ADDRESSES: usize = 16;
+pub(super) const MAX_ADDRESSES: usize = 16;
 
 /// What one rule says of one address.
 enum Admission {
@@ -24,18 +24,59 @@ enum Admission {
     Guarded(Guarded),
 }
 
+/// The addresses of one answer that are told, and what is opened for them.
+pub(super) struct Told<'a> {
+    pub(super) policy: &'a Policy,
+    pub(super) asker: Asker,
+    pub(super) origin: &'a Origin,
+    addresses: SmallVec<[IpAddr; MAX_ADDRESSES]>,
+    pub(super) openings: Vec<Opening>,
+}
+
+impl<'a> Told<'a> {
+    pub(super) fn none(policy: &'a Policy, asker: Asker, origin: &'a Origin) -> Self {
+        Self { policy, asker, origin, addresses: SmallVec::new(), openings: Vec::new() }
+    }
+
+    pub(super) fn holds(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.addresses.len() >= MAX_ADDRESSES
+    }
+
+    /// Opens an address for the rules that admit it.
+    pub(super) fn add(&mut self, admitting: &[RuleIndex], address: IpAddr) -> Result<(), Held> {
+        let from = self.policy.scope(self.asker, address)?;
+        self.policy.open(admitting, from, address, &mut self.openings);
+        self.addresses.push(address);
+        Ok(())
+    }
+
+    /// How far it is, to go back to.
+    pub(super) fn mark(&self) -> (usize, usize) {
+        (self.addresses.len(), self.openings.len())
+    }
+
+    /// Takes back what was added after a mark.
+    pub(super) fn back_to(&mut self, (addresses, openings): (usize, usize)) {
+        self.addresses.truncate(addresses);
+        self.openings.truncate(openings);
+    }
+}
+
 impl Policy {
-    /// The records of an answer of addresses that may be told, and the openings they need.
+    /// An answer of addresses: the records that may be told, and the openings they need.
     pub(super) fn admit_addresses(
         &self,
         rules: &[RuleIndex],
         asker: Asker,
         origin: &Origin,
         records: &[Record],
-    ) -> Result<(Vec<Record>, Vec<Opening>), Held> {
+    ) -> Result<Admitted, Held> {
         let mut kept = Vec::with_capacity(records.len());
-        let mut openings: Vec<Opening> = Vec::new();
-        let mut told: SmallVec<[IpAddr; MAX_ADDRESSES]> = SmallVec::new();
+        let mut told = Told::none(self, asker, origin);
         let mut trimmed = None;
         for record in records {
             let Some(address) = record.address() else {
@@ -46,19 +87,22 @@ impl Policy {
             let admitting = self.admitting_rules(rules, origin, address)?;
             if admitting.is_empty() {
                 trimmed = Some(address);
-            } else if told.len() < MAX_ADDRESSES && !told.contains(&address) {
-                let from = self.scope(asker, address)?;
-                self.open(&admitting, from, address, &mut openings);
-                told.push(address);
+            } else if !told.is_full() && !told.holds(address) {
+                told.add(&admitting, address)?;
                 kept.push(record.clone());
             }
         }
-        if let (Some(address), true) = (trimmed, told.is_empty()) {
-            let rule = rules.first().copied();
-            let who = rule.map_or("", |rule| self.rule_id(rule));
-            return Err(Held::new(Reason::Address, rule, format!("{address} is not within what rule {who} names")));
+        if let (Some(address), true) = (trimmed, told.addresses.is_empty()) {
+            return Err(self.outside(rules, address));
         }
-        Ok((kept, openings))
+        Ok(Admitted { records: kept, openings: told.openings, ..Admitted::default() })
+    }
+
+    /// Why an address that no rule admits is withheld.
+    pub(super) fn outside(&self, rules: &[RuleIndex], address: IpAddr) -> Held {
+        let rule = rules.first().copied();
+        let who = rule.map_or("", |rule| self.rule_id(rule));
+        Held::new(Reason::Address, rule, format!("{address} is not within what rule {who} names"))
     }
 
     /// The rules that admit this address, perhaps none; `Err` where the guard forbids it to all of them.

@@ -2,6 +2,8 @@
 //! of one element that is open already.
 
 mod address;
+mod service;
+mod target;
 #[cfg(test)]
 mod tests;
 mod uphold;
@@ -33,14 +35,14 @@ pub fn inspect(permit: Permit, mut answer: Answer) -> Cleared {
         Err(Held::new(Reason::Cname, None, format!("{cnames} CNAME records are more than {MAX_CHAIN}")))
     } else if permit.observed.is_some() {
         // Enforcing would not have asked: whatever came may be told here, and nothing is opened for it.
-        Ok((records.clone(), Vec::new()))
+        Ok(Admitted { records: records.clone(), ..Admitted::default() })
     } else {
         permit.policy.admit_answer(&permit, &chain, &answer.origin, &records)
     };
-    let (openings, withheld) = match inspected {
-        Ok((kept, openings)) => {
-            answer.records = kept;
-            (openings, None)
+    let (admitted, withheld) = match inspected {
+        Ok(mut admitted) => {
+            answer.records = std::mem::take(&mut admitted.records);
+            (admitted, None)
         }
         Err(Held { reason, rule, why }) => {
             if permit.observing {
@@ -50,7 +52,8 @@ pub fn inspect(permit: Permit, mut answer: Answer) -> Cleared {
                 answer.soa = None;
                 answer.proof = None;
             }
-            (Vec::new(), Some(Withheld { reason, rule, why: why.into(), enforced: !permit.observing }))
+            let withheld = Withheld { reason, rule, why: why.into(), enforced: !permit.observing };
+            (Admitted::default(), Some(withheld))
         }
     };
     // What is told in part, or altered, is not what was signed.
@@ -63,11 +66,24 @@ pub fn inspect(permit: Permit, mut answer: Answer) -> Cleared {
         forwarder: policy.forwarder(permit.asker).cloned(),
         question: permit.question.clone(),
         chain: chain.into(),
+        targets: admitted.targets.into(),
         origin: answer.origin.clone(),
         segment: Arc::clone(&permit.segment().name),
         rule: permit.rule().map_or_else(|| Arc::from(""), |rule| Arc::clone(policy.rule_id(rule))),
     };
-    Cleared { answer, openings, basis: Arc::new(basis), withheld, permit }
+    let (openings, left_out) = (admitted.openings, admitted.left_out.map(String::into_boxed_str));
+    Cleared { answer, openings, basis: Arc::new(basis), withheld, left_out, permit }
+}
+
+/// What may be told of an answer, and what has to be open for that.
+#[derive(Default)]
+struct Admitted {
+    records: Vec<Record>,
+    openings: Vec<Opening>,
+    /// Names that were judged because hints of theirs are opened.
+    targets: Vec<Name>,
+    /// Why not all of it is told.
+    left_out: Option<String>,
 }
 
 /// Why an answer is withheld.
@@ -111,14 +127,19 @@ impl Policy {
         chain: &[Name],
         origin: &Origin,
         records: &[Record],
-    ) -> Result<(Vec<Record>, Vec<Opening>), Held> {
+    ) -> Result<Admitted, Held> {
         let asker = permit.asker;
         let kind = permit.question.kind;
         let rules = self.trusting(asker.segment, &permit.rules, kind, chain)?;
-        if !kind.is_address() {
-            return Ok((records.to_vec(), Vec::new()));
+        if kind.is_address() {
+            self.admit_addresses(&rules, asker, origin, records)
+        } else if kind.is_service() {
+            self.admit_services(&rules, asker, origin, records)
+        } else if kind == RecordType::MX || kind == RecordType::SRV {
+            self.admit_hosts(asker.segment, records)
+        } else {
+            Ok(Admitted { records: records.to_vec(), ..Admitted::default() })
         }
-        self.admit_addresses(&rules, asker, origin, records)
     }
 
     /// The rules that accept this CNAME chain.

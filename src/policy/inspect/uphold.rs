@@ -13,14 +13,23 @@ impl Policy {
         let segment = self.holder(basis, element)?;
         let question = &basis.question;
         let asked = if element.to.is_ipv4() { RecordType::A } else { RecordType::AAAA };
-        if question.kind != asked {
+        let service = question.kind.is_service();
+        if question.kind != asked && !service {
             return None;
         }
         let Ruling::Allowed(rules) = self.rule_on(segment, question.name.as_wire(), question.kind) else {
             return None;
         };
         let rules = self.trusting(segment, &rules, question.kind, &basis.chain).ok()?;
-        let admitting = self.admitting_rules(&rules, &basis.origin, element.to).ok()?;
+        let admitting = if service {
+            if basis.targets.iter().any(|target| self.refuses_target(segment, target).is_some()) {
+                return None;
+            }
+            self.admitting_hint(segment, &self.telling_services(&rules), &basis.origin, element.to)
+        } else {
+            self.admitting_rules(&rules, &basis.origin, element.to)
+        };
+        let admitting = admitting.ok()?;
         admitting.into_iter().find(|rule| self.rule(*rule).ports.iter().any(|ports| ports.contains(element.service)))
     }
 

@@ -59,6 +59,7 @@ fn basis(name: &str, trust: AddressTrust) -> Basis {
         forwarder: Some(Arc::from("coredns")),
         question: Question { name: Name::parse(name).unwrap(), kind: RecordType::AAAA },
         chain: [Name::parse("a\\.b.example.net").unwrap(), Name::root()].into(),
+        targets: [].into(),
         origin: Origin { name: Arc::from("corp"), trust },
         segment: Arc::from("shop"),
         rule: Arc::from("web"),
@@ -322,6 +323,7 @@ proptest! {
         name in a_name(),
         kind in any::<u16>(),
         chain in prop::collection::vec(a_name(), 0..4),
+        targets in prop::collection::vec(a_name(), 0..3),
         private in prop::option::of(prop::collection::vec(a_prefix(), 0..4)),
     ) {
         let (forwarder, origin, segment, rule) = words;
@@ -331,6 +333,7 @@ proptest! {
             forwarder: forwarder.map(Arc::from),
             question: Question { name, kind: RecordType(kind) },
             chain: chain.into(),
+            targets: targets.into(),
             origin: Origin { name: Arc::from(origin), trust },
             segment: Arc::from(segment),
             rule: Arc::from(rule),

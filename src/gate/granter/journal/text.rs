@@ -8,8 +8,9 @@
 //! ```
 //!
 //! `=` gives a number to what the reasons of many openings have in common; a later one may give it to something else.
-//! `+` opens: the number, who asked, until when it was told (a [`Tick`]), how many names the CNAME chain has, the name
-//! asked for and those, then elements, each with its end. `-` closes. A line that does not end as it should was torn.
+//! `+` opens: the number, who asked, until when it was told (a [`Tick`]), how many names the CNAME chain has (`2+1`: and
+//! how many targets service records), the name asked for and those, then elements, each with its end. `-` closes. A line
+//! that does not end as it should was torn.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -152,7 +153,11 @@ pub(super) fn opened(
     decimal(out, told_until.0);
     out.push(b' ');
     decimal(out, basis.chain.len() as u64);
-    for name in std::iter::once(&basis.question.name).chain(&*basis.chain) {
+    if !basis.targets.is_empty() {
+        out.push(b'+');
+        decimal(out, basis.targets.len() as u64);
+    }
+    for name in std::iter::once(&basis.question.name).chain(&*basis.chain).chain(&*basis.targets) {
         out.push(b' ');
         presentation(out, name);
     }
@@ -278,12 +283,16 @@ impl Reader {
                 let context = self.contexts.get(&words.next()?.parse().ok()?)?;
                 let client = words.next()?.parse().ok()?;
                 let told_until = Tick(words.next()?.parse().ok()?);
-                let links: usize = words.next()?.parse().ok()?;
+                let links = words.next()?;
+                let (links, targets) = links.split_once('+').unwrap_or((links, "0"));
                 let mut name = || Name::parse(words.next()?).ok();
                 let asked = name()?;
                 // However many it claims, each takes a word.
-                let chain = std::iter::repeat_with(name).take(links).collect::<Option<Vec<Name>>>()?;
-                let basis = context.basis(client, asked, chain);
+                let mut names = |count: &str| {
+                    std::iter::repeat_with(&mut name).take(count.parse().ok()?).collect::<Option<Vec<Name>>>()
+                };
+                let (chain, targets) = (names(links)?, names(targets)?);
+                let basis = context.basis(client, asked, chain, targets);
                 while let Some(element) = words.next() {
                     let until = Tick(words.next()?.parse().ok()?);
                     ledger.recall(element.parse().ok()?, &basis, told_until, until);
@@ -301,12 +310,13 @@ impl Reader {
 }
 
 impl Context {
-    fn basis(&self, client: IpAddr, name: Name, chain: Vec<Name>) -> Basis {
+    fn basis(&self, client: IpAddr, name: Name, chain: Vec<Name>, targets: Vec<Name>) -> Basis {
         Basis {
             client,
             forwarder: self.forwarder.clone(),
             question: Question { name, kind: self.kind },
             chain: chain.into(),
+            targets: targets.into(),
             origin: self.origin.clone(),
             segment: Arc::clone(&self.segment),
             rule: Arc::clone(&self.rule),
