@@ -1,4 +1,4 @@
-//! The invariants I1, I2, I4 and I7 as properties of the whole gate: whatever is sent, whenever.
+//! The invariants I1 to I4 and I7 as properties of the whole gate: whatever is sent, whenever.
 //!
 //! [`World::send`] checks I1, I4 and I7 at every packet; here are the packets that nobody would write by hand.
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use gate::{Act, Answer, Ask, Plan, Reply, Setup, World};
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::{A, NULL};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use outgate::audit::Transport;
 use outgate::grant::Terms;
@@ -254,4 +254,78 @@ fn i4_what_is_told_is_open_that_long() {
         Ok(())
     });
     world.into_inner().finish().unwrap();
+}
+
+/// The data of an HTTPS record that hints at addresses, some of which may never be opened; now and then cut.
+fn hinting() -> impl Strategy<Value = Vec<u8>> {
+    let address = prop_oneof![6 => (1..20_u8).prop_map(|last| [198, 51, 100, last]), 1 => Just(GUARDED)];
+    let hints = prop::collection::vec(address, 1..4).prop_map(|addresses| (4_u16, addresses.concat()));
+    let six = (1..9_u8).prop_map(|last| (6_u16, [&[0x20, 1, 0x0d, 0xb8][..], &[0; 11], &[last]].concat()));
+    let parameters = (prop::option::weighted(0.8, hints), prop::option::weighted(0.2, six), any::<bool>());
+    let cut = prop::option::weighted(0.05, any::<prop::sample::Index>());
+    (prop::sample::select(vec![0_u16, 1, 1, 1]), parameters, cut).prop_map(|(priority, (four, six, alpn), cut)| {
+        let mut data = [&priority.to_be_bytes()[..], &[0]].concat();
+        let alpn = alpn.then(|| (1, b"\x02h2".to_vec()));
+        for (key, value) in [alpn, four, six].into_iter().flatten() {
+            data.extend(key.to_be_bytes());
+            data.extend(u16::try_from(value.len()).unwrap().to_be_bytes());
+            data.extend(value);
+        }
+        data.truncate(cut.map_or(data.len(), |at| 1 + at.index(data.len() - 1)));
+        data
+    })
+}
+
+/// A private address for which nobody vouches.
+const GUARDED: [u8; 4] = [10, 222, 173, 1];
+
+/// I3, I4: whatever an upstream hints at, what may not be opened is neither opened nor told, and what is told is open.
+#[test]
+fn i3_no_hint_passes_the_guard_by() {
+    const HTTPS: &str = r#"
+[[segment]]
+name    = "shop"
+clients = ["192.0.2.0/24"]
+[[rule]]
+id       = "filter"
+action   = "allow"
+segments = ["*"]
+names    = ["*.filter.example.com"]
+https    = "filter"
+[[rule]]
+id       = "pass"
+action   = "allow"
+segments = ["*"]
+names    = ["*.pass.example.com"]
+https    = "pass"
+"#;
+    let policy = vec![Source { file: "policy.toml".to_owned(), text: HTTPS.to_owned() }];
+    let upstreams = vec![upstream("default", &[])];
+    let world = RefCell::new(World::start(Setup { policy, upstreams, ..Setup::default() }).unwrap());
+    let number = std::cell::Cell::new(0);
+    let told = std::cell::Cell::new(0);
+    check(600, &(prop::collection::vec(hinting(), 1..4), any::<bool>()), |(records, filters)| {
+        let mut world = world.borrow_mut();
+        number.set(number.get() + 1);
+        let name = format!("n{}.{}.example.com.", number.get(), if filters { "filter" } else { "pass" });
+        let record = |data: &Vec<u8>| {
+            let data = RData::Unknown { code: RecordType::HTTPS, rdata: NULL::with(data.clone()) };
+            Record::from_rdata(Name::from_ascii(&name).unwrap(), 60, data)
+        };
+        let records: Vec<Record> = records.iter().map(record).collect();
+        let rcode = ResponseCode::NoError;
+        let answer = Answer { rcode, records, authority: Vec::new(), ede: None, truncated: false };
+        world.servers[0].script(&name, RecordType::HTTPS, Act::Answer(answer));
+        let packet = Ask::new(&name, RecordType::HTTPS).bytes(7);
+        let sent = sent(packet, 0, 40_000, false);
+        let exchange = world.send(&sent.packet, sent.by(), sent.transport).map_err(TestCaseError::fail)?;
+        let reply = exchange.reply.as_ref().expect("a reply");
+        prop_assert!(!reply.windows(4).any(|octets| octets == GUARDED), "{}", exchange.record());
+        told.set(told.get() + Reply::read(reply).map_err(TestCaseError::fail)?.addresses().count());
+        Ok(())
+    });
+    let world = world.into_inner();
+    assert!(told.get() > 300, "{}", told.get());
+    assert!(world.firewall.elements().iter().all(|(element, _)| element.to != IpAddr::from(GUARDED)));
+    world.finish().unwrap();
 }

@@ -24,9 +24,9 @@ use crate::record::{Origin, Record, RecordType};
 /// The most records of one answer that are looked at; services have one or two (guessed).
 const MAX_SERVICES: usize = 16;
 
-/// What is kept of a record that is filtered, besides hints. What a key to come makes a client do, nobody here knows; `ech` would hide
-/// the name that is asked for from the firewall's side.
-const KEPT: [u16; 6] = [key::MANDATORY, key::ALPN, key::NO_DEFAULT_ALPN, key::PORT, key::IPV4_HINT, key::IPV6_HINT];
+/// What is kept of a record that is filtered, besides hints. What other keys make a client do, nobody here knows; `ech`
+/// hides the name that it connects to.
+const KEPT: [u16; 4] = [key::MANDATORY, key::ALPN, key::NO_DEFAULT_ALPN, key::PORT];
 
 impl Policy {
     /// An answer of HTTPS or SVCB records.
