@@ -4,10 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsFd;
 use std::str::FromStr;
 
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover};
 
 /// An address prefix of either family.
 pub type Prefix = IpNet;
@@ -84,6 +86,19 @@ impl<T> PrefixMap<T> {
 #[must_use]
 pub const fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
+}
+
+/// Has a UDP socket of this family send whatever a forged ICMP error says of the path. RFC 9715 §3.1 has such errors
+/// ignored: believed, one would have our datagrams sent in fragments, the later of which carry no port and no id.
+///
+/// # Errors
+/// The kernel does not know the option, which is older than Linux 4.
+pub fn ignore_path_mtu(socket: impl AsFd, is_ipv6: bool) -> std::io::Result<()> {
+    let set = match is_ipv6 {
+        true => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::OMIT),
+        false => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::OMIT),
+    };
+    set.map_err(Into::into)
 }
 
 /// The addresses of this machine's interfaces, in canonical form; empty where they cannot be read.

@@ -106,6 +106,8 @@ impl Rcode {
     pub const REFUSED: Self = Self(5);
     /// An EDNS version other than 0.
     pub const BADVERS: Self = Self(16);
+    /// The server cookie is not the server's (RFC 7873 §8).
+    pub const BADCOOKIE: Self = Self(23);
 
     /// Its mnemonic, where it has one here.
     #[must_use]

@@ -18,6 +18,7 @@
 
 mod answer;
 mod connection;
+mod cookie;
 mod dnssec;
 #[cfg(test)]
 mod encrypted;

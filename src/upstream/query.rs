@@ -1,5 +1,6 @@
 //! One query as it is sent, and which datagrams are its reply.
 
+use super::cookie::{Proof, Shown};
 use super::random::Random;
 use crate::record::Question;
 use crate::wire;
@@ -19,6 +20,8 @@ pub(super) struct Query {
     bytes: Vec<u8>,
     /// Where the question ends.
     end: usize,
+    /// What it shows of a cookie, and so what its reply must.
+    cookie: Option<Shown>,
 }
 
 /// What a query asks for besides its answer.
@@ -35,8 +38,9 @@ pub(super) struct Wanted {
 pub(super) enum Match {
     /// Its reply.
     Reply,
-    /// Its reply, but that the letters of the name are in another case: a server that lower-cases, or a guess.
-    OtherCase,
+    /// Its reply, but that the letters of the name are in another case, or that it lacks the cookie that the server
+    /// shows: a server that lower-cases or has forgotten its cookies, or a guess.
+    Doubtful,
     /// Something else, maybe forged.
     Mismatch,
 }
@@ -64,7 +68,16 @@ impl Query {
         if let Some(flags) = bytes.get_mut(3).filter(|_| wanted.checking_disabled) {
             *flags |= CD;
         }
-        Ok(Self { bytes, end })
+        Ok(Self { bytes, end, cookie: None })
+    }
+
+    /// The query with a cookie in it.
+    pub(super) fn showing(mut self, cookie: Option<Shown>) -> Self {
+        if let Some(Shown { client, server }) = &cookie {
+            wire::show_cookie(&mut self.bytes, *client, server);
+        }
+        self.cookie = cookie;
+        self
     }
 
     /// The query at a length that tells nothing of its name's. RFC 8467 §4.1: "Clients SHOULD pad queries to the
@@ -85,12 +98,23 @@ impl Query {
     }
 
     /// What `message`, which came from the server asked, is to this query. Accepted as its reply only with its id,
-    /// QR, opcode QUERY and exactly its question.
+    /// QR, opcode QUERY, exactly its question, and the cookie that it was shown.
     pub(super) fn matches(&self, message: &[u8]) -> Match {
-        if message.get(..2) != self.bytes.get(..2) { Match::Mismatch } else { self.matches_but_id(message) }
+        if message.get(..2) != self.bytes.get(..2) {
+            return Match::Mismatch;
+        }
+        let matched = self.matches_but_id(message);
+        match (&self.cookie, matched) {
+            (None, _) | (_, Match::Mismatch) => matched,
+            (Some(cookie), _) => match cookie.judge(message) {
+                Proof::Good => matched,
+                Proof::Missing => Match::Doubtful,
+                Proof::Wrong => Match::Mismatch,
+            },
+        }
     }
 
-    /// [`Query::matches`] where the id is known to be right.
+    /// [`Query::matches`] where the id is known to be right, and no cookie is needed.
     pub(super) fn matches_but_id(&self, message: &[u8]) -> Match {
         /// QR and the four bits of the opcode.
         const QR_AND_OPCODE: u8 = 0b1111_1000;
@@ -108,7 +132,7 @@ impl Query {
         if asked == answered {
             Match::Reply
         } else if asked.eq_ignore_ascii_case(answered) && asked.get(name..) == answered.get(name..) {
-            Match::OtherCase
+            Match::Doubtful
         } else {
             Match::Mismatch
         }
@@ -155,7 +179,7 @@ mod tests {
             ("no question", Match::Mismatch, &|b| b[5] = 0),
             ("two questions", Match::Mismatch, &|b| b[5] = 2),
             ("other name", Match::Mismatch, &|b| b[13] ^= 1),
-            ("one letter in other case", Match::OtherCase, &|b| b[13] ^= 0x20),
+            ("one letter in other case", Match::Doubtful, &|b| b[13] ^= 0x20),
             ("other type that differs like a letter's case", Match::Mismatch, &|b| b[last - 3] ^= 0x20),
             ("other class", Match::Mismatch, &|b| b[last] = 3),
             ("cut off", Match::Mismatch, &|b| b.truncate(last)),

@@ -6,15 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use super::Ports;
 use super::answer::answer;
 use super::connection::Link;
+use super::cookie::Cookies;
 use super::endpoint::{ServerSettings, Transport};
 use super::failure::Failure;
 use super::health::{Health, Standing};
 use super::query::{Query, Wanted};
+use super::random::Random;
 use super::udp::{Outcome, Pace};
+use super::{Port, Ports};
 use crate::record::{Answer, Origin, Question};
 use crate::time::Clock;
 use crate::wire;
@@ -39,6 +42,7 @@ pub(super) struct Server {
     wanted: Wanted,
     clock: Clock,
     link: Arc<Link>,
+    cookies: Cookies,
     health: Mutex<Health>,
     counts: Counts,
 }
@@ -93,6 +97,7 @@ impl Server {
             wanted,
             clock: clock.clone(),
             link: Arc::new(link),
+            cookies: Cookies::default(),
             health: Mutex::default(),
             counts: Counts::default(),
         }
@@ -149,35 +154,28 @@ impl Server {
         ports: &Ports,
         refused: impl FnMut(),
     ) -> Result<Reply, Failure> {
-        let started = self.clock.tick();
-        let heard = || self.heard(self.clock.tick().since(started));
         let random = &ports.random;
+        let deadline = pace.deadline;
         let port = ports.of_servers.get(self.number).ok_or(std::io::ErrorKind::AddrNotAvailable)?;
-        let over_udp = if self.transport == Transport::Udp {
-            let query = Query::new(question, self.wanted, random)?;
-            let outcome = port.sockets.ask(&query, &pace, started, random, refused, || count(&self.counts.mismatches));
-            match outcome.await? {
-                Outcome::Reply(message) => {
-                    heard();
-                    Some(message)
-                }
-                Outcome::Incomplete => {
-                    heard();
-                    None
-                }
-                Outcome::Suspect => None,
-            }
-        } else {
-            None
+        let over_udp = match self.transport {
+            Transport::Udp => self.ask_over_udp(question, pace, port, random, refused).await?,
+            _ => None,
         };
         let message = match over_udp {
             Some(message) => message,
             None => {
-                let message = port.connection.ask(Query::new(question, self.wanted, random)?, pace.deadline).await?;
-                if self.transport != Transport::Udp {
-                    heard();
+                let query = Query::new(question, self.wanted, random)?;
+                if self.transport == Transport::Udp {
+                    let query = query.showing(self.cookies.show(random)?);
+                    let message = port.connection.ask(query, deadline).await?;
+                    self.cookies.learn_for_sure(&message);
+                    message
+                } else {
+                    let started = self.clock.tick();
+                    let message = port.connection.ask(query, deadline).await?;
+                    self.heard(self.clock.tick().since(started));
+                    message
                 }
-                message
             }
         };
         // It repeats the question: that made it the reply.
@@ -190,6 +188,36 @@ impl Server {
     fn vouches(&self) -> bool {
         let proved = matches!(self.transport, Transport::Tls { .. } | Transport::Https { .. });
         proved || self.address.ip().is_loopback()
+    }
+
+    /// The whole reply; `None`: ask over TCP.
+    async fn ask_over_udp(
+        &self,
+        question: &Question,
+        mut pace: Pace,
+        port: &Port,
+        random: &Random,
+        mut refused: impl FnMut(),
+    ) -> Result<Option<Vec<u8>>, Failure> {
+        // RFC 7873 §5.3: of BADCOOKIE the client "should retry the request using the new Server Cookie", and where that
+        // is refused too, "it SHOULD retry the request using TCP".
+        for _ in 0..2 {
+            let started = self.clock.tick();
+            let cookie = self.cookies.show(random)?;
+            let shows = cookie.is_some();
+            let query = Query::new(question, self.wanted, random)?.showing(cookie);
+            let mismatch = || count(&self.counts.mismatches);
+            let outcome = port.sockets.ask(&query, &pace, started, random, &mut refused, mismatch).await?;
+            if outcome != Outcome::Suspect {
+                self.heard(self.clock.tick().since(started));
+            }
+            match outcome {
+                Outcome::Reply(message) if shows && self.cookies.learn(&message) => pace.begin = Instant::now(),
+                Outcome::Reply(message) => return Ok(Some(message)),
+                Outcome::Incomplete | Outcome::Suspect => return Ok(None),
+            }
+        }
+        Ok(None)
     }
 
     /// A reply came after this time.

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::failure::Failure;
 use super::query::{Match, Query, is_truncated};
 use super::random::Random;
+use crate::net::ignore_path_mtu;
 use crate::time::Tick;
 use crate::wire::UDP_SIZE;
 
@@ -45,7 +46,7 @@ const WATCHED: Interest = Interest::READABLE.add(Interest::ERROR);
 pub(super) enum Outcome {
     /// The whole reply.
     Reply(Vec<u8>),
-    /// The server answered, but too much for a datagram, or in other letter case: ask it over TCP.
+    /// The server answered, but too much for a datagram, or in a doubtful way: ask it over TCP.
     Incomplete,
     /// Messages came that are not the reply: ask over TCP, where nobody can guess.
     Suspect,
@@ -156,7 +157,7 @@ impl Sockets {
                             return Ok(Outcome::Suspect);
                         }
                     }
-                    Ok(Received::OtherCase) => {
+                    Ok(Received::Doubtful) => {
                         mismatch();
                         return Ok(Outcome::Incomplete);
                     }
@@ -214,6 +215,7 @@ impl Sockets {
         if !bound {
             bind(0)?;
         }
+        ignore_path_mtu(&socket, self.server.is_ipv6())?;
         socket.connect(&self.server.into())?;
         #[expect(
             deprecated,
@@ -252,7 +254,7 @@ impl Pool {
 enum Received {
     /// The reply; `None`: not the whole of it.
     Reply(Option<Vec<u8>>),
-    OtherCase,
+    Doubtful,
     Mismatch,
 }
 
@@ -278,7 +280,7 @@ async fn receive(socket: &mut AsyncFd<UdpSocket>, server: SocketAddr, query: &Qu
         let matched = if is_same(from, server) { query.matches(message) } else { Match::Mismatch };
         return Ok(match matched {
             Match::Mismatch => Received::Mismatch,
-            Match::OtherCase => Received::OtherCase,
+            Match::Doubtful => Received::Doubtful,
             Match::Reply => {
                 // Nothing more is awaited; what comes next is told anew.
                 ready.clear_ready();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::reader::{RawRecord, Reader};
 use super::{Echo, Fault, TCP_LIMIT, UDP_SIZE, UDP_SIZE_PLAIN, Written};
-use crate::record::{ExtendedError, RecordType};
+use crate::record::{ExtendedError, Rcode, RecordType};
 
 /// An OPT record without options: root, type, class, TTL, length.
 const OPT_LENGTH: usize = 11;
@@ -14,6 +14,7 @@ const EDE_HEAD: usize = 6;
 
 const DNSSEC_OK: u16 = 0x8000;
 pub(super) const OPTION_SUBNET: u16 = 8;
+const OPTION_COOKIE: u16 = 10;
 const OPTION_KEEPALIVE: u16 = 11;
 const OPTION_PADDING: u16 = 12;
 const OPTION_EDE: u16 = 15;
@@ -179,14 +180,58 @@ pub(super) fn ended(out: &mut [u8], written: Written, start: usize) -> Written {
 
 /// Pads a query that ends with an OPT record without options to a multiple of `block` octets (RFC 7830).
 pub fn pad_query(query: &mut Vec<u8>, block: usize) {
-    let Some(field) = query.len().checked_sub(2) else { return };
     let padding = (query.len() + OPTION_HEAD).next_multiple_of(block) - query.len() - OPTION_HEAD;
-    if let Some(field) = query.get_mut(field..) {
-        field.copy_from_slice(&length_field(OPTION_HEAD + padding));
-    }
-    query.extend_from_slice(&OPTION_PADDING.to_be_bytes());
-    query.extend_from_slice(&length_field(padding));
+    begin_option(query, OPTION_PADDING, padding);
     query.resize(query.len() + padding, 0);
+}
+
+/// Shows a cookie (RFC 7873 §4) in a query that ends with an OPT record without options.
+pub fn show_cookie(query: &mut Vec<u8>, client: [u8; 8], server: &[u8]) {
+    begin_option(query, OPTION_COOKIE, client.len() + server.len());
+    query.extend_from_slice(&client);
+    query.extend_from_slice(server);
+}
+
+/// The head of the one option of a query's OPT.
+fn begin_option(query: &mut Vec<u8>, code: u16, length: usize) {
+    if let Some(field) = query.last_chunk_mut::<2>() {
+        *field = length_field(OPTION_HEAD + length);
+    }
+    query.extend_from_slice(&code.to_be_bytes());
+    query.extend_from_slice(&length_field(length));
+}
+
+/// What is seen of a message without reading its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance<'a> {
+    /// All 12 bits.
+    pub rcode: Rcode,
+    /// The data of its first COOKIE option, of whatever length.
+    pub cookie: Option<&'a [u8]>,
+}
+
+/// Passes over a message to its OPT. `None`: it has no three whole sections behind one question.
+#[must_use]
+pub fn glance(message: &[u8]) -> Option<Glance<'_>> {
+    let mut reader = Reader::new(message);
+    reader.u16().ok()?;
+    let flags = reader.u16().ok()?;
+    let [questions, records @ ..] = [reader.u16(), reader.u16(), reader.u16(), reader.u16()].map(Result::ok);
+    if questions != Some(1) {
+        return None;
+    }
+    reader.skip_name().and_then(|_| reader.take(4)).ok()?;
+    let mut seen = Glance { rcode: Rcode(flags & 0xf), cookie: None };
+    for _ in 0..records.into_iter().flatten().map(usize::from).sum() {
+        reader.skip_name().ok()?;
+        let record = reader.record().ok()?;
+        if RecordType(record.kind) == RecordType::OPT {
+            let opt = Opt::from_record(&record);
+            seen.rcode = Rcode(u16::from(opt.rcode_high) << 4 | flags & 0xf);
+            seen.cookie = opt.options().flatten().find(|(code, _)| *code == OPTION_COOKIE).map(|(_, data)| data);
+        }
+    }
+    Some(seen)
 }
 
 /// A length on the wire. The caller has checked that the reply stays under its limit, so it fits.
@@ -197,7 +242,7 @@ pub(super) fn length_field(length: usize) -> [u8; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Rcode, Record};
+    use crate::record::Record;
     use crate::time::Ttl;
     use crate::wire::{Canonical, parse, parse_message, write_refusal};
 

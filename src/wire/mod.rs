@@ -10,7 +10,7 @@
 //!   [`Template::write`] makes it a reply to one [`Echo`] without allocating (given capacity in `out`).
 //! - [`write_refusal`] is the same for replies without records: errors, and refusals with their SOA.
 //! - [`extend`] adds to either what a stream's client asked for and a datagram's cannot be told.
-//! - [`encode_query`] is a function of its arguments alone (I2), and [`pad_query`] of its length; [`parse_message`] reads what came back.
+//! - [`encode_query`] is a function of its arguments alone (I2), and so are [`pad_query`] and [`show_cookie`]; [`parse_message`] reads what came back.
 
 mod compression;
 mod edns;
@@ -25,7 +25,7 @@ mod subnet;
 #[cfg(test)]
 mod tests;
 
-pub use edns::{Edns, StreamOptions, extend, pad_query};
+pub use edns::{Edns, Glance, StreamOptions, extend, glance, pad_query, show_cookie};
 pub use fault::Fault;
 pub use message::{Message, MessageEdns, encode_query, freshness, parse_message, parse_reply};
 pub use proxy::{PROXY_HEAD, Proxied, proxy_length, read_proxy};

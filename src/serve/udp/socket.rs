@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::BATCH;
+use crate::net::ignore_path_mtu;
 
 /// The largest datagram read whole: far above any query (RFC 6891 clients send under 1232 octets).
 const LARGEST: usize = 2048;
@@ -94,6 +95,7 @@ impl Bound {
                     setsockopt(&socket, Ipv4PacketInfo, &true)?;
                 }
             }
+            ignore_path_mtu(&socket, address.is_ipv6())?;
             socket.set_reuse_port(true)?;
             // The kernel caps them at rmem_max and wmem_max; less room is no error.
             let _ = socket.set_recv_buffer_size(BUFFER);
