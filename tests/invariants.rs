@@ -6,6 +6,7 @@
 
 #[expect(dead_code, reason = "the scenarios use all of it")]
 mod gate;
+mod junk;
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
