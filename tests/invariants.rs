@@ -198,7 +198,7 @@ fn i1_broken_packets_never_go_upstream() {
 }
 
 /// I2: of one name, type and view the packets upstream are all the same, but for their id and the case of their
-/// letters, whatever the clients sent.
+/// letters, whatever the clients sent. The cookie is the server's.
 #[test]
 fn i2_no_octet_of_a_client_goes_upstream() {
     let world = RefCell::new(world(vec![upstream("default", &[]), upstream("office", &["office"])], Terms::default()));
@@ -215,19 +215,24 @@ fn i2_no_octet_of_a_client_goes_upstream() {
     });
     let world = world.into_inner();
     let mut masked: Vec<Vec<u8>> = Vec::new();
-    let mut whole = 0;
+    let (mut whole, mut cookies) = (0, Vec::new());
     for server in &world.servers {
         let seen = server.seen();
         assert!(seen.len() > 50, "{}: {}", server.name, seen.len());
         whole += seen.len();
-        masked.extend(seen.into_iter().map(|seen| {
+        let of_server = seen.into_iter().map(|seen| {
             let mut message = seen.message;
             message[..2].fill(0);
             message[12..29].make_ascii_lowercase();
-            message
-        }));
+            let cookie = message.split_off(message.len() - 8);
+            (message, cookie)
+        });
+        let (messages, shown): (Vec<_>, Vec<_>) = of_server.unzip();
+        assert!(shown.iter().all(|cookie| *cookie == shown[0]), "one cookie for a server, whoever asks");
+        masked.extend(messages);
+        cookies.push(shown[0].clone());
     }
-    assert!(whole >= 300);
+    assert!(whole >= 300 && cookies[0] != cookies[1], "{cookies:?}");
     assert!(masked.iter().all(|message| *message == masked[0]));
     world.finish().unwrap();
 }
