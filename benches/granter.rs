@@ -191,7 +191,7 @@ impl Asking {
     async fn offer(&self, n: u32) -> bool {
         let Ok(cleared) = self.cleared(n) else { return false };
         let query = RecordId { boot: 7, shard: 1, sequence: n.into() };
-        self.granter.offer(cleared, self.clock.tick() + Duration::from_secs(300), query).await.is_ok()
+        self.granter.offer(cleared, self.clock.tick() + Duration::from_secs(300), Some(query)).await.is_ok()
     }
 }
 

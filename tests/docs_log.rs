@@ -179,7 +179,7 @@ impl Parts {
         let grant = GrantEvent {
             at: Wall(1),
             op: GrantOp::Open,
-            client: self.address,
+            client: self.has(2).then_some(self.address),
             element: Element {
                 from: if self.has(1) { Scope::Client(self.address) } else { Scope::Segment(SegmentId(7)) },
                 to: self.address,

@@ -15,6 +15,7 @@ use outgate::cache::{Answers, Cover, Failures};
 use outgate::firewall::Memory;
 use outgate::gate::{
     Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook, Slots, WORDS,
+    WarmCounts,
 };
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
@@ -110,6 +111,7 @@ impl Stage {
             upstreams: Upstreams::new(vec![upstreams], &clock).unwrap(),
             answers: Answers::new(256 << 20, Duration::ZERO),
             failures: Failures::new(1 << 20),
+            warm: WarmCounts::default(),
             refreshes: Refreshes::new().0,
             cover: Cover::new(256 << 20),
             granter,

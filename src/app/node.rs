@@ -372,6 +372,8 @@ impl Node for Arc<RunningNode> {
         registry.set_gauge(metric::ZONES_RECORDS, [], number(rulebook.zones.records() as u64));
         registry.set_gauge(metric::GRANTS, [], number(load(&counts.live)));
         registry.set_gauge(metric::SLOW_QUEUE_DEPTH, [], number(gate.slots.taken() as u64));
+        registry.set_gauge(metric::WARM_NAMES, [], number(load(&gate.warm.names)));
+        registry.set_gauge(metric::WARM_FAILING, [], number(load(&gate.warm.failing)));
         registry.set_gauge(metric::CACHE_REFRESHES, [], number(gate.refreshes.len() as u64));
         registry.set_gauge(metric::CACHE_ENTRIES, [], number(gate.answers.len() as u64));
         registry.set_gauge(metric::CACHE_BYTES, [], number((gate.answers.bytes() + gate.cover.bytes()) as u64));

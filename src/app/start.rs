@@ -21,7 +21,7 @@ use crate::cache::{Answers, Cover, Failures, LOCAL_BYTES};
 use crate::document::Mistake;
 use crate::firewall;
 use crate::gate::{
-    Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Refresher, Refreshes, Rulebook, Slots, WORDS,
+    Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Refresher, Refreshes, Rulebook, Slots, WORDS, WarmCounts,
 };
 use crate::grant::{Caps, Ledger};
 use crate::metric::{self, Registry};
@@ -94,8 +94,9 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let streams = listen(&config.listen.dns, LISTEN)?;
     let tls_streams = listen(&config.listen.tls, "[listen].tls")?;
     let https_streams = listen(&config.listen.https, "[listen].https")?;
-    // The workers, the runtime that the streams share, and what refreshes answers have ports of their own.
-    let files = upstreams.sockets() * (config.listen.workers + 2) + OTHER_FILES;
+    // The workers, the runtime that the streams share, what refreshes answers and what keeps names warm have ports
+    // of their own.
+    let files = upstreams.sockets() * (config.listen.workers + 3) + OTHER_FILES;
     let udp: Vec<SocketAddr> =
         config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
     let sockets = bind(&udp, config.listen.workers).map_err(|error| Failure::Failed(error.to_string()))?;
@@ -179,6 +180,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         answers: Answers::new(config.cache.answers(), config.cache.stale),
         failures: Failures::new(config.cache.failures()),
         refreshes,
+        warm: WarmCounts::default(),
         // What the doors' threads keep is on top: it must not push out what all of them share.
         cover: Cover::new(config.cache.replies() + (config.listen.workers + 1) * LOCAL_BYTES),
         granter,

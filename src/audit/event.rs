@@ -262,8 +262,8 @@ pub struct GrantEvent<'a> {
     pub at: Wall,
     /// What.
     pub op: GrantOp,
-    /// The client that asked.
-    pub client: IpAddr,
+    /// The client that asked; `None`: a rule keeps the name warm.
+    pub client: Option<IpAddr>,
     /// From whom and to where; its service is the first of `services`.
     pub element: Element,
     /// The segment's name.

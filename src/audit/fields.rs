@@ -70,7 +70,7 @@ pub const FIELDS: &[Field] = &[
     field("query", "origin", "string", "id of the query that fetched a cached answer"),
     field("query", "latency_us", "integer", "receipt to record, in microseconds"),
     field("grant", "op", "string", "`open`, `extend`, `shorten`, `revoke`, `fail` or `adopt`"),
-    field("grant", "client", "address", "who asked"),
+    field("grant", "client", "address", "who asked; absent: nobody, a rule keeps the name warm"),
     field("grant", "scope", "string", "`client`: opened for who asked; `segment`: for everyone in it"),
     field("grant", "segment", "string", "the segment"),
     field("grant", "rule", "string", "the rule's id"),

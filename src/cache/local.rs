@@ -277,7 +277,7 @@ mod tests {
                         }
                         for other in 0..crowd {
                             // They are good no longer than now, and make room, but not before the table has grown.
-                            let client = IpAddr::V4(other.into());
+                            let client = IpAddr::V4((other + 1).into());
                             let wanted = Wanted::new(client, cover.client(client), &asked);
                             let reply = cover.hold(Numbered(0, name.clone(), kind), 0);
                             local.put(&wanted, policy.asker(client).unwrap(), covered(reply, now + 1_000_000), Tick(now));
@@ -311,13 +311,13 @@ mod tests {
         let reply = cover.hold(Numbered(0, name.clone(), RecordType::A), 0);
         let kept = |local: &Local<_>, upto: u32| {
             let here = |client: &u32| {
-                let client = IpAddr::V4((*client).into());
+                let client = IpAddr::V4((*client + 1).into());
                 local.get(&Wanted::new(client, cover.client(client), &asked), Tick(0)).is_some()
             };
             (0..upto).filter(here).count()
         };
         let tell = |local: &mut Local<_>, number: u32| {
-            let client = IpAddr::V4(number.into());
+            let client = IpAddr::V4((number + 1).into());
             let hash = cover.client(client);
             let wanted = Wanted::new(client, hash, &asked);
             let asker = local.client(client, hash, || policy.asker(client)).unwrap();

@@ -16,6 +16,7 @@ mod rulebook;
 mod slow;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub use inflight::{Slot, Slots};
 pub use refresh::{Refresher, Refreshes};
 pub use reply::{Conclusion, Failure, Outbox, Prepared, Released};
 pub use rulebook::{InUse, Passed, Rulebook};
+pub use warm::{WarmCounts, Warmer};
 
 use crate::audit::{Outcome, RecordId, Transport};
 use crate::cache::{Answers, Cover, Failures, Who};
@@ -79,9 +81,11 @@ pub struct Gate {
     /// Upstreams.
     pub upstreams: Upstreams,
     /// What is known.
-    pub answers: Answers<RecordId, Prepared>,
+    pub answers: Answers<Option<RecordId>, Prepared>,
     /// What upstream did not answer.
     pub failures: Failures<Failure>,
+    /// What is kept warm.
+    pub warm: WarmCounts,
     /// What is asked again while nobody waits for it.
     pub refreshes: Refreshes,
     /// For whom it is open.

@@ -13,8 +13,10 @@ use tokio::time::Instant;
 
 use crate::audit::RecordId;
 use crate::gate::Gate;
+use crate::gate::slow::Asking;
 use crate::policy::Permit;
 use crate::record::Question;
+use crate::time::Tick;
 use crate::upstream::Ports;
 
 /// Refreshes under way at once; past it none is begun, and who would have waited is told what there is (guessed: an
@@ -39,7 +41,7 @@ pub struct Refresher(mpsc::Receiver<Order>);
 struct Order {
     permit: Permit,
     /// The query that made it necessary.
-    id: RecordId,
+    id: Option<RecordId>,
     place: Place,
 }
 
@@ -78,7 +80,7 @@ impl Refreshes {
     }
 
     /// Has the permitted question asked, or joins who asks it already; `None` where there is no room.
-    pub(super) fn begin(&self, view: u32, permit: &Permit, id: RecordId) -> Option<Refresh> {
+    pub(super) fn begin(&self, view: u32, permit: &Permit, id: Option<RecordId>) -> Option<Refresh> {
         let mut under_way = self.under_way.lock();
         let full = under_way.len() >= MOST;
         let key = (view, permit.question().clone());
@@ -131,9 +133,10 @@ impl Refresher {
 async fn refresh(gate: Arc<Gate>, ports: Arc<Ports>, order: Order) {
     let Order { permit, id, place } = order;
     let deadline = Instant::now() + gate.deadlines.query;
+    let asking = Asking { id, ports: &ports, deadline, renews: Tick(0) };
     if let Some(upstream) = gate.upstreams.route(&permit.segment().name, permit.question().name.as_wire()) {
         // What came of it is in the tables.
-        let _ = gate.fetch(upstream, &permit, id, &ports, deadline).await;
+        let _ = gate.fetch(upstream, &permit, &asking).await;
     }
     drop(place);
 }
@@ -158,7 +161,7 @@ mod tests {
         }
     }
 
-    const ID: RecordId = RecordId { boot: 7, shard: 0, sequence: 1 };
+    const ID: Option<RecordId> = None;
 
     #[tokio::test]
     async fn the_same_question_is_ordered_once_and_all_see_its_end() {

@@ -32,9 +32,9 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Prepares what was granted; `origin` is the query that fetched it.
+    /// Prepares what was granted; `origin` is the query that fetched it, if one did.
     #[must_use]
-    pub fn new(granted: &Granted, origin: RecordId) -> Self {
+    pub fn new(granted: &Granted, origin: Option<RecordId>) -> Self {
         let cleared = granted.cleared();
         let (permit, answer) = (cleared.permit(), cleared.answer());
         let policy = permit.policy();
@@ -77,7 +77,7 @@ impl Prepared {
             ede: ede.as_ref(),
             why: withheld.map(|withheld| &*withheld.why).or(cleared.left_out()),
             upstream: Some(&answer.origin.name),
-            origin: Some(origin),
+            origin,
         });
         Self { template, signed, rendered, outcome, reason }
     }

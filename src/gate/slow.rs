@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::audit::{CacheUse, RecordId};
 use crate::cache::{Covered, Found, Known, Lately, Until};
@@ -28,17 +28,40 @@ const MARGIN: Duration = Duration::from_millis(10);
 
 /// How long an upstream is waited for where there is an answer that has ended. RFC 8767 §5 recommends 1.8 s, "just under"
 /// what clients wait; of our 1.9 s the firewalls have the rest.
-const STALE_AFTER: Duration = Duration::from_millis(1300);
+const STALE_AFTER: Duration = Duration::from_millis(1200);
 const STALE_TTL: Ttl = Ttl::from_wire(30);
+
+/// What a name is resolved for.
+#[derive(Clone, Copy)]
+pub(super) struct Asking<'a> {
+    /// The query; `None` where a rule keeps the name warm.
+    pub(super) id: Option<RecordId>,
+    /// Of the runtime that this runs on.
+    pub(super) ports: &'a Ports,
+    pub(super) deadline: Instant,
+    /// What is known and ends here, or before, is asked for anew; zero where any answer will do.
+    pub(super) renews: Tick,
+}
+
+/// An answer that is granted.
+pub(super) struct Opened {
+    pub(super) granted: Granted,
+    source: Source,
+}
 
 /// An answer with what is known of it.
 pub(super) struct Resolved {
     answer: Answer,
     told_until: Tick,
-    origin: RecordId,
+    source: Source,
+}
+
+/// Where an answer comes from.
+struct Source {
+    origin: Option<RecordId>,
     cache: CacheUse,
     /// As it is kept for others; of a chain that was followed, its first part.
-    known: Option<Arc<Known<RecordId, Prepared>>>,
+    known: Option<Arc<Known<Option<RecordId>, Prepared>>>,
     /// Whether it may be told again.
     lasts: bool,
 }
@@ -63,6 +86,7 @@ impl Gate {
         ports: &Ports,
     ) -> Result<(Conclusion, Arc<Rulebook>), Failure> {
         let deadline = Instant::now() + self.deadlines.query;
+        let asking = Asking { id: Some(job.id), ports, deadline, renews: Tick(0) };
         for _ in 0..MAX_STALE {
             // A policy that was loaded since the fast path decides: the client has been told nothing yet.
             let rulebook = self.rulebook.load_full();
@@ -82,66 +106,72 @@ impl Gate {
                     }
                 }
             };
-            let edition = rulebook.edition();
-            let resolved = self.resolve_chain(&rulebook, &permit, job.id, ports, deadline).await?;
-            let now = self.clock.now();
-            if observing && !permit.segment().observes(now.wall) {
-                // What may pass while a segment observes may not any more, and nothing would be opened for it.
-                continue;
-            }
-            let told_until = until_observed_ends(&permit, resolved.told_until, now);
-            let cleared = inspect(permit, resolved.answer);
-            let told_until = match cleared.withheld() {
-                // Like any refusal it may be kept for a moment only: a corrected rule shows soon.
-                Some(withheld) if withheld.enforced => told_until.min(now.tick + REFUSAL_TTL.duration()),
-                _ => told_until,
-            };
-            let granted = match Granted::nothing_to_open(cleared, told_until) {
-                Ok(granted) => granted,
-                Err(cleared) => {
-                    let offer = self.granter.offer(cleared, told_until, job.id);
-                    let patience = Instant::now() + self.deadlines.firewall;
-                    match tokio::time::timeout_at(patience.min(deadline - MARGIN), offer).await {
-                        Ok(Ok(granted)) => granted,
-                        Ok(Err(NotGranted::Stale)) => continue,
-                        Ok(Err(refused)) => return Err(refused.into()),
-                        Err(_) => {
-                            return Err(Failure::new(
-                                Reason::Firewall,
-                                ExtendedError::NOT_READY,
-                                "the firewall did not acknowledge in time",
-                            ));
-                        }
-                    }
-                }
-            };
-            if self.rulebook.load().epoch != rulebook.epoch {
-                continue;
-            }
-            let covered = self.prepare(&rulebook, &granted, resolved.origin, resolved.known.as_deref());
-            // What was flushed meanwhile is not kept again.
-            if resolved.lasts && rulebook.edition() == edition {
+            let Some(opened) = self.open(&rulebook, permit, observing, &asking).await? else { continue };
+            let Opened { granted, source } = opened;
+            let covered = self.prepare(&rulebook, &granted, &source);
+            if source.lasts {
                 self.keep(&rulebook, &granted, covered.clone());
             }
-            return Ok((Conclusion::Told { covered, cache: resolved.cache }, rulebook));
+            return Ok((Conclusion::Told { covered, cache: source.cache }, rulebook));
         }
         Err(Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy is changing too fast; ask again"))
     }
 
-    /// Prepares the reply.
-    fn prepare(
+    /// Resolves what is permitted, inspects it and has it opened; `None` where it has to be decided anew. `observing`: the
+    /// permit stands on the segment's observing.
+    pub(super) async fn open(
         &self,
         rulebook: &Rulebook,
-        granted: &Granted,
-        origin: RecordId,
-        known: Option<&Known<RecordId, Prepared>>,
-    ) -> Covered<Prepared> {
+        permit: Permit,
+        observing: bool,
+        asking: &Asking<'_>,
+    ) -> Result<Option<Opened>, Failure> {
+        let edition = rulebook.edition();
+        let Resolved { answer, told_until, mut source } = self.resolve_chain(rulebook, &permit, asking).await?;
+        let now = self.clock.now();
+        if observing && !permit.segment().observes(now.wall) {
+            // What may pass while a segment observes may not any more, and nothing would be opened for it.
+            return Ok(None);
+        }
+        let told_until = until_observed_ends(&permit, told_until, now);
+        let cleared = inspect(permit, answer);
+        let told_until = match cleared.withheld() {
+            // Like any refusal it may be kept for a moment only: a corrected rule shows soon.
+            Some(withheld) if withheld.enforced => told_until.min(now.tick + REFUSAL_TTL.duration()),
+            _ => told_until,
+        };
+        let granted = match Granted::nothing_to_open(cleared, told_until) {
+            Ok(granted) => granted,
+            Err(cleared) => {
+                let offer = self.granter.offer(cleared, told_until, asking.id);
+                let patience = Instant::now() + self.deadlines.firewall;
+                match timeout_at(patience.min(asking.deadline - MARGIN), offer).await {
+                    Ok(Ok(granted)) => granted,
+                    Ok(Err(NotGranted::Stale)) => return Ok(None),
+                    Ok(Err(refused)) => return Err(refused.into()),
+                    Err(_) => {
+                        return Err(Failure::new(
+                            Reason::Firewall,
+                            ExtendedError::NOT_READY,
+                            "the firewall did not acknowledge in time",
+                        ));
+                    }
+                }
+            }
+        };
+        // What was flushed meanwhile is not kept again.
+        source.lasts &= rulebook.edition() == edition;
+        Ok((self.rulebook.load().epoch == rulebook.epoch).then_some(Opened { granted, source }))
+    }
+
+    /// Prepares the reply.
+    fn prepare(&self, rulebook: &Rulebook, granted: &Granted, source: &Source) -> Covered<Prepared> {
         let hold = |reply: Prepared| {
             let weight = reply.weight();
             self.cover.hold(reply, weight)
         };
-        let reply = Prepared::new(granted, origin);
-        let reply = match known {
+        let reply = Prepared::new(granted, source.origin);
+        let reply = match &source.known {
             Some(known) => known.share(reply, hold),
             None => hold(reply),
         };
@@ -163,11 +193,9 @@ impl Gate {
         &self,
         rulebook: &Rulebook,
         permit: &Permit,
-        id: RecordId,
-        ports: &Ports,
-        deadline: Instant,
+        asking: &Asking<'_>,
     ) -> Result<Resolved, Failure> {
-        let mut whole = self.resolve(rulebook, permit, id, ports, deadline).await?;
+        let mut whole = self.resolve(rulebook, permit, asking).await?;
         let kind = permit.question().kind;
         for _ in 0..MAX_FOLLOWED {
             let Some(target) = open_end(&whole.answer, permit.question()) else { return Ok(whole) };
@@ -176,73 +204,63 @@ impl Gate {
                 let text = format!("the answer ends in a CNAME to {target}, which this client may not ask for");
                 return Err(Failure::new(Reason::Cname, ExtendedError::OTHER, text));
             };
-            let part = self.resolve(rulebook, &next, id, ports, deadline).await?;
+            let part = self.resolve(rulebook, &next, asking).await?;
             whole.told_until = whole.told_until.min(part.told_until);
-            whole.lasts &= part.lasts;
+            whole.source.lasts &= part.source.lasts;
             whole.answer.rcode = part.answer.rcode;
             whole.answer.authoritative &= part.answer.authoritative;
             whole.answer.records.extend(part.answer.records);
             whole.answer.soa = part.answer.soa;
             // That one part is stale is said of the whole.
-            let stale = whole.answer.ede.take().filter(|_| whole.cache == CacheUse::Stale);
+            let stale = whole.answer.ede.take().filter(|_| whole.source.cache == CacheUse::Stale);
             whole.answer.ede = stale.or(part.answer.ede);
             whole.answer.proof = joined(whole.answer.proof.take(), part.answer.proof);
             // The addresses are the last answer's, and so is the trust in them.
             whole.answer.origin = part.answer.origin;
-            if whole.cache != CacheUse::Stale && matches!(part.cache, CacheUse::Miss | CacheUse::Stale) {
-                whole.cache = part.cache;
+            if whole.source.cache != CacheUse::Stale && matches!(part.source.cache, CacheUse::Miss | CacheUse::Stale) {
+                whole.source.cache = part.source.cache;
             }
         }
         Err(Failure::new(Reason::Cname, ExtendedError::OTHER, "the CNAME chain is too long"))
     }
 
-    async fn resolve(
-        &self,
-        rulebook: &Rulebook,
-        permit: &Permit,
-        id: RecordId,
-        ports: &Ports,
-        deadline: Instant,
-    ) -> Result<Resolved, Failure> {
+    async fn resolve(&self, rulebook: &Rulebook, permit: &Permit, asking: &Asking<'_>) -> Result<Resolved, Failure> {
         let question = permit.question();
         let now = self.clock.tick();
         if let Some(answer) = rulebook.zones.answer(question) {
             let told_until = self.terms.told_until(answer.ttl(), now);
-            return Ok(Resolved { answer, told_until, origin: id, cache: CacheUse::Zone, known: None, lasts: true });
+            let source = Source { origin: asking.id, cache: CacheUse::Zone, known: None, lasts: true };
+            return Ok(Resolved { answer, told_until, source });
         }
         let segment = permit.segment();
         let Some(upstream) = self.upstreams.route(&segment.name, question.name.as_wire()) else {
             let text = format!("no upstream serves {} for segment {}", question.name, segment.name);
             return Err(Failure::new(Reason::Upstream, ExtendedError::NO_REACHABLE_AUTHORITY, text));
         };
-        self.ask(upstream, permit, id, ports, deadline).await
+        self.ask(upstream, permit, asking).await
     }
 
     /// The answer of an upstream: what is known, what it says now, or what it said before.
-    async fn ask(
-        &self,
-        upstream: &Upstream,
-        permit: &Permit,
-        id: RecordId,
-        ports: &Ports,
-        deadline: Instant,
-    ) -> Result<Resolved, Failure> {
+    async fn ask(&self, upstream: &Upstream, permit: &Permit, asking: &Asking<'_>) -> Result<Resolved, Failure> {
         let (view, question, now) = (upstream.view().0, permit.question(), self.clock.tick());
         let old = match self.answers.get(view, question, now) {
-            Some(Found::Lives(known)) => return Ok(Resolved::of(known, CacheUse::Open)),
-            Some(Found::Ended(old)) => Some(old),
-            None => None,
+            Some(Found::Lives(known)) if known.told_until > asking.renews => {
+                return Ok(Resolved::of(known, CacheUse::Open));
+            }
+            // Of what nobody waits for nothing stale is of use.
+            Some(Found::Ended(old)) if asking.renews == Tick(0) => Some(old),
+            _ => None,
         };
         match (old, self.failures.get(view, question, now)) {
             (Some(old), Some(Lately::Rests(failure))) => Ok(self.stale(&old, &failure.ede.text)),
             (Some(old), Some(Lately::Doubtful(failure))) => {
                 // Nobody waits for what is not expected.
-                let _refresh = self.refreshes.begin(view, permit, id);
+                let _refresh = self.refreshes.begin(view, permit, asking.id);
                 Ok(self.stale(&old, &failure.ede.text))
             }
-            (Some(old), None) => self.ask_in_time(upstream, permit, id, (ports, deadline), &old).await,
+            (Some(old), None) => self.ask_in_time(upstream, permit, asking, &old).await,
             (None, Some(Lately::Rests(failure))) => Err(Failure::clone(&failure)),
-            (None, _) => self.fetch(upstream, permit, id, ports, deadline).await,
+            (None, _) => self.fetch(upstream, permit, asking).await,
         }
     }
 
@@ -251,38 +269,38 @@ impl Gate {
         &self,
         upstream: &Upstream,
         permit: &Permit,
-        id: RecordId,
-        (ports, deadline): (&Ports, Instant),
-        old: &Known<RecordId, Prepared>,
+        asking: &Asking<'_>,
+        old: &Known<Option<RecordId>, Prepared>,
     ) -> Result<Resolved, Failure> {
         let (view, question) = (upstream.view().0, permit.question());
-        let Some(refresh) = self.refreshes.begin(view, permit, id) else {
+        let Some(refresh) = self.refreshes.begin(view, permit, asking.id) else {
             return Ok(self.stale(old, "too much is asked at once"));
         };
         let _late = timeout(STALE_AFTER, refresh.ended()).await;
         let now = self.clock.tick();
         match (self.answers.get(view, question, now), self.failures.get(view, question, now)) {
             (Some(Found::Lives(known)), _) => {
-                let cache = if known.origin == id { CacheUse::Miss } else { CacheUse::Open };
+                let cache = if known.origin == asking.id { CacheUse::Miss } else { CacheUse::Open };
                 Ok(Resolved::of(known, cache))
             }
             // Who forges an answer is not to have the one before it told instead.
             (None, Some(Lately::Rests(failure))) if failure.reason == Reason::Dnssec => Err(Failure::clone(&failure)),
             (_, Some(Lately::Rests(failure) | Lately::Doubtful(failure))) => Ok(self.stale(old, &failure.ede.text)),
             // What upstream said may not be kept.
-            (None, None) => self.fetch(upstream, permit, id, ports, deadline).await,
+            (None, None) => self.fetch(upstream, permit, asking).await,
             (Some(Found::Ended(_)), None) => Ok(self.stale(old, "no upstream answered in time")),
         }
     }
 
     /// An answer that has ended, as it is told. RFC 8767 §4: "it is RECOMMENDED that they use a TTL of 30 seconds".
-    fn stale(&self, old: &Known<RecordId, Prepared>, why: &str) -> Resolved {
+    fn stale(&self, old: &Known<Option<RecordId>, Prepared>, why: &str) -> Resolved {
         let mut answer = old.answer.clone();
         let nxdomain = answer.rcode == Rcode::NXDOMAIN;
         let code = if nxdomain { ExtendedError::STALE_NXDOMAIN } else { ExtendedError::STALE };
         answer.ede = Some(ExtendedError::new(code, why));
         let told_until = self.terms.told_until(STALE_TTL, self.clock.tick());
-        Resolved { answer, told_until, origin: old.origin, cache: CacheUse::Stale, known: None, lasts: false }
+        let source = Source { origin: old.origin, cache: CacheUse::Stale, known: None, lasts: false };
+        Resolved { answer, told_until, source }
     }
 
     /// Asks an upstream, and keeps what comes of it.
@@ -290,12 +308,10 @@ impl Gate {
         &self,
         upstream: &Upstream,
         permit: &Permit,
-        id: RecordId,
-        ports: &Ports,
-        deadline: Instant,
+        asking: &Asking<'_>,
     ) -> Result<Resolved, Failure> {
         let (view, question) = (upstream.view().0, permit.question());
-        let answer = match self.upstreams.resolve(upstream, permit, ports, deadline).await {
+        let answer = match self.upstreams.resolve(upstream, permit, asking.ports, asking.deadline).await {
             Ok(answer) => answer,
             Err(error) => {
                 let bogus = matches!(error, UpstreamError::Bogus { .. });
@@ -323,9 +339,10 @@ impl Gate {
             // It takes the place of what was known all the same.
             self.answers.remove(view, question);
             let told_until = told_until.min(now + REFUSAL_TTL.duration());
-            return Ok(Resolved { answer, told_until, origin: id, cache: CacheUse::Miss, known: None, lasts: false });
+            let source = Source { origin: asking.id, cache: CacheUse::Miss, known: None, lasts: false };
+            return Ok(Resolved { answer, told_until, source });
         }
-        let known = Arc::new(Known { answer, told_until, origin: id, last: Mutex::default() });
+        let known = Arc::new(Known { answer, told_until, origin: asking.id, last: Mutex::default() });
         self.answers.put(view, question, Arc::clone(&known));
         Ok(Resolved::of(known, CacheUse::Miss))
     }
@@ -333,9 +350,9 @@ impl Gate {
 
 impl Resolved {
     /// An answer that is known.
-    fn of(known: Arc<Known<RecordId, Prepared>>, cache: CacheUse) -> Self {
+    fn of(known: Arc<Known<Option<RecordId>, Prepared>>, cache: CacheUse) -> Self {
         let (answer, told_until, origin) = (known.answer.clone(), known.told_until, known.origin);
-        Self { answer, told_until, origin, cache, known: Some(known), lasts: true }
+        Self { answer, told_until, source: Source { origin, cache, known: Some(known), lasts: true } }
     }
 }
 

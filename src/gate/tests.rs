@@ -160,6 +160,7 @@ impl World {
             upstreams: Upstreams::new(server.map(upstream).into_iter().collect(), clock).unwrap(),
             answers: Answers::new(1 << 20, Duration::ZERO),
             failures: Failures::new(1 << 20),
+            warm: WarmCounts::default(),
             refreshes: Refreshes::new().0,
             cover: Cover::new(1 << 20),
             granter,
@@ -211,7 +212,7 @@ impl World {
         };
         let told_until = now.tick + Duration::from_secs(60);
         let id = RecordId { boot: 7, shard: 1, sequence: 1 };
-        self.runtime.block_on(self.gate.granter.offer(inspect(permit, answer), told_until, id))
+        self.runtime.block_on(self.gate.granter.offer(inspect(permit, answer), told_until, Some(id)))
     }
 
     fn stop(self) {

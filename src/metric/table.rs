@@ -107,6 +107,10 @@ metrics! {
         "Queries that failed at once since the same question had failed upstream a moment before.";
     CACHE_REFRESHES = Gauge "cache_refreshes" [] Count
         "Questions that are asked again while no client waits for the answer.";
+    WARM_NAMES = Gauge "warm_names" [] Count
+        "Names that rules keep warm, each once for a segment and type.";
+    WARM_FAILING = Gauge "warm_failing" [] Count
+        "Warm names that could not be resolved and opened the last time.";
     ZONES_RECORDS = Gauge "zones_records" [] Count
         "Records in local zones.";
 

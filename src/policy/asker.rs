@@ -94,6 +94,10 @@ impl Policy {
     #[must_use]
     pub fn asker(&self, sender: IpAddr) -> Option<Asker> {
         let client = canonical(sender);
+        // It stands for whole segments; no packet comes from there.
+        if client.is_unspecified() {
+            return None;
+        }
         if let Some(relay) = self.directory.forwarders.longest(client) {
             return Some(Asker { client, named: false, segment: relay.segment?, forwarder: relay.number });
         }
@@ -103,6 +107,9 @@ impl Policy {
     /// The client at this address, whoever else it may be.
     pub(super) fn member(&self, client: IpAddr) -> Option<Asker> {
         let client = canonical(client);
+        if client.is_unspecified() {
+            return None;
+        }
         let segment = *self.directory.clients.longest(client)?;
         Some(Asker { client, named: false, segment, forwarder: None })
     }

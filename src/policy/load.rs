@@ -70,6 +70,7 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
     let (mut segments, clients) = linker.link_segments(segments);
     let (mut rules, numbers) = linker.link_rules(drafts, &segments);
     let directory = linker.link_forwarders(&settings.forwarders, &segments, clients);
+    linker.check_warm(&segments, &rules);
     linker.warn_of_idle_segments(&segments, &rules);
 
     if !linker.mistakes.is_empty() {

@@ -26,6 +26,7 @@ mod segment;
 #[cfg(test)]
 mod testing;
 mod verdict;
+mod warm;
 
 use std::sync::Arc;
 
@@ -41,6 +42,7 @@ pub use segment::{GrantScope, Segment};
 pub use verdict::{
     Basis, Cleared, Opening, Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict, Withheld,
 };
+pub use warm::{Warm, decide_warm};
 
 /// A compiled policy: immutable, numbered, shared. Made by [`compile`].
 #[derive(Debug)]

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::index::{self, Audience};
 use super::load::{Placed, in_alphabet, read_prefixes};
-use super::pattern::{Pattern, Reach};
+use super::pattern::{Pattern, Reach, Shape};
 use super::patterns::{Collector, MAX_GLOBS, Patterns, Read, Refused};
 use super::segment::one_of;
 use crate::document::{Document, Found, MAX_MISTAKES, Place, Span, Table};
+use crate::name::Name;
 use crate::net::{Prefix, Services};
 use crate::record::RecordType;
 
@@ -21,9 +22,9 @@ const MAX_NOTE: usize = 256;
 const MAX_HOLD: Duration = Duration::from_secs(86_400);
 
 /// Keys that say what an allow rule for names opens; no others have them.
-const NAME_KEYS: [&str; 7] = ["types", "https", "cname", "within", "private", "hold", "allow_tenant_wildcard"];
+const NAME_KEYS: [&str; 8] = ["types", "https", "cname", "within", "private", "hold", "allow_tenant_wildcard", "warm"];
 /// Keys that the interface plans and this version does not build.
-const PLANNED: &[&str] = &["expires", "warm", "group", "label_budget", "label_action"];
+const PLANNED: &[&str] = &["expires", "group", "label_budget", "label_action"];
 
 /// One rule.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub struct Rule {
     pub(super) cname: Cname,
     pub(super) within: Vec<Prefix>,
     pub(super) private: Vec<Prefix>,
+    /// The names that are kept warm.
+    pub(super) warm: Vec<Name>,
 }
 
 /// What a rule does.
@@ -149,6 +152,7 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader) -> Opti
         one_of(&table, "https", &[Https::NoData, Https::Filter, Https::Pass].map(|https| (https.as_str(), https)));
     let https = https.unwrap_or(Https::NoData);
     let mut types = if allows && !static_rule { read_types(&table) } else { Vec::new() };
+    let warm = if allows && !static_rule { read_warm(&table, &types) } else { Vec::new() };
     if https != Https::NoData && !types.is_empty() {
         types.extend([RecordType::HTTPS, RecordType::SVCB]);
     }
@@ -196,6 +200,7 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader) -> Opti
         cname,
         within: values(&within),
         private: values(&private),
+        warm,
     };
     Some(RuleDraft { rule, number, private, segments, tags, choice })
 }
@@ -366,6 +371,30 @@ fn read_types(table: &Table) -> Vec<RecordType> {
         }
     }
     types
+}
+
+/// The names of a rule that keeps them warm.
+fn read_warm(table: &Table, types: &[RecordType]) -> Vec<Name> {
+    let mut names = Vec::new();
+    if table.boolean("warm") != Some(true) {
+        return names;
+    }
+    let document = table.document();
+    if !types.iter().any(|kind| kind.is_address()) {
+        let fact = "`warm` opens addresses, and `types` has neither A nor AAAA";
+        document.note(&table.span_of("warm"), fact, "add one of them, or remove `warm`");
+    }
+    for entry in table.each("names").into_iter().flatten() {
+        // What is no pattern was noted before.
+        let Ok(pattern) = Pattern::parse(entry.value) else { continue };
+        if pattern.shape == Shape::Exact {
+            names.push(pattern.base.to_name());
+        } else {
+            let fact = format!("\"{}\" is no whole name, and the rule keeps its names warm", entry.value);
+            document.note(&entry.span, fact, "write the names that are meant, or remove `warm`");
+        }
+    }
+    names
 }
 
 /// Types that are not data of a name, or are only proof beside other data: no rule can allow them, and no observing

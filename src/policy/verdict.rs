@@ -208,7 +208,7 @@ pub struct Opening {
 /// Why an address was granted: everything needed to decide it again under another policy (I6).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Basis {
-    /// The client that asked.
+    /// The client that asked; see [`Basis::is_warm`].
     pub client: IpAddr,
     /// The forwarder that asked for it.
     pub forwarder: Option<Arc<str>>,

@@ -22,6 +22,7 @@ use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
 use outgate::gate::{
     Arrival, Deadlines, Fast, Finished, Gate, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook, Slots, WORDS,
+    WarmCounts, Warmer,
 };
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
@@ -85,6 +86,7 @@ pub(crate) struct World {
     pub(crate) servers: Vec<Server>,
     pub(crate) runtime: tokio::runtime::Runtime,
     outbox: Outbox<()>,
+    warmer: Warmer,
     registry: Registry,
     zones: Vec<zones::Source>,
     forwarders: Vec<Forwarder>,
@@ -193,6 +195,7 @@ impl World {
             upstreams,
             answers: Answers::new(1 << 22, cache.stale),
             failures: Failures::new(1 << 20),
+            warm: WarmCounts::default(),
             refreshes,
             cover: Cover::new(1 << 22),
             granter,
@@ -206,6 +209,7 @@ impl World {
         runtime.spawn(refresher.run(Arc::clone(&gate)));
         let mut world = Self {
             clock,
+            warmer: Warmer::new(Arc::clone(&gate)),
             gate,
             firewall,
             servers,
@@ -345,6 +349,12 @@ impl World {
         self.servers.iter().map(|server| server.seen().len()).sum()
     }
 
+    /// Time passes, and what is to be kept warm is.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.clock.advance(time);
+        self.runtime.block_on(self.warmer.settle());
+    }
+
     /// Another policy takes the place of the one in force, as on a reload; how many reasons for grants went.
     pub(crate) fn reload(&mut self, files: &[policy::Source]) -> Result<u64, Vec<Mistake>> {
         let policy = Arc::new(compile(files, &self.forwarders, &self.own_addresses)?);
@@ -352,6 +362,7 @@ impl World {
         let epoch = self.gate.rulebook().epoch + 1;
         let rulebook = Rulebook::new(policy, zones, epoch, self.clock.now().wall, self.registry.tallies());
         let revoked = self.runtime.block_on(self.gate.swap(Arc::new(rulebook)));
+        self.runtime.block_on(self.warmer.settle());
         revoked.map_err(|(name, error)| vec![Mistake::general(format!("{name}: {error}"), "")])
     }
 

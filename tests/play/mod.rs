@@ -102,7 +102,10 @@ impl Stage {
             }
             What::UpstreamPackets { upstream, at_least, count } => self.upstream_packets(upstream, at_least, count)?,
             What::Flush(flush) => _ = self.world.gate.flush(&flush),
-            What::TimePasses(duration) => self.world.clock.advance(duration),
+            What::TimePasses(duration) => {
+                self.world.pass(duration);
+                self.records.extend(self.world.new_records());
+            }
             What::Reload { files, refused } => self.reload(&files, refused.as_deref())?,
         }
         Ok(())

@@ -14,6 +14,7 @@ use crate::app::config::Config;
 use crate::app::node::{Doors, RunningNode};
 use crate::app::start::{Built, Started, start};
 use crate::audit::Log;
+use crate::gate::Warmer;
 use crate::net::local_addresses;
 use crate::serve::tcp::Speech;
 use crate::serve::{admin, health, tcp};
@@ -78,6 +79,7 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
     announce(&node);
     runtime.block_on(node.record_start());
     let refresher = runtime.spawn(refresher.run(Arc::clone(node.gate())));
+    let warmer = runtime.spawn(Warmer::new(Arc::clone(node.gate())).run());
     let (stop_doors, stopped) = stop;
     let mut doors = Vec::new();
     let mut listeners: Vec<_> = streams.into_iter().map(|listener| (listener, Speech::Tcp)).collect();
@@ -131,6 +133,7 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
         }
     });
     refresher.abort();
+    warmer.abort();
     node.gate().granter.stop();
     if granter.join().is_err() {
         tracing::error!("the granter had panicked");

@@ -51,7 +51,7 @@ pub(super) enum Order {
 pub(super) struct Offer {
     cleared: Cleared,
     told_until: Tick,
-    query: RecordId,
+    query: Option<RecordId>,
     reply: oneshot::Sender<Result<Granted, NotGranted>>,
 }
 
@@ -59,7 +59,7 @@ impl Order {
     pub(super) fn offer(
         cleared: Cleared,
         told_until: Tick,
-        query: RecordId,
+        query: Option<RecordId>,
         reply: oneshot::Sender<Result<Granted, NotGranted>>,
     ) -> Self {
         Self::Offer(Offer { cleared, told_until, query, reply })
@@ -69,7 +69,7 @@ impl Order {
 /// An offer whose openings are in the batch.
 struct Waiting {
     offered: Offered,
-    query: RecordId,
+    query: Option<RecordId>,
     reply: oneshot::Sender<Result<Granted, NotGranted>>,
 }
 

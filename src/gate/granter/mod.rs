@@ -191,12 +191,17 @@ impl Granter {
         Ok((Self { orders, counts, clock }, thread))
     }
 
-    /// Offers an inspected answer that may be told until `told_until`, and waits until every required firewall
+    /// Offers an inspected answer that may be told until `told_until`, for `query` where one asked, and waits until every required firewall
     /// has acknowledged its openings.
     ///
     /// # Errors
     /// [`NotGranted`]; nothing may be told.
-    pub async fn offer(&self, cleared: Cleared, told_until: Tick, query: RecordId) -> Result<Granted, NotGranted> {
+    pub async fn offer(
+        &self,
+        cleared: Cleared,
+        told_until: Tick,
+        query: Option<RecordId>,
+    ) -> Result<Granted, NotGranted> {
         let _pending = Pending::new(self);
         let granted = self.ask(|reply| Order::offer(cleared, told_until, query, reply)).await;
         granted.unwrap_or(Err(NotGranted::Busy))

@@ -31,7 +31,7 @@ impl GrantLog {
         &mut self,
         basis: &Basis,
         added: &[Added],
-        query: RecordId,
+        query: Option<RecordId>,
         failure: Option<&str>,
         backends: &[BackendAck<'_>],
         now: Now,
@@ -47,7 +47,7 @@ impl GrantLog {
             let op = if failure.is_some() { GrantOp::Fail } else { op };
             let event = grant_event(now, op, basis, element, until);
             let services = merge(group);
-            self.push(GrantEvent { services: &services, query: Some(query), why: failure, backends, ..event });
+            self.push(GrantEvent { services: &services, query, why: failure, backends, ..event });
         }
     }
 
@@ -92,7 +92,7 @@ fn grant_event<'a>(now: Now, op: GrantOp, basis: &'a Basis, element: Element, un
     GrantEvent {
         at: now.wall,
         op,
-        client: basis.client,
+        client: (!basis.is_warm()).then_some(basis.client),
         element,
         segment: &basis.segment,
         rule: &basis.rule,

@@ -45,13 +45,14 @@ impl Common {
 }
 
 impl Packed {
-    /// Whether it is of the same question under the same rule: then one is the other renewed. An address that was told
+    /// Whether it is of the same question under the same rule, and both of a query or neither: then one is the other renewed. An address that was told
     /// by A and hinted at by HTTPS has two reasons: either may go without the other.
     pub(super) fn is_of(&self, basis: &Basis) -> bool {
         // Names are told apart by their ends: none is the beginning of another.
         self.names.starts_with(basis.question.name.as_wire())
             && self.common.kind == basis.question.kind
             && self.common.rule == basis.rule
+            && self.client.is_unspecified() == basis.is_warm()
     }
 
     /// Whether a policy would decide it as it would `basis`, whose client has the same element.

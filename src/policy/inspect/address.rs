@@ -144,7 +144,8 @@ impl Policy {
     /// For whom `address` is opened when `asker` is told it.
     pub(super) fn scope(&self, asker: Asker, address: IpAddr) -> Result<Scope, Held> {
         let segment = self.segment(asker);
-        if segment.scope == GrantScope::Client && asker.client.is_ipv4() == address.is_ipv4() {
+        let own = segment.scope == GrantScope::Client && !asker.is_segment();
+        if own && asker.client.is_ipv4() == address.is_ipv4() {
             Ok(Scope::Client(asker.client))
         } else if segment.reaches(address) {
             Ok(Scope::Segment(segment.id))

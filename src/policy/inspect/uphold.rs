@@ -17,9 +17,12 @@ impl Policy {
         if question.kind != asked && !service {
             return None;
         }
-        let Ruling::Allowed(rules) = self.rule_on(segment, question.name.as_wire(), question.kind) else {
+        let Ruling::Allowed(mut rules) = self.rule_on(segment, question.name.as_wire(), question.kind) else {
             return None;
         };
+        if basis.is_warm() {
+            rules.retain(|rule| self.rule(*rule).warm.contains(&question.name));
+        }
         let rules = self.trusting(segment, &rules, question.kind, &basis.chain).ok()?;
         let admitting = if service {
             if basis.targets.iter().any(|target| self.refuses_target(segment, target).is_some()) {
@@ -34,11 +37,12 @@ impl Policy {
     }
 
     /// The segment whose grant `element` would be today. What a segment of scope `segment` was granted is the
-    /// segment's: who asked may have left it, others were told the same address meanwhile.
+    /// segment's: who asked may have left it, others were told the same address meanwhile. So is what was opened for a
+    /// warm name.
     fn holder(&self, basis: &Basis, element: &Element) -> Option<SegmentIndex> {
         let named = self.segments.binary_search_by(|segment| segment.name.cmp(&basis.segment)).ok();
         if let Some((place, segment)) = named.and_then(|place| Some((place, self.segments.get(place)?)))
-            && segment.scope == GrantScope::Segment
+            && (segment.scope == GrantScope::Segment || basis.is_warm())
             && element.from == Scope::Segment(segment.id)
         {
             return segment.reaches(element.to).then(|| u32::try_from(place).ok().map(SegmentIndex)).flatten();

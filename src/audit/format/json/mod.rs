@@ -198,7 +198,9 @@ impl Encoder {
         self.begin(out, "{\"v\":1,\"type\":\"grant\",\"id\":\"", id, event.at);
         let line = &mut Line(out);
         line.word(open!("op"), event.op.as_str());
-        line.address(open!("client"), event.client);
+        if let Some(client) = event.client {
+            line.address(open!("client"), client);
+        }
         line.word(
             open!("scope"),
             match event.element.from {
