@@ -15,7 +15,7 @@ use crate::record::RecordType;
 use crate::time::Tick;
 
 /// For whom a reply was prepared: a client of a segment, or the whole segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Who {
     /// The segment.
     pub segment: SegmentId,

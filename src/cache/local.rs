@@ -116,8 +116,9 @@ impl<V: Reply> Local<V> {
         tagged.filter_map(|(_, place)| place.as_ref()).find(|kept| wanted.is(kept) && now <= kept.good_until)
     }
 
-    /// Keeps what was told to `asker`.
-    pub fn put(&mut self, wanted: &Wanted<'_>, asker: Asker, covered: Covered<V>, now: Tick) {
+    /// Keeps what was told to `asker`. From `renews` on it is to be looked up again, if that is still to come: it is to be
+    /// seen that it is asked for shortly before its end.
+    pub fn put(&mut self, wanted: &Wanted<'_>, asker: Asker, covered: Covered<V>, renews: Tick, now: Tick) {
         let Covered { until, reply, .. } = covered;
         if reply.weight() > HEAVIEST {
             return;
@@ -140,6 +141,7 @@ impl<V: Reply> Local<V> {
         let places = self.tags.get_mut(set).zip(self.kept.get_mut(set));
         if let Some((tag, place)) = places.and_then(|(tags, kept)| tags.get_mut(way).zip(kept.get_mut(way))) {
             let good_until = (until.told - LEAST).min(now + GOOD_FOR);
+            let good_until = if renews > now { good_until.min(renews) } else { good_until };
             (*tag, *place) = (wanted.tag, Some(Kept { good_until, asker, until, reply }));
         }
     }
@@ -221,7 +223,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Put { until: u64, weight: usize },
+        Put { until: u64, renews: u64, weight: usize },
         Get,
         Enter(u64),
         Pass(u64),
@@ -229,8 +231,8 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            4 => (0u64..10_000_000, select(vec![0, HEAVIEST / 2, HEAVIEST + 1]))
-                .prop_map(|(until, weight)| Step::Put { until, weight }),
+            4 => (0u64..10_000_000, 0u64..10_000_000, select(vec![0, HEAVIEST / 2, HEAVIEST + 1]))
+                .prop_map(|(until, renews, weight)| Step::Put { until, renews, weight }),
             8 => Just(Step::Get),
             1 => (1u64..4).prop_map(Step::Enter),
             2 => (0u64..3_000_000).prop_map(Step::Pass),
@@ -251,7 +253,7 @@ mod tests {
         ) {
             let (policy, cover) = (everybody(), Cover::new(1 << 20));
             let mut local = Local::default();
-            let mut model: HashMap<_, (usize, u64, u64)> = HashMap::new();
+            let mut model: HashMap<_, (usize, u64, u64, u64)> = HashMap::new();
             let (mut epoch, mut now) = (0, 20_000_000);
             for (number, (step, client, name, kind)) in steps.into_iter().enumerate() {
                 let (client, name, kind) = (client.parse().unwrap(), Name::parse(name).unwrap(), RecordType(kind));
@@ -267,25 +269,27 @@ mod tests {
                         }
                     }
                     Step::Pass(micros) => now += micros,
-                    Step::Put { until, weight } => {
-                        let until = now + until;
+                    Step::Put { until, renews, weight } => {
+                        let (until, renews) = (now + until, now + renews);
                         let reply = cover.hold(Numbered(number, name.clone(), kind), weight);
                         let kept = reply.weight() <= HEAVIEST;
-                        local.put(&wanted, asker, covered(reply, until), Tick(now));
+                        local.put(&wanted, asker, covered(reply, until), Tick(renews), Tick(now));
                         if kept {
-                            model.insert(key, (number, now, until));
+                            model.insert(key, (number, now, until, renews));
                         }
                         for other in 0..crowd {
                             // They are good no longer than now, and make room, but not before the table has grown.
                             let client = IpAddr::V4((other + 1).into());
                             let wanted = Wanted::new(client, cover.client(client), &asked);
                             let reply = cover.hold(Numbered(0, name.clone(), kind), 0);
-                            local.put(&wanted, policy.asker(client).unwrap(), covered(reply, now + 1_000_000), Tick(now));
+                            local.put(&wanted, policy.asker(client).unwrap(), covered(reply, now + 1_000_000), Tick(0), Tick(now));
                         }
                     }
                     Step::Get => {
                         let known = model.get(&key);
-                        let known = known.filter(|(_, put, until)| now <= put + 5_000_000 && now + 1_000_000 <= *until);
+                        let known = known.filter(|(_, put, until, renews)| {
+                            now <= put + 5_000_000 && now + 1_000_000 <= *until && (renews == put || now <= *renews)
+                        });
                         let found = local.get(&wanted, Tick(now)).map(|kept| kept.reply.0);
                         prop_assert!(found.is_none() || found == known.map(|(number, ..)| *number));
                         // So few keys always find a place.
@@ -323,7 +327,7 @@ mod tests {
             let asker = local.client(client, hash, || policy.asker(client)).unwrap();
             assert_eq!(asker.client, client);
             if local.get(&wanted, Tick(0)).is_none() {
-                local.put(&wanted, asker, covered(Arc::clone(&reply), 90_000_000), Tick(0));
+                local.put(&wanted, asker, covered(Arc::clone(&reply), 90_000_000), Tick(0), Tick(0));
             }
             local.get(&wanted, Tick(0)).is_some()
         };

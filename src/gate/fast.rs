@@ -112,7 +112,14 @@ impl Gate {
         let who = who(policy, asker);
         if ready && let Some(covered) = self.cover.get(who, &asked, rulebook.epoch, tick) {
             batch.tell(&sealing(Some(asker)), &query, (&covered.reply, covered.until), CacheUse::Hit, route);
-            near.put(&wanted, asker, covered, tick);
+            let renews = covered.until.told - covered.reply.renewed_within();
+            if renews <= tick
+                && let Verdict::Permit(permit) = decide(policy, asker, query.name, query.kind, arrival.at.wall)
+            {
+                // What is asked for again is there again before it ends: nobody waits for it.
+                self.refreshes.renew(who, permit, covered.until.told, id);
+            }
+            near.put(&wanted, asker, covered, renews, tick);
             return Fast::Done;
         }
         let settle = |conclusion: &Conclusion| {

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::audit::RecordId;
+use crate::cache::Who;
 use crate::gate::Gate;
 use crate::gate::slow::Asking;
 use crate::policy::Permit;
@@ -23,7 +24,16 @@ use crate::upstream::Ports;
 /// eighth of the exchanges that there may be).
 const MOST: usize = 1_024;
 
-type Table = Mutex<HashMap<(u32, Question), watch::Receiver<()>, RandomState>>;
+/// What is refreshed once at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    /// An upstream's answer.
+    Answer(u32, Question),
+    /// What somebody was told.
+    Reply(Who, Question),
+}
+
+type Table = Mutex<HashMap<Key, watch::Receiver<()>, RandomState>>;
 
 /// Where refreshes are ordered.
 #[derive(Debug)]
@@ -36,27 +46,45 @@ pub struct Refreshes {
 #[derive(Debug)]
 pub struct Refresher(mpsc::Receiver<Order>);
 
-/// A question to be asked.
+/// What is to be done.
 #[derive(Debug)]
 struct Order {
-    permit: Permit,
+    work: Work,
     /// The query that made it necessary.
     id: Option<RecordId>,
     place: Place,
+}
+
+#[derive(Debug)]
+enum Work {
+    /// To ask upstream, for those who wait or come later.
+    Ask(Permit),
+    /// To renew what was told until here.
+    Renew(Permit, Tick),
 }
 
 /// A refresh's place among those under way. Dropping it gives it back, and tells those who wait.
 #[derive(Debug)]
 struct Place {
     under_way: Arc<Table>,
-    key: (u32, Question),
-    _ended: watch::Sender<()>,
+    key: Key,
+    ended: watch::Sender<()>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.under_way.lock().remove(&self.key);
     }
+}
+
+/// What becomes of an order.
+enum Entered {
+    /// It is under way already.
+    Joined(Refresh),
+    /// It is to be made.
+    First(Place),
+    /// There is no room.
+    Full,
 }
 
 /// A refresh under way.
@@ -81,23 +109,38 @@ impl Refreshes {
 
     /// Has the permitted question asked, or joins who asks it already; `None` where there is no room.
     pub(super) fn begin(&self, view: u32, permit: &Permit, id: Option<RecordId>) -> Option<Refresh> {
+        let place = match self.enter(Key::Answer(view, permit.question().clone())) {
+            Entered::Joined(refresh) => return Some(refresh),
+            Entered::First(place) => place,
+            Entered::Full => return None,
+        };
+        let refresh = Refresh(place.ended.subscribe());
+        // An order that is refused gives its place back.
+        self.orders.try_send(Order { work: Work::Ask(permit.clone()), id, place }).ok()?;
+        Some(refresh)
+    }
+
+    /// Has renewed what `who` was told until `told`, unless that is under way or there is no room.
+    pub(super) fn renew(&self, who: Who, permit: Permit, told: Tick, id: RecordId) {
+        if let Entered::First(place) = self.enter(Key::Reply(who, permit.question().clone())) {
+            // Refused, it gives its place back, and what was told ends.
+            let _ = self.orders.try_send(Order { work: Work::Renew(permit, told), id: Some(id), place });
+        }
+    }
+
+    fn enter(&self, key: Key) -> Entered {
         let mut under_way = self.under_way.lock();
         let full = under_way.len() >= MOST;
-        let key = (view, permit.question().clone());
-        let (place, refresh) = match under_way.entry(key) {
-            Entry::Occupied(entry) => return Some(Refresh(entry.get().clone())),
-            Entry::Vacant(_) if full => return None,
+        match under_way.entry(key) {
+            Entry::Occupied(entry) => Entered::Joined(Refresh(entry.get().clone())),
+            Entry::Vacant(_) if full => Entered::Full,
             Entry::Vacant(entry) => {
                 let (ended, waiting) = watch::channel(());
                 let key = entry.key().clone();
-                entry.insert(waiting.clone());
-                (Place { under_way: Arc::clone(&self.under_way), key, _ended: ended }, Refresh(waiting))
+                entry.insert(waiting);
+                Entered::First(Place { under_way: Arc::clone(&self.under_way), key, ended })
             }
-        };
-        // An order that is refused gives its place back.
-        drop(under_way);
-        self.orders.try_send(Order { permit: permit.clone(), id, place }).ok()?;
-        Some(refresh)
+        }
     }
 
     /// How many are under way.
@@ -131,12 +174,17 @@ impl Refresher {
 }
 
 async fn refresh(gate: Arc<Gate>, ports: Arc<Ports>, order: Order) {
-    let Order { permit, id, place } = order;
-    let deadline = Instant::now() + gate.deadlines.query;
-    let asking = Asking { id, ports: &ports, deadline, renews: Tick(0) };
-    if let Some(upstream) = gate.upstreams.route(&permit.segment().name, permit.question().name.as_wire()) {
-        // What came of it is in the tables.
-        let _ = gate.fetch(upstream, &permit, &asking).await;
+    let Order { work, id, place } = order;
+    let asking = |renews| Asking { id, ports: &ports, deadline: Instant::now() + gate.deadlines.query, renews };
+    match work {
+        Work::Ask(permit) => {
+            let name = permit.question().name.as_wire();
+            if let Some(upstream) = gate.upstreams.route(&permit.segment().name, name) {
+                // What came of it is in the tables.
+                let _ = gate.fetch(upstream, &permit, &asking(Tick(0))).await;
+            }
+        }
+        Work::Renew(permit, told) => gate.renew(permit, &asking(told)).await,
     }
     drop(place);
 }
@@ -171,7 +219,7 @@ mod tests {
             waiting.iter().map(|(view, name)| refreshes.begin(*view, &permit(name), ID).unwrap()).collect();
         assert_eq!(refreshes.len(), 3);
         let order = refresher.0.recv().await.unwrap();
-        assert_eq!(order.place.key.0, 1);
+        assert!(matches!(order.place.key, Key::Answer(1, _)));
         drop(order);
         for refresh in waiting.drain(..2) {
             refresh.ended().await;

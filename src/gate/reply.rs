@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::audit::{
     AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shard, Stated, Statement, Transport,
@@ -29,12 +30,14 @@ pub struct Prepared {
     rendered: Rendered,
     outcome: Outcome,
     reason: Reason,
+    /// See [`Prepared::renewed_within`].
+    renewed_within: Duration,
 }
 
 impl Prepared {
     /// Prepares what was granted; `origin` is the query that fetched it, if one did.
     #[must_use]
-    pub fn new(granted: &Granted, origin: Option<RecordId>) -> Self {
+    pub fn new(granted: &Granted, origin: Option<RecordId>, renewed_within: Duration) -> Self {
         let cleared = granted.cleared();
         let (permit, answer) = (cleared.permit(), cleared.answer());
         let policy = permit.policy();
@@ -79,7 +82,12 @@ impl Prepared {
             upstream: Some(&answer.origin.name),
             origin,
         });
-        Self { template, signed, rendered, outcome, reason }
+        Self { template, signed, rendered, outcome, reason, renewed_within }
+    }
+
+    /// Who asks for it this shortly before its end has it renewed; zero where it is not.
+    pub(super) const fn renewed_within(&self) -> Duration {
+        self.renewed_within
     }
 
     /// About how many bytes it takes.

@@ -31,6 +31,11 @@ const MARGIN: Duration = Duration::from_millis(10);
 const STALE_AFTER: Duration = Duration::from_millis(1200);
 const STALE_TTL: Ttl = Ttl::from_wire(30);
 
+/// An answer that is asked for in the last tenth of its life, or in its last seconds, is renewed (as Unbound does; the
+/// seconds are guessed: a second before its end it is not told any more). Shorter lives are not: all of them would be.
+const RENEWED_WITHIN: Duration = Duration::from_secs(2);
+const RENEWED_FROM: Duration = Duration::from_secs(5);
+
 /// What a name is resolved for.
 #[derive(Clone, Copy)]
 pub(super) struct Asking<'a> {
@@ -164,13 +169,28 @@ impl Gate {
         Ok((self.rulebook.load().epoch == rulebook.epoch).then_some(Opened { granted, source }))
     }
 
+    /// Renews what was told on this permit, where it still stands. Where that fails, nothing has changed.
+    pub(super) async fn renew(&self, permit: Permit, asking: &Asking<'_>) {
+        let rulebook = self.rulebook.load_full();
+        if still_decides(&rulebook, &permit)
+            && let Ok(Some(Opened { granted, source })) = self.open(&rulebook, permit, false, asking).await
+            && source.lasts
+        {
+            self.keep(&rulebook, &granted, self.prepare(&rulebook, &granted, &source));
+        }
+    }
+
     /// Prepares the reply.
     fn prepare(&self, rulebook: &Rulebook, granted: &Granted, source: &Source) -> Covered<Prepared> {
         let hold = |reply: Prepared| {
             let weight = reply.weight();
             self.cover.hold(reply, weight)
         };
-        let reply = Prepared::new(granted, source.origin);
+        // What upstream gave, and will again; a name that is not there is not waited for.
+        let renewed = source.known.is_some() && !granted.cleared().answer().records.is_empty();
+        let life = self.terms.told_until(granted.cleared().answer().ttl(), Tick(0)).since(Tick(0));
+        let within = if renewed && life >= RENEWED_FROM { RENEWED_WITHIN.max(life / 10) } else { Duration::ZERO };
+        let reply = Prepared::new(granted, source.origin, within);
         let reply = match &source.known {
             Some(known) => known.share(reply, hold),
             None => hold(reply),
