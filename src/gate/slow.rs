@@ -220,9 +220,14 @@ impl Gate {
         for _ in 0..MAX_FOLLOWED {
             let Some(target) = open_end(&whole.answer, permit.question()) else { return Ok(whole) };
             let wall = self.clock.now().wall;
-            let Verdict::Permit(next) = decide(&rulebook.policy, permit.asker(), target.as_wire(), kind, wall) else {
-                let text = format!("the answer ends in a CNAME to {target}, which this client may not ask for");
-                return Err(Failure::new(Reason::Cname, ExtendedError::OTHER, text));
+            let next = match decide(&rulebook.policy, permit.asker(), target.as_wire(), kind, wall) {
+                Verdict::Permit(next) => next,
+                // What the client would be told of it: the name is there, and nothing of this type.
+                Verdict::Refuse(refusal) if refusal.reason == Reason::Type => return Ok(whole),
+                Verdict::Refuse(_) => {
+                    let text = format!("the answer ends in a CNAME to {target}, which this client may not ask for");
+                    return Err(Failure::new(Reason::Cname, ExtendedError::OTHER, text));
+                }
             };
             let part = self.resolve(rulebook, &next, asking).await?;
             whole.told_until = whole.told_until.min(part.told_until);

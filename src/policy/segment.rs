@@ -96,6 +96,7 @@ pub(super) fn read(table: Table) -> Option<SegmentDraft> {
         &[("nxdomain", Shown::NxDomain), ("nodata", Shown::NoData), ("refused", Shown::Refused)],
     );
     let filter_aaaa = table.boolean("filter_aaaa").unwrap_or(false);
+    let filters_at = table.span_of("filter_aaaa");
     let (clients_connect, others) = read_connects_from(&table);
     if clients_connect && !others.is_empty() && asked_scope != Some(GrantScope::Segment) {
         document.note(
@@ -114,6 +115,13 @@ pub(super) fn read(table: Table) -> Option<SegmentDraft> {
     let mut prefixes: Vec<Prefix> = sources.iter().map(|source| source.value).collect();
     prefixes.sort_unstable();
     prefixes.dedup();
+    if filter_aaaa && !prefixes.is_empty() && prefixes.iter().all(|prefix| prefix.addr().is_ipv6()) {
+        document.note(
+            &filters_at,
+            "`filter_aaaa` in a segment whose sources are all IPv6: it could reach nothing",
+            "remove it, or name its IPv4 prefixes",
+        );
+    }
     let segment = Segment {
         id: SegmentId::of(&name),
         name,
@@ -248,6 +256,23 @@ fn wall(moment: &toml::value::Datetime) -> Wall {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_without_ipv6_must_be_something() {
+        let mistakes = |clients: &str| {
+            let text = format!("[[segment]]\nname = \"s\"\nfilter_aaaa = true\n{clients}\n");
+            let (document, root) = crate::document::Document::parse("a.toml", text);
+            root.tables("segment").into_iter().for_each(|table| drop(read(table)));
+            document.take_mistakes().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let rows = [r#"clients = ["192.0.2.0/24", "2001:db8::/32"]"#, r#"clients = ["192.0.2.0/24"]"#, ""];
+        for row in rows {
+            assert_eq!(mistakes(row), [""; 0], "{row}");
+        }
+        let expected = "a.toml:3:15: `filter_aaaa` in a segment whose sources are all IPv6: it could reach nothing\n  \
+                        remove it, or name its IPv4 prefixes";
+        assert_eq!(mistakes(r#"clients = ["2001:db8::/32"]"#), [expected]);
+    }
 
     #[test]
     fn a_date_time_becomes_the_same_moment() {

@@ -10,7 +10,7 @@
 //! - AA is not set, RA is; the authority section has the SOA of a negative answer alone, the additional section nothing;
 //! - over UDP 1,232 octets at most, then TC and no records.
 //!
-//! A reply to a question about HTTPS or SVCB has no place here until a rule may allow them.
+//! Every host of MX and SRV, and every target of HTTPS, is one that the rule allows: others would be left out.
 
 mod exchange;
 mod shapes;
@@ -143,7 +143,8 @@ fn tells_what_the_upstream_says() {
         "policy/loop.toml",
         &format!(
             "[[segment]]\nname = \"loop\"\nclients = [\"127.0.0.0/8\", \"::1/128\"]\nscope = \"segment\"\n\
-             [[rule]]\nid = \"all\"\naction = \"allow\"\nsegments = [\"loop\"]\nnames = [\"**.example.net\"]\ntypes = {RULE_TYPES}\n"
+             [[rule]]\nid = \"all\"\naction = \"allow\"\nsegments = [\"loop\"]\nnames = [\"**.example.net\", \
+             \"mail.example.com\"]\ntypes = {RULE_TYPES}\nhttps = \"pass\"\n"
         ),
     );
     let mut node = site.start();

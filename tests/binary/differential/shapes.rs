@@ -8,7 +8,7 @@ pub(super) const NAMES: usize = 5_280;
 pub(super) const ZONES: usize = 8;
 
 /// Every type that is asked of every name.
-pub(super) const KINDS: [u16; 12] = [
+pub(super) const KINDS: [u16; 13] = [
     1,      // A
     28,     // AAAA
     16,     // TXT
@@ -20,10 +20,11 @@ pub(super) const KINDS: [u16; 12] = [
     257,    // CAA
     5,      // CNAME
     44,     // SSHFP
+    65,     // HTTPS
     65_280, // unknown
 ];
 
-/// The same types as a rule names them.
+/// The same types as a rule names them, but HTTPS: that has a key of its own.
 pub(super) const RULE_TYPES: &str =
     r#"["A", "AAAA", "TXT", "MX", "SRV", "NS", "SOA", "PTR", "CAA", "CNAME", "SSHFP", "TYPE65280"]"#;
 
@@ -101,6 +102,8 @@ impl World {
                     ("SRV", "1 2 443 host"),
                     ("CAA", "0 issue \"ca.example\""),
                     ("SSHFP", "4 2 abcdef"),
+                    ("HTTPS", &format!("1 . alpn=h2,h3 ipv4hint={} ipv6hint={} key667=x", v4(1), v6(1))),
+                    ("HTTPS", "2 Mail port=8443"),
                     ("PTR", "host.example.com."),
                     ("TYPE65280", "\\# 3 abcdef"),
                 ] {
