@@ -95,6 +95,7 @@ impl Specimen {
             port: 1024 + (n % 60_000) as u16,
             transport: Transport::Udp,
             asked_by: None,
+            certificate: None,
             segment: Some(("build", "")),
             qid: Some(n as u16),
             stated,

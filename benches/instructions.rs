@@ -188,6 +188,7 @@ fn records() -> Turn {
                 port: 40_112,
                 transport: Transport::Udp,
                 asked_by: None,
+                certificate: None,
                 segment: Some(("shop", r#"{"service":"shop","stage":"bench"}"#)),
                 qid: Some(4711),
                 stated: Stated::Rendered(rendered),

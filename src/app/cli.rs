@@ -57,6 +57,9 @@ enum Verb {
         /// Address of the client that would ask
         #[arg(long, value_name = "IP")]
         client: IpAddr,
+        /// A name in the certificate that it would show
+        #[arg(long, value_name = "NAME")]
+        certificate: Option<String>,
         /// Name that would be asked for
         name: String,
         /// Record type: A, AAAA, TXT, TYPE731
@@ -140,7 +143,9 @@ pub fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
         Verb::Run(config) => verb::run::run(&config),
         Verb::Check { config, json } => verb::check::run(&config, json),
-        Verb::Explain { config, client, name, kind, json } => verb::explain::run(&config, client, &name, &kind, json),
+        Verb::Explain { config, client, certificate, name, kind, json } => {
+            verb::explain::run(&config, (client, certificate), &name, &kind, json)
+        }
         Verb::Status { config, json } => verb::node::status(&config, json),
         Verb::Grants { config, client, address, name, segment, limit, json } => {
             let filter = verb::node::Filter { client, address, name, segment, limit };

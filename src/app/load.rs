@@ -34,6 +34,7 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
     let mut unread = Vec::new();
     let settings = policy::Settings {
         forwarders: config.forwarders.clone(),
+        client_ca: config.tls.as_ref().is_some_and(crate::serve::tls::Settings::has_client_ca),
         own_addresses: own_addresses(config, upstreams),
         never_grant: Vec::new(),
     };

@@ -152,6 +152,8 @@ pub struct QueryEvent<'a> {
     pub transport: Transport,
     /// The forwarder that asked for it.
     pub asked_by: Option<&'a str>,
+    /// The name in the client's certificate that named its segment.
+    pub certificate: Option<&'a str>,
     /// The segment's name, and its tags as one JSON object (empty: none).
     pub segment: Option<(&'a str, &'a str)>,
     /// The DNS id; `None` where the packet is too short to have one.

@@ -28,6 +28,12 @@ pub const FIELDS: &[Field] = &[
     field("query", "port", "integer", "the port it asked from; of a client named by subnet, the forwarder's"),
     field("query", "transport", "string", "`udp`, `tcp`, `dot` or `doh`"),
     field("query", "asked_by", "string", "the forwarder that asked for the client; absent: the client itself"),
+    field(
+        "query",
+        "certificate",
+        "string",
+        "the name in the client's certificate that named its segment; absent: its address did",
+    ),
     field("query", "segment", "string", "the client's segment; absent: none"),
     field("query", "tags", "object", "the segment's tags; absent: none, or more than 3,072 bytes of them"),
     field("query", "qid", "integer", "the DNS id; absent: the packet was too short"),

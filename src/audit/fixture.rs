@@ -57,6 +57,7 @@ pub(super) fn query(at: Wall) -> Event<'static> {
         port: 40_112,
         transport: Transport::Udp,
         asked_by: None,
+        certificate: None,
         segment: Some(("checkout", "{\"service\":\"checkout\"}")),
         qid: Some(4711),
         stated: Stated::Plain(statement()),

@@ -1,11 +1,13 @@
 //! What arrived, and from whom: the sender, and what it says of whose query it is.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::audit::Transport;
 use crate::net::canonical;
 use crate::policy::{Asker, Policy};
-use crate::time::Now;
+use crate::time::{Now, Wall};
 use crate::wire::{Echo, Fault, Malformed, Proxied, Query, named_by_subnet, read_proxy};
 
 /// One datagram or stream message, besides its bytes.
@@ -22,7 +24,7 @@ pub struct Arrival {
 }
 
 /// What a sender says of who asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Said {
     /// Nothing: it asks itself, unless it is a forwarder whose queries say more.
     Nothing,
@@ -34,6 +36,26 @@ pub enum Said {
     Nobody,
     /// Nothing, where every message has to have a PROXY header.
     Unproxied,
+    /// A certificate: it asks itself, and these are its names.
+    Certificate(Arc<Shown>),
+}
+
+/// A client's certificate as the handshake found it good.
+#[derive(Debug)]
+pub struct Shown {
+    /// Of hosts, in lower case, and URIs.
+    pub names: Vec<Box<str>>,
+    /// The end of its life: a connection and a resumed session may outlive it.
+    pub not_after: Wall,
+    /// Its authority is still among those that are trusted.
+    pub trusted: Arc<AtomicBool>,
+}
+
+impl Shown {
+    /// What it says at `now`.
+    fn names(&self, now: Wall) -> &[Box<str>] {
+        if now <= self.not_after && self.trusted.load(Ordering::Acquire) { &self.names } else { &[] }
+    }
 }
 
 impl Said {
@@ -69,7 +91,7 @@ impl Arrival {
         let (address, port) = match self.said {
             Said::Proxied(client) => (client.ip(), client.port()),
             Said::Subnet(client) => (client, self.peer.port()),
-            Said::Nothing | Said::Nobody | Said::Unproxied => (self.peer.ip(), self.peer.port()),
+            Said::Nothing | Said::Nobody | Said::Unproxied | Said::Certificate(_) => (self.peer.ip(), self.peer.port()),
         };
         SocketAddr::new(canonical(address), port)
     }
@@ -77,19 +99,20 @@ impl Arrival {
     /// Who asks under `policy`; `None`: nobody of a segment.
     #[must_use]
     pub fn asker(&self, policy: &Policy) -> Option<Asker> {
-        match self.said {
+        match &self.said {
             Said::Nothing => policy.asker(self.sender()),
             Said::Proxied(_) | Said::Subnet(_) => policy.named(self.sender(), self.client().ip()),
             Said::Nobody | Said::Unproxied => None,
+            Said::Certificate(shown) => policy.certified(self.sender(), shown.names(self.at.wall)),
         }
     }
 
     /// Whether the sender is one to say who asks, and has not said it.
     pub(super) fn is_unnamed(&self, policy: &Policy) -> bool {
-        match self.said {
+        match &self.said {
             Said::Nothing => policy.forwarder_at(self.sender()).is_some(),
             Said::Nobody | Said::Unproxied => true,
-            Said::Proxied(_) | Said::Subnet(_) => false,
+            Said::Proxied(_) | Said::Subnet(_) | Said::Certificate(_) => false,
         }
     }
 
@@ -108,14 +131,14 @@ impl Arrival {
         policy: &Policy,
         read: Result<Query<'a>, Malformed<'a>>,
     ) -> Result<Query<'a>, Malformed<'a>> {
-        if self.said == Said::Unproxied {
+        if matches!(self.said, Said::Unproxied) {
             return Err(match read {
                 Ok(query) => faulty(&query, Fault::Unproxied),
                 Err(malformed) => Malformed { why: Fault::Unproxied, answer: None, ..malformed },
             });
         }
         let mut query = read?;
-        if self.said == Said::Nothing && policy.takes_subnet(self.sender()) {
+        if matches!(self.said, Said::Nothing | Said::Certificate(_)) && policy.takes_subnet(self.sender()) {
             match query.echo.subnet.map_or(Ok(None), named_by_subnet) {
                 Ok(client) => self.said = client.map_or(Said::Nobody, Said::Subnet),
                 Err(fault) => return Err(faulty(&query, fault)),

@@ -77,14 +77,14 @@ impl Gate {
         }
         let mut room = wire::Canonical::new();
         let mut read = wire::parse(packet, &mut room);
-        if arrival.said == Said::Unproxied || read.as_ref().is_ok_and(|query| query.echo.subnet.is_some()) {
+        if matches!(arrival.said, Said::Unproxied) || read.as_ref().is_ok_and(|query| query.echo.subnet.is_some()) {
             read = arrival.judge(policy, read);
         }
         let client = arrival.client().ip();
         let of_client = self.cover.client(client);
         let sealing = |asker| Sealing { id, arrival: &arrival, asker, rulebook, now, path: Path::Fast };
         // Whom a forwarder names is looked up; a sender that asks for itself is mostly known from before.
-        let named = if arrival.said == Said::Nothing { None } else { Some(arrival.asker(policy)) };
+        let named = if matches!(arrival.said, Said::Nothing) { None } else { Some(arrival.asker(policy)) };
         let query = match read {
             Ok(query) => query,
             Err(malformed) => {

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-pub use arrival::{Arrival, Said};
+pub use arrival::{Arrival, Said, Shown};
 pub use designation::{Designation, Door};
 pub use fast::{Fast, Finished, Job};
 pub use granter::{

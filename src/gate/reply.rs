@@ -495,6 +495,7 @@ impl<R> Batch<R> {
                 None => policy.forwarder_at(arrival.sender()),
             }
             .map(|name| &**name),
+            certificate: asker.and_then(|asker| policy.certificate(asker)).map(|name| &**name),
             segment: segment.map(|segment| (&*segment.name, &*segment.tags_json)),
             qid,
             stated: match told.rendered {

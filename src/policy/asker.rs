@@ -1,11 +1,12 @@
-//! Who asks: the sender of a query, or the client that a forwarder names in it.
+//! Who asks: the sender of a query, the client that a forwarder names in it, or who showed a certificate.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::Policy;
 use super::verdict::SegmentIndex;
+use super::{GrantScope, Policy};
 use crate::document::Place;
 use crate::net::{Prefix, PrefixMap, canonical};
 
@@ -41,16 +42,17 @@ impl Identity {
 }
 
 /// Who asks: the client's address, the segment it belongs to, and the forwarder that asked for it, if any.
-/// Made by [`Policy::asker`] and [`Policy::named`].
+/// Made by [`Policy::asker`], [`Policy::named`] and [`Policy::certified`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Asker {
     /// The client; where a forwarder names none, the forwarder.
     pub client: IpAddr,
-    /// The forwarder named the client.
+    /// The forwarder named the client, or the certificate its segment.
     pub(super) named: bool,
     pub(super) segment: SegmentIndex,
-    /// Its place in the policy's forwarders, from 1: an asker is kept with every reply that a worker told last.
-    pub(super) forwarder: Option<NonZeroU32>,
+    /// The place, from 1, of the forwarder among the policy's, or behind all of them of the name in the certificate: an
+    /// asker is kept with every reply that a worker told last.
+    pub(super) voucher: Option<NonZeroU32>,
 }
 
 impl Asker {
@@ -60,10 +62,11 @@ impl Asker {
         self.segment.0 as usize
     }
 
-    /// Who named the client; `None`: it is the sender. With the client's address this is all that an asker depends on.
+    /// What named the client or its segment; `None`: the sender's address. With the client's address this is all that an
+    /// asker depends on.
     #[must_use]
     pub const fn named_by(&self) -> Option<NonZeroU32> {
-        if self.named { self.forwarder } else { None }
+        if self.named { self.voucher } else { None }
     }
 }
 
@@ -72,8 +75,13 @@ impl Asker {
 pub(super) struct Directory {
     pub(super) clients: PrefixMap<SegmentIndex>,
     pub(super) forwarders: PrefixMap<Relay>,
-    /// In their order.
+    /// The names of the forwarders in their order, then those of certificates.
     pub(super) names: Vec<Arc<str>>,
+    pub(super) forwarder_count: usize,
+    /// By the name in the certificate, and its place from 1 among `names`.
+    pub(super) certificates: HashMap<Arc<str>, (Option<NonZeroU32>, SegmentIndex)>,
+    /// Whose flows come from where: what firewalls know a segment by.
+    pub(super) sources: PrefixMap<SegmentIndex>,
     /// A forwarder names clients by subnet, or by PROXY header: else nothing of the kind is looked at.
     pub(super) subnets: bool,
     pub(super) proxies: bool,
@@ -99,7 +107,7 @@ impl Policy {
             return None;
         }
         if let Some(relay) = self.directory.forwarders.longest(client) {
-            return Some(Asker { client, named: false, segment: relay.segment?, forwarder: relay.number });
+            return Some(Asker { client, named: false, segment: relay.segment?, voucher: relay.number });
         }
         self.member(client)
     }
@@ -111,7 +119,7 @@ impl Policy {
             return None;
         }
         let segment = *self.directory.clients.longest(client)?;
-        Some(Asker { client, named: false, segment, forwarder: None })
+        Some(Asker { client, named: false, segment, voucher: None })
     }
 
     /// Who asks where the forwarder at `sender` says that it is `client`: of the segment with the longest prefix, whatever
@@ -120,7 +128,38 @@ impl Policy {
     pub fn named(&self, sender: IpAddr, client: IpAddr) -> Option<Asker> {
         let relay = self.directory.forwarders.longest(canonical(sender))?;
         let forwarder = relay.number.filter(|_| relay.identity != Identity::None)?;
-        Some(Asker { named: true, forwarder: Some(forwarder), ..self.member(client)? })
+        Some(Asker { named: true, voucher: Some(forwarder), ..self.member(client)? })
+    }
+
+    /// Who asks where the sender has shown a certificate of these names: of the segment that one of them names, else as
+    /// [`Policy::asker`] has it. `None` also where they name several segments, and where no firewall would let this address
+    /// have what is opened: flows are known by their sources alone. A forwarder's certificate says nothing of its clients.
+    #[must_use]
+    pub fn certified(&self, sender: IpAddr, names: &[Box<str>]) -> Option<Asker> {
+        let client = canonical(sender);
+        let mut known = names.iter().filter_map(|name| self.directory.certificates.get(&**name));
+        let Some((voucher, segment)) = known.next().filter(|_| self.identity(client).is_none()) else {
+            return self.asker(client);
+        };
+        let asker = Asker { client, named: true, segment: *segment, voucher: *voucher };
+        (known.all(|(_, other)| other == segment) && self.is_reachable(asker)).then_some(asker)
+    }
+
+    /// The same of one whose certificate has this name that [`Policy::certificate`] told; I6 asks it again.
+    pub(super) fn certified_as(&self, client: IpAddr, name: &str) -> Option<Asker> {
+        let (voucher, segment) = self.directory.certificates.get(name)?;
+        let asker = Asker { client: canonical(client), named: true, segment: *segment, voucher: *voucher };
+        self.is_reachable(asker).then_some(asker)
+    }
+
+    /// Whether what is opened for this asker lets it connect.
+    fn is_reachable(&self, asker: Asker) -> bool {
+        let source = self.directory.sources.longest(asker.client);
+        let segment = self.segment(asker);
+        match segment.scope {
+            GrantScope::Client => source.is_some(),
+            GrantScope::Segment => !segment.clients_connect || source == Some(&asker.segment),
+        }
     }
 
     /// How the forwarder at this address says who asked; `None`: there is none.
@@ -150,11 +189,21 @@ impl Policy {
     /// The name of the forwarder that asked, if one did.
     #[must_use]
     pub fn forwarder(&self, asker: Asker) -> Option<&Arc<str>> {
-        self.numbered(asker.forwarder)
+        self.numbered(asker.voucher).filter(|_| !self.is_certified(asker))
     }
 
-    fn numbered(&self, forwarder: Option<NonZeroU32>) -> Option<&Arc<str>> {
-        self.directory.names.get(forwarder?.get() as usize - 1)
+    /// The name in a certificate by which the asker is of its segment.
+    #[must_use]
+    pub fn certificate(&self, asker: Asker) -> Option<&Arc<str>> {
+        self.numbered(asker.voucher).filter(|_| self.is_certified(asker))
+    }
+
+    fn is_certified(&self, asker: Asker) -> bool {
+        asker.voucher.is_some_and(|voucher| voucher.get() as usize > self.directory.forwarder_count)
+    }
+
+    fn numbered(&self, voucher: Option<NonZeroU32>) -> Option<&Arc<str>> {
+        self.directory.names.get(voucher?.get() as usize - 1)
     }
 }
 
@@ -233,5 +282,67 @@ name    = "probes"
             [(false, false), (true, false), (false, true), (false, false)]
         );
         assert_eq!(policy.forwarder_at(address("203.0.113.3")).map(AsRef::as_ref), Some("proxy"));
+    }
+
+    #[test]
+    fn a_certificate_names_the_segment_where_firewalls_know_the_address() {
+        let text = r#"
+[[segment]]
+name    = "office"
+clients = ["192.0.2.0/24"]
+[[segment]]
+name    = "build"
+certificates = ["build.corp.example", "spiffe://corp.example/build"]
+[[segment]]
+name    = "deploy"
+certificates = ["Deploy.corp.example"]
+scope   = "segment"
+connects_from = ["198.51.100.1"]
+[[segment]]
+name    = "shared"
+clients = ["203.0.113.0/25"]
+certificates = ["shared.corp.example"]
+scope   = "segment"
+"#;
+        let place = Place { file: "outgate.toml".into(), line: 1, column: 1 };
+        let relay = Forwarder {
+            name: "edge".to_owned(),
+            addresses: vec!["192.0.2.53/32".parse().unwrap()],
+            identity: Identity::Proxy,
+            segment: Some("office".to_owned()),
+            place,
+        };
+        let policy = policy_with(text, &Settings { forwarders: vec![relay], ..Settings::default() });
+        for (reason, sender, names, expected) in [
+            ("by name", "192.0.2.1", &["build.corp.example"][..], "build by build.corp.example"),
+            ("by URI", "192.0.2.1", &["spiffe://corp.example/build"], "build by spiffe://corp.example/build"),
+            ("among others", "::ffff:192.0.2.1", &["x", "deploy.corp.example"], "deploy by deploy.corp.example"),
+            (
+                "twice the same",
+                "192.0.2.1",
+                &["build.corp.example", "spiffe://corp.example/build"],
+                "build by build.corp.example",
+            ),
+            ("a name of no segment", "192.0.2.1", &["build.corp.example.org", "BUILD.corp.example"], "office"),
+            ("none", "192.0.2.1", &[], "office"),
+            ("two segments", "192.0.2.1", &["build.corp.example", "deploy.corp.example"], "nobody"),
+            ("an address of no flows", "10.0.0.1", &["build.corp.example"], "nobody"),
+            ("a proxy connects", "10.0.0.1", &["deploy.corp.example"], "deploy by deploy.corp.example"),
+            ("opened for others' flows", "192.0.2.1", &["shared.corp.example"], "nobody"),
+            ("opened for its own flows", "203.0.113.1", &["shared.corp.example"], "shared by shared.corp.example"),
+            ("a forwarder", "192.0.2.53", &["build.corp.example"], "office"),
+        ] {
+            let names: Vec<Box<str>> = names.iter().map(|name| (*name).into()).collect();
+            let asker = policy.certified(address(sender), &names);
+            let shown = asker.map_or_else(
+                || "nobody".to_owned(),
+                |asker| {
+                    let by = policy.certificate(asker).map_or_else(String::new, |name| format!(" by {name}"));
+                    assert_eq!(asker.named_by().is_some(), !by.is_empty());
+                    format!("{}{by}", policy.segment(asker).name)
+                },
+            );
+            assert_eq!(shown, expected, "{reason}");
+        }
     }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use super::asker::{Directory, Forwarder, Identity, Relay};
 use super::guard::{Guard, Row};
 use super::index::Audience;
-use super::load::number;
+use super::load::{Placed, number};
 use super::rule::{Rule, RuleDraft};
 use super::segment::{GrantScope, Segment, SegmentDraft};
 use super::verdict::{RuleIndex, SegmentIndex};
 use crate::document::{Mistake, Place};
-use crate::net::{Prefix, PrefixMap};
+use crate::net::Prefix;
 
 /// The segments as rules choose them.
 struct Choices<'a> {
@@ -48,6 +48,8 @@ impl<'a> Choices<'a> {
 /// Collects what is wrong while it links.
 pub(super) struct Linker {
     pub(super) guard: Guard,
+    /// Somebody's certificates are trusted.
+    pub(super) has_client_ca: bool,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Mistake>,
 }
@@ -57,12 +59,13 @@ impl Linker {
         self.mistakes.push(Mistake::at(place.clone(), fact, remedy));
     }
 
-    /// Segments in order of name, and whose the clients are.
-    pub(super) fn link_segments(&mut self, mut drafts: Vec<SegmentDraft>) -> (Vec<Segment>, PrefixMap<SegmentIndex>) {
+    /// Segments in order of name, and whose the clients, flows and certificates are.
+    pub(super) fn link_segments(&mut self, mut drafts: Vec<SegmentDraft>) -> (Vec<Segment>, Directory) {
         drafts.sort_by(|a, b| (&a.segment.name, &a.segment.place).cmp(&(&b.segment.name, &b.segment.place)));
         let mut segments: Vec<Segment> = Vec::with_capacity(drafts.len());
         let mut ids: HashMap<u32, usize> = HashMap::new();
-        let mut clients = PrefixMap::default();
+        let mut directory = Directory::default();
+        let mut shown: HashMap<Arc<str>, (SegmentIndex, Place)> = HashMap::new();
         let mut owners: [HashMap<Prefix, (Arc<str>, Place)>; 2] = [HashMap::new(), HashMap::new()];
         for draft in drafts {
             let segment = draft.segment;
@@ -91,12 +94,33 @@ impl Linker {
                     }
                 }
             }
+            let index = number(segments.len(), SegmentIndex);
             for prefix in &draft.clients {
-                clients.insert(prefix.value, number(segments.len(), SegmentIndex));
+                directory.clients.insert(prefix.value, index);
+            }
+            for prefix in &draft.sources {
+                directory.sources.insert(prefix.value, index);
+            }
+            for Placed { value, place } in draft.certificates {
+                match shown.insert(Arc::clone(&value), (index, place.clone())) {
+                    Some((other, first)) if other != index => {
+                        let fact = format!("certificates of {value} name a segment already, at {first}");
+                        self.mistake(&place, fact, "leave it to one segment");
+                    }
+                    Some(_) => {}
+                    None => {
+                        directory.names.push(Arc::clone(&value));
+                        directory.certificates.insert(value, (None, index));
+                        if !self.has_client_ca {
+                            let fact = "a certificate names this segment, and `client_ca` of [tls] trusts nobody's";
+                            self.warnings.push(Mistake::at(place, fact, "name the authority's file there"));
+                        }
+                    }
+                }
             }
             segments.push(segment);
         }
-        (segments, clients)
+        (segments, directory)
     }
 
     /// Rules in order of id, and where the rule of each draft's number is among them.
@@ -183,9 +207,8 @@ impl Linker {
         &mut self,
         forwarders: &[Forwarder],
         segments: &[Segment],
-        clients: PrefixMap<SegmentIndex>,
+        mut directory: Directory,
     ) -> Directory {
-        let mut directory = Directory { clients, ..Directory::default() };
         let mut names: HashMap<&str, &Place> = HashMap::new();
         let mut addresses: HashMap<Prefix, &Forwarder> = HashMap::new();
         for (index, forwarder) in forwarders.iter().enumerate() {
@@ -235,7 +258,15 @@ impl Linker {
             directory.subnets |= *identity == Identity::Subnet;
             directory.proxies |= *identity == Identity::Proxy;
         }
-        directory.names = forwarders.iter().map(|forwarder| Arc::from(forwarder.name.as_str())).collect();
+        let names = forwarders.iter().map(|forwarder| Arc::from(forwarder.name.as_str()));
+        directory.names.splice(0..0, names);
+        directory.forwarder_count = forwarders.len();
+        let numbered = (1..).map_while(NonZeroU32::new).zip(&directory.names).skip(forwarders.len());
+        for (place, name) in numbered {
+            if let Some((voucher, _)) = directory.certificates.get_mut(name) {
+                *voucher = Some(place);
+            }
+        }
         directory
     }
 

@@ -32,6 +32,8 @@ pub struct Source {
 pub struct Settings {
     /// Who asks for others.
     pub forwarders: Vec<Forwarder>,
+    /// Clients may show certificates.
+    pub client_ca: bool,
     /// Addresses of this node and of the upstream servers: never granted.
     pub own_addresses: Vec<Prefix>,
     /// What the operator never wants granted.
@@ -50,7 +52,12 @@ pub(super) struct Placed<T> {
 /// # Errors
 /// Every mistake of every file, by place; nothing is built where there is one.
 pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> Result<Policy, Vec<Mistake>> {
-    let mut linker = Linker { guard: Guard::new(settings), mistakes: Vec::new(), warnings: Vec::new() };
+    let mut linker = Linker {
+        guard: Guard::new(settings),
+        has_client_ca: settings.client_ca,
+        mistakes: Vec::new(),
+        warnings: Vec::new(),
+    };
     let mut segments = Vec::new();
     let mut drafts: Vec<RuleDraft> = Vec::new();
     let mut index = index::Reader::default();
@@ -67,9 +74,9 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
         root.finish(&["group"]);
         linker.mistakes.extend(document.take_mistakes());
     }
-    let (mut segments, clients) = linker.link_segments(segments);
+    let (mut segments, directory) = linker.link_segments(segments);
     let (mut rules, numbers) = linker.link_rules(drafts, &segments);
-    let directory = linker.link_forwarders(&settings.forwarders, &segments, clients);
+    let directory = linker.link_forwarders(&settings.forwarders, &segments, directory);
     linker.check_warm(&segments, &rules);
     linker.warn_of_idle_segments(&segments, &rules);
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::load::{Placed, in_alphabet, read_prefixes};
 use super::verdict::Shown;
 use crate::document::{Place, Table};
+use crate::name::Name;
 use crate::net::{Prefix, SegmentId, Services};
 use crate::time::Wall;
 
@@ -13,6 +14,9 @@ use crate::time::Wall;
 /// 8 KiB.
 const MAX_TAGS: usize = 32;
 const MAX_TAGS_JSON: usize = 1024;
+
+/// The longest URI that may name a client: it stands in every record of it.
+const MAX_URI: usize = 255;
 
 /// A set of clients with common rules.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub struct Segment {
     pub networks: Vec<(Prefix, Services)>,
     /// AAAA is NODATA for it: its way out has no IPv6.
     pub filter_aaaa: bool,
+    /// Its clients connect themselves, and nobody else has to.
+    pub(super) clients_connect: bool,
     pub(super) has_four: bool,
     pub(super) has_six: bool,
 }
@@ -73,6 +79,7 @@ pub(super) struct SegmentDraft {
     pub(super) segment: Segment,
     pub(super) clients: Vec<Placed<Prefix>>,
     pub(super) sources: Vec<Placed<Prefix>>,
+    pub(super) certificates: Vec<Placed<Arc<str>>>,
 }
 
 /// Reads one `[[segment]]`; mistakes go to its document. `None` where it has no usable name.
@@ -87,6 +94,7 @@ pub(super) fn read(table: Table) -> Option<SegmentDraft> {
         right
     });
     let clients = read_prefixes(&table, "clients").unwrap_or_default();
+    let certificates = read_certificates(&table);
     let (tags, tags_json) = read_tags(&table);
     let observe_until = read_mode(&table);
     let asked_scope = one_of(&table, "scope", &[("client", GrantScope::Client), ("segment", GrantScope::Segment)]);
@@ -136,8 +144,25 @@ pub(super) fn read(table: Table) -> Option<SegmentDraft> {
         has_six: prefixes.iter().any(|prefix| prefix.addr().is_ipv6()),
         sources: prefixes,
         networks: Vec::new(),
+        clients_connect,
     };
-    Some(SegmentDraft { segment, clients, sources })
+    Some(SegmentDraft { segment, clients, sources, certificates })
+}
+
+/// Names of hosts, as certificates hold them, and URIs.
+fn read_certificates(table: &Table) -> Vec<Placed<Arc<str>>> {
+    let document = table.document();
+    let found = table.strings("certificates").unwrap_or_default();
+    let names = found.iter().filter_map(|entry| {
+        let uri = Some(&entry.value).filter(|text| text.contains(':') && text.len() <= MAX_URI);
+        let name = uri.cloned().or_else(|| Name::parse(&entry.value).ok().map(|name| name.to_string()));
+        if name.is_none() {
+            let fact = format!("no certificate has the name \"{}\"", entry.value);
+            document.note(&entry.span, fact, "write \"build.corp.example\" or \"spiffe://corp.example/build\"");
+        }
+        Some(Placed { value: name?.into(), place: document.place(&entry.span) })
+    });
+    names.collect()
 }
 
 /// A string that is one of a few words.

@@ -212,6 +212,8 @@ pub struct Basis {
     pub client: IpAddr,
     /// The forwarder that asked for it.
     pub forwarder: Option<Arc<str>>,
+    /// The name in the client's certificate that named its segment.
+    pub certificate: Option<Arc<str>>,
     /// What was asked.
     pub question: Question,
     /// The names of the CNAME chain, the question's own not among them.

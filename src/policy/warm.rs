@@ -41,7 +41,7 @@ pub fn decide_warm(policy: &Arc<Policy>, warm: &Warm) -> Option<Permit> {
     let Question { name, kind } = &warm.question;
     let Ruling::Allowed(rules) = policy.rule_on(segment, name.as_wire(), *kind) else { return None };
     let rules: SmallVec<_> = rules.into_iter().filter(|rule| policy.rule(*rule).warm.contains(name)).collect();
-    let asker = Asker { client: NOBODY, named: false, segment, forwarder: None };
+    let asker = Asker { client: NOBODY, named: false, segment, voucher: None };
     let question = warm.question.clone();
     let permit = Permit { policy: Arc::clone(policy), asker, question, rules, observed: None, observing: false };
     (!permit.rules.is_empty()).then_some(permit)

@@ -14,6 +14,7 @@ mod tls;
 mod upstream;
 
 mod cache;
+mod certificates;
 mod clients;
 mod crash;
 mod differential;

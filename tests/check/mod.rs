@@ -14,7 +14,9 @@ impl Workplace {
         place.write("policy/example.toml", POLICY);
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(["dns.example.org".to_owned()]).unwrap();
-        place.write("tls/cert.pem", &params.self_signed(&key).unwrap().pem());
+        let certificate = params.self_signed(&key).unwrap().pem();
+        place.write("tls/cert.pem", &certificate);
+        place.write("tls/clients.pem", &certificate);
         place.write("tls/key.pem", &key.serialize_pem());
         place
     }

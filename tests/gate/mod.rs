@@ -402,6 +402,7 @@ fn compile(
 ) -> Result<policy::Policy, Vec<Mistake>> {
     let settings = policy::Settings {
         forwarders: forwarders.to_vec(),
+        client_ca: false,
         own_addresses: own_addresses.to_vec(),
         never_grant: Vec::new(),
     };

@@ -19,7 +19,7 @@ use crate::time::Clock;
 /// Explains one question of one client.
 pub(crate) fn run(
     file: &ConfigFile,
-    client: IpAddr,
+    (client, certificate): (IpAddr, Option<String>),
     name: &str,
     kind: &str,
     as_json: bool,
@@ -32,7 +32,8 @@ pub(crate) fn run(
     let (loaded, upstreams) = start::check(&config).map_err(Failure::Mistakes)?;
     let policy = &loaded.policy;
     let now = Clock::system().now();
-    let Some(asker) = policy.asker(client) else {
+    let names = certificate.map(String::into_boxed_str);
+    let Some(asker) = policy.certified(client, names.as_slice()) else {
         let forwarder = policy.forwarder_at(client);
         let ede = policy.describe_no_segment(forwarder.is_some());
         let why = match forwarder {
@@ -56,6 +57,7 @@ pub(crate) fn run(
     let mut report = Report(json!({
         "client": client.to_string(), "qname": name.to_string(), "qtype": kind.to_string(),
         "segment": &*segment.name, "asked_by": policy.forwarder(asker).map(|name| &**name),
+        "certificate": policy.certificate(asker).map(|name| &**name),
         "mode": if segment.observes(now.wall) { "observe" } else { "enforce" },
         "filter_aaaa": segment.filter_aaaa,
         "rules": rules,
@@ -215,6 +217,9 @@ fn show(report: &Value, as_json: bool) -> Result<ExitCode, Failure> {
     );
     if let Some(forwarder) = text("asked_by") {
         out.push_str(&format!(" through forwarder {forwarder}"));
+    }
+    if let Some(name) = text("certificate") {
+        out.push_str(&format!(" with the certificate of {name}"));
     }
     match text("segment") {
         Some(segment) => {

@@ -28,6 +28,7 @@ pub(super) struct Packed {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Common {
     forwarder: Option<Arc<str>>,
+    certificate: Option<Arc<str>>,
     kind: RecordType,
     origin: Origin,
     segment: Arc<str>,
@@ -40,6 +41,7 @@ impl Common {
             && self.rule == basis.rule
             && self.segment == basis.segment
             && self.forwarder == basis.forwarder
+            && self.certificate == basis.certificate
             && self.origin == basis.origin
     }
 }
@@ -73,10 +75,11 @@ impl Packed {
         let name = names.next().unwrap_or(Name::root());
         let mut chain: Vec<Name> = names.collect();
         let targets = chain.split_off(chain.len().saturating_sub(self.targets.into()));
-        let Common { forwarder, kind, origin, segment, rule } = &*self.common;
+        let Common { forwarder, certificate, kind, origin, segment, rule } = &*self.common;
         Basis {
             client: self.client,
             forwarder: forwarder.clone(),
+            certificate: certificate.clone(),
             question: Question { name, kind: *kind },
             chain: chain.into(),
             targets: targets.into(),
@@ -120,6 +123,7 @@ impl Packer {
     fn common(&mut self, basis: &Basis) -> Arc<Common> {
         let common = Common {
             forwarder: basis.forwarder.clone(),
+            certificate: basis.certificate.clone(),
             kind: basis.question.kind,
             origin: basis.origin.clone(),
             segment: Arc::clone(&basis.segment),
@@ -151,6 +155,7 @@ mod tests {
         Basis {
             client,
             forwarder: None,
+            certificate: None,
             question: Question { name: names.next().unwrap(), kind: RecordType::A },
             chain: names.collect(),
             targets: Arc::from([]),

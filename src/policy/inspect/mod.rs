@@ -64,6 +64,7 @@ pub fn inspect(permit: Permit, mut answer: Answer) -> Cleared {
     let basis = Basis {
         client: permit.asker.client,
         forwarder: policy.forwarder(permit.asker).cloned(),
+        certificate: policy.certificate(permit.asker).cloned(),
         question: permit.question.clone(),
         chain: chain.into(),
         targets: admitted.targets.into(),

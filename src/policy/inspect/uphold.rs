@@ -48,6 +48,9 @@ impl Policy {
             return segment.reaches(element.to).then(|| u32::try_from(place).ok().map(SegmentIndex)).flatten();
         }
         let holds = |asker: &Asker| self.scope(*asker, element.to).is_ok_and(|scope| scope == element.from);
+        if let Some(name) = &basis.certificate {
+            return self.certified_as(basis.client, name).filter(holds).map(|asker| asker.segment);
+        }
         let named = || basis.forwarder.as_ref().and_then(|_| self.member(basis.client));
         let asker = self.asker(basis.client).filter(holds).or_else(|| named().filter(holds))?;
         Some(asker.segment)

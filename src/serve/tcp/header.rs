@@ -21,7 +21,7 @@ pub(super) async fn read(stream: &mut TcpStream, limits: &Limits) -> Result<Said
     });
     let whole = whole.await;
     match (whole, Said::of_header(&header).0) {
-        (Ok(Some(_)), said) if said != Said::Unproxied => Ok(said),
+        (Ok(Some(_)), said) if !matches!(said, Said::Unproxied) => Ok(said),
         _ => Err(header),
     }
 }

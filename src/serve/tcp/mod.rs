@@ -26,7 +26,7 @@ use super::https;
 use super::stopped;
 use super::tls::{Alpn, Encrypted, Tls};
 use crate::audit::Transport;
-use crate::gate::Said;
+use crate::gate::{Said, Shown};
 
 /// How long accepting rests after an error: most often the process is out of file descriptors.
 const REST: Duration = Duration::from_millis(50);
@@ -160,17 +160,29 @@ async fn converse<G: StreamGate>(
         encrypted = handshake(tls, protocol, stream, limits) => encrypted,
         () = stopped(&mut stop) => Err(Ending::Stopped),
     };
-    match (encrypted, protocol) {
-        (Ok(stream), Alpn::Dot) => connection::run(stream, &caller, gate, limits, stop).await,
-        (Ok(stream), Alpn::Http) => https::run(stream, &caller, gate, limits, stop).await,
-        (Err(ending), _) => ending,
+    let (stream, shown) = match encrypted {
+        Ok(encrypted) => encrypted,
+        Err(ending) => return ending,
+    };
+    // Behind a proxy the certificate is the proxy's.
+    if let (Some(shown), Said::Nothing) = (shown, &caller.said) {
+        caller.said = Said::Certificate(shown);
+    }
+    match protocol {
+        Alpn::Dot => connection::run(stream, &caller, gate, limits, stop).await,
+        Alpn::Http => https::run(stream, &caller, gate, limits, stop).await,
     }
 }
 
 /// It holds a seat like any connection, and has no longer than a message.
-async fn handshake(tls: &Tls, protocol: Alpn, stream: TcpStream, limits: &Limits) -> Result<Encrypted, Ending> {
+async fn handshake(
+    tls: &Tls,
+    protocol: Alpn,
+    stream: TcpStream,
+    limits: &Limits,
+) -> Result<(Encrypted, Option<Arc<Shown>>), Ending> {
     match timeout(limits.handshake, tls.accept(protocol, stream)).await {
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(encrypted)) => Ok(encrypted),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a TLS handshake failed");
             Err(Ending::Handshake)

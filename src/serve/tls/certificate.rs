@@ -16,9 +16,10 @@ const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
 /// The explicit tag of the extensions.
 const EXTENSIONS: u8 = 0xa3;
-/// subjectAltName, 2.5.29.17, and two kinds of names in it (RFC 5280 §4.2.1.6).
+/// subjectAltName, 2.5.29.17, and three kinds of names in it (RFC 5280 §4.2.1.6).
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
 const DNS_NAME: u8 = 0x82;
+const URI: u8 = 0x86;
 const IP_ADDRESS: u8 = 0x87;
 
 /// See the module.
@@ -28,6 +29,8 @@ pub(super) struct Certificate {
     pub(super) not_after: Wall,
     /// The names of hosts in it; wildcards are left out.
     pub(super) names: Vec<Name>,
+    /// The URIs in it.
+    pub(super) uris: Vec<Box<str>>,
     /// The addresses in it.
     pub(super) addresses: Vec<IpAddr>,
 }
@@ -48,7 +51,7 @@ impl Certificate {
         fields.take(SEQUENCE)?;
         let mut validity = Der(fields.take(SEQUENCE)?);
         let (not_before, not_after) = (validity.time()?, validity.time()?);
-        let mut found = Self { not_before, not_after, names: Vec::new(), addresses: Vec::new() };
+        let mut found = Self { not_before, not_after, names: Vec::new(), uris: Vec::new(), addresses: Vec::new() };
         while let Some((tag, contents)) = fields.next() {
             if tag == EXTENSIONS {
                 found.read_names(Der(Der(contents).take(SEQUENCE)?));
@@ -74,6 +77,7 @@ impl Certificate {
                         let name = std::str::from_utf8(name).ok().and_then(|name| Name::parse(name).ok());
                         self.names.extend(name);
                     }
+                    URI => self.uris.extend(std::str::from_utf8(name).ok().map(Box::from)),
                     IP_ADDRESS => {
                         let four = <[u8; 4]>::try_from(name).map(IpAddr::from);
                         let six = || <[u8; 16]>::try_from(name).map(IpAddr::from);
@@ -174,6 +178,7 @@ mod tests {
         let found = Certificate::read(certificate.der()).unwrap();
         let names: Vec<_> = found.names.iter().map(ToString::to_string).collect();
         assert_eq!(names, ["dns.example.org", "ns1.example.net"]);
+        assert_eq!(found.uris, []);
         assert_eq!(found.addresses, ["192.0.2.1", "2001:db8::1"].map(|address| address.parse::<IpAddr>().unwrap()));
     }
 

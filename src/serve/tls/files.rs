@@ -10,9 +10,10 @@ use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::crypto::ring::{Ticketer, default_provider};
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::NoServerSessionStorage;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{NoClientAuth, NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
-use tokio_rustls::rustls::{Error, InconsistentKeys, ServerConfig};
+use tokio_rustls::rustls::{Error, InconsistentKeys, RootCertStore, ServerConfig};
 
 use super::certificate::Certificate;
 use super::{Named, Settings};
@@ -28,24 +29,28 @@ const SOON: u64 = 7 * 24 * 60 * 60 * 1_000_000;
 /// What was made of the files.
 pub(super) struct Read {
     pub(super) digest: [u8; 32],
+    /// Of the clients' authorities alone; zeros: none are trusted.
+    pub(super) ca_digest: [u8; 32],
     /// The server's own.
     pub(super) own: Certificate,
     /// Without application protocols.
     pub(super) config: ServerConfig,
 }
 
-/// Reads both files and tries whether they belong together.
+/// Reads the files and tries whether they belong together.
 pub(super) fn read(settings: &Settings, now: Wall, warnings: &mut Vec<Mistake>) -> Result<Read, Vec<Mistake>> {
-    let Settings { certificate, key } = settings;
+    let Settings { certificate, key, client_ca } = settings;
     let provider = Arc::new(default_provider());
     let mut mistakes = Vec::new();
     let chain = certificate.contents().and_then(|pem| certificate.chain(&pem, now).map(|chain| (pem, chain)));
     let signing = key.contents().and_then(|pem| key.key(&pem, &provider).map(|signing| (pem, signing)));
-    let (chain, signing) = match (chain, signing) {
-        (Ok(chain), Ok(signing)) => (chain, signing),
-        (chain, signing) => {
+    let clients = client_ca.as_ref().map(|ca| ca.contents().and_then(|pem| ca.verifier(&pem, &provider))).transpose();
+    let (chain, signing, clients) = match (chain, signing, clients) {
+        (Ok(chain), Ok(signing), Ok(clients)) => (chain, signing, clients),
+        (chain, signing, clients) => {
             mistakes.extend(chain.err());
             mistakes.extend(signing.err());
+            mistakes.extend(clients.err());
             return Err(mistakes);
         }
     };
@@ -66,19 +71,24 @@ pub(super) fn read(settings: &Settings, now: Wall, warnings: &mut Vec<Mistake>) 
             return Err(vec![certificate.mistake(fact, "have it issued anew: X.509 version 3 with a common key type")]);
         }
     }
-    let config = config(provider, certified).map_err(|error| {
+    let (verifier, ca_digest) = clients.unwrap_or_else(|| (Arc::new(NoClientAuth), [0; 32]));
+    let config = config(provider, certified, verifier).map_err(|error| {
         vec![certificate.mistake(format!("{} cannot be used: {error}", certificate.shown()), "have it issued anew")]
     })?;
     warnings.extend(warning);
     warnings.extend(key.open_to_all());
-    let digest = Sha256::new_with_prefix(&certificate_pem).chain_update(&key_pem).finalize().into();
-    Ok(Read { digest, own, config })
+    let digest = Sha256::new_with_prefix(&certificate_pem).chain_update(&key_pem).chain_update(ca_digest);
+    Ok(Read { digest: digest.finalize().into(), ca_digest, own, config })
 }
 
-fn config(provider: Arc<CryptoProvider>, certified: CertifiedKey) -> Result<ServerConfig, Error> {
+fn config(
+    provider: Arc<CryptoProvider>,
+    certified: CertifiedKey,
+    clients: Arc<dyn ClientCertVerifier>,
+) -> Result<ServerConfig, Error> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     // Sessions are resumed from tickets that clients keep: nothing here grows with the number of clients.
     config.ticketer = Ticketer::new()?;
@@ -148,6 +158,31 @@ impl Named {
             None
         };
         Ok(Chain { certificates, own, warning })
+    }
+
+    /// Who judges certificates of clients, who may show one, and the digest of the file.
+    fn verifier(
+        &self,
+        pem: &[u8],
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<(Arc<dyn ClientCertVerifier>, [u8; 32]), Mistake> {
+        let remedy = "write the authority's certificate in PEM: BEGIN CERTIFICATE";
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate =
+                certificate.map_err(|error| self.mistake(format!("{} is not PEM: {error}", self.shown()), remedy))?;
+            roots.add(certificate).map_err(|error| {
+                self.mistake(format!("a certificate in {} cannot be used: {error}", self.shown()), remedy)
+            })?;
+        }
+        if roots.is_empty() {
+            return Err(self.mistake(format!("{} holds no certificate", self.shown()), remedy));
+        }
+        let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(provider));
+        let verifier = builder.allow_unauthenticated().build();
+        let verifier =
+            verifier.map_err(|error| self.mistake(format!("{} cannot be used: {error}", self.shown()), remedy))?;
+        Ok((verifier, Sha256::digest(pem).into()))
     }
 
     fn key(&self, pem: &[u8], provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, Mistake> {

@@ -7,18 +7,22 @@
 mod certificate;
 mod files;
 
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{Accept, TlsAcceptor};
 
 use self::certificate::Certificate;
-use crate::document::{Mistake, Place, Table};
+use crate::document::{Found, Mistake, Place, Table};
+use crate::gate::Shown;
 use crate::name::Name;
 use crate::time::Wall;
 
@@ -47,6 +51,8 @@ impl Alpn {
 pub struct Settings {
     certificate: Named,
     key: Named,
+    /// Whose certificates clients may show.
+    client_ca: Option<Named>,
 }
 
 /// A file and where its name is written.
@@ -61,38 +67,50 @@ impl Settings {
     #[must_use]
     pub fn read(root: &Table, base: &Path) -> Option<Self> {
         let table = root.table("tls")?;
-        let named = |key| {
-            let found = table.required_string(key)?;
-            Some(Named { path: base.join(found.value), place: table.document().place(&found.span) })
-        };
-        let (certificate, key) = (named("certificate"), named("key"));
+        let named =
+            |found: Found<String>| Named { path: base.join(found.value), place: table.document().place(&found.span) };
+        let (certificate, key) = (table.required_string("certificate"), table.required_string("key"));
+        let client_ca = table.string("client_ca").map(named);
+        let read = certificate.zip(key).map(|(certificate, key)| (named(certificate), named(key)));
         table.finish(&[]);
-        Some(Self { certificate: certificate?, key: key? })
+        let (certificate, key) = read?;
+        Some(Self { certificate, key, client_ca })
+    }
+
+    /// Whether clients may show certificates.
+    #[must_use]
+    pub const fn has_client_ca(&self) -> bool {
+        self.client_ca.is_some()
     }
 }
 
 /// Certificate and key, ready to be served.
 pub struct Identity {
-    /// SHA-256 over both files: whether a reload found others.
+    /// SHA-256 over all files: whether a reload found others.
     digest: [u8; 32],
+    /// The same over that of the clients' authorities alone.
+    ca_digest: [u8; 32],
+    /// They are the ones that are trusted now.
+    trusted: Arc<AtomicBool>,
     own: Certificate,
     dot: Arc<ServerConfig>,
     http: Arc<ServerConfig>,
 }
 
 impl Identity {
-    /// Reads both files; what is no mistake but should be known goes into `warnings`.
+    /// Reads the files; what is no mistake but should be known goes into `warnings`.
     ///
     /// # Errors
-    /// Every mistake of both.
+    /// Every mistake of all.
     pub fn load(settings: &Settings, now: Wall, warnings: &mut Vec<Mistake>) -> Result<Self, Vec<Mistake>> {
-        let files::Read { digest, own, config } = files::read(settings, now, warnings)?;
+        let files::Read { digest, ca_digest, own, config } = files::read(settings, now, warnings)?;
         let speaking = |protocol: Alpn| {
             let mut config = config.clone();
             config.alpn_protocols = protocol.names();
             Arc::new(config)
         };
-        Ok(Self { digest, own, dot: speaking(Alpn::Dot), http: speaking(Alpn::Http) })
+        let trusted = Arc::new(AtomicBool::new(true));
+        Ok(Self { digest, ca_digest, trusted, own, dot: speaking(Alpn::Dot), http: speaking(Alpn::Http) })
     }
 }
 
@@ -114,14 +132,21 @@ impl Tls {
         Arc::new(Self(ArcSwap::from_pointee(identity)))
     }
 
-    /// Serves `identity` to whoever connects from here on; connections go on under the one they began with. True
-    /// where it is another one than before: then sessions of before are not resumed.
-    pub fn renew(&self, identity: Identity) -> bool {
-        let renewed = identity.digest != self.0.load().digest;
-        if renewed {
-            self.0.store(Arc::new(identity));
+    /// Serves `identity` to whoever connects from here on; connections go on under the one they began with, but what was
+    /// shown to authorities that are not trusted any more says nothing from here on. True where it is another one than
+    /// before: then sessions of before are not resumed.
+    pub fn renew(&self, mut identity: Identity) -> bool {
+        let before = self.0.load_full();
+        if identity.digest == before.digest {
+            return false;
         }
-        renewed
+        let retired = identity.ca_digest != before.ca_digest;
+        if !retired {
+            identity.trusted = Arc::clone(&before.trusted);
+        }
+        self.0.store(Arc::new(identity));
+        before.trusted.fetch_and(!retired, Ordering::AcqRel);
+        true
     }
 
     /// The end of the certificate's life.
@@ -130,15 +155,33 @@ impl Tls {
         self.0.load().own.not_after
     }
 
-    /// The handshake of a connection that is to speak this.
-    pub(super) fn accept(&self, protocol: Alpn, stream: TcpStream) -> Accept<TcpStream> {
-        let identity = self.0.load();
+    /// The handshake of a connection that is to speak this, and the certificate that the client showed.
+    pub(super) async fn accept(
+        &self,
+        protocol: Alpn,
+        stream: TcpStream,
+    ) -> io::Result<(Encrypted, Option<Arc<Shown>>)> {
+        let identity = self.0.load_full();
         let config = match protocol {
             Alpn::Dot => &identity.dot,
             Alpn::Http => &identity.http,
         };
-        TlsAcceptor::from(Arc::clone(config)).accept(stream)
+        let stream = TlsAcceptor::from(Arc::clone(config)).accept(stream).await?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let shown = shown(chain, &identity.trusted).map(Arc::new);
+        Ok((stream, shown))
     }
+}
+
+/// What a chain says of its first certificate: valid for as long as all of it is.
+fn shown(chain: &[CertificateDer<'_>], trusted: &Arc<AtomicBool>) -> Option<Shown> {
+    let chain: Option<Vec<Certificate>> = chain.iter().map(|certificate| Certificate::read(certificate)).collect();
+    let chain = chain?;
+    let own = chain.first()?;
+    let not_after = chain.iter().map(|certificate| certificate.not_after).min()?;
+    let hosts = own.names.iter().map(|name| name.to_string().into());
+    let names = hosts.chain(own.uris.iter().cloned()).collect();
+    Some(Shown { names, not_after, trusted: Arc::clone(trusted) })
 }
 
 /// A connection of an encrypted door.

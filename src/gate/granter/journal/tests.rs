@@ -57,6 +57,7 @@ fn basis(name: &str, trust: AddressTrust) -> Basis {
     Basis {
         client: "2001:db8::7".parse().unwrap(),
         forwarder: Some(Arc::from("coredns")),
+        certificate: None,
         question: Question { name: Name::parse(name).unwrap(), kind: RecordType::AAAA },
         chain: [Name::parse("a\\.b.example.net").unwrap(), Name::root()].into(),
         targets: [].into(),
@@ -319,18 +320,19 @@ proptest! {
     #[test]
     fn a_basis_comes_back_as_it_was(
         client in any::<IpAddr>(),
-        words in any::<(Option<String>, String, String, String)>(),
+        words in any::<(Option<String>, Option<String>, String, String, String)>(),
         name in a_name(),
         kind in any::<u16>(),
         chain in prop::collection::vec(a_name(), 0..4),
         targets in prop::collection::vec(a_name(), 0..3),
         private in prop::option::of(prop::collection::vec(a_prefix(), 0..4)),
     ) {
-        let (forwarder, origin, segment, rule) = words;
+        let (forwarder, certificate, origin, segment, rule) = words;
         let trust = private.map_or(AddressTrust::Zone, |private| AddressTrust::Upstream(private.into()));
         let basis = Basis {
             client,
             forwarder: forwarder.map(Arc::from),
+            certificate: certificate.map(Arc::from),
             question: Question { name, kind: RecordType(kind) },
             chain: chain.into(),
             targets: targets.into(),

@@ -37,6 +37,7 @@ const END: &str = " ;";
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Context {
     forwarder: Option<Arc<str>>,
+    certificate: Option<Arc<str>>,
     kind: RecordType,
     origin: Origin,
     segment: Arc<str>,
@@ -48,6 +49,8 @@ pub(super) struct Context {
 struct Definition {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     forwarder: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    certificate: Option<Arc<str>>,
     kind: u16,
     origin: Arc<str>,
     /// `None`: a local zone; else the upstream's private prefixes.
@@ -61,6 +64,7 @@ impl From<&Basis> for Context {
     fn from(basis: &Basis) -> Self {
         Self {
             forwarder: basis.forwarder.clone(),
+            certificate: basis.certificate.clone(),
             kind: basis.question.kind,
             origin: basis.origin.clone(),
             segment: Arc::clone(&basis.segment),
@@ -73,6 +77,7 @@ impl From<&Context> for Definition {
     fn from(context: &Context) -> Self {
         Self {
             forwarder: context.forwarder.clone(),
+            certificate: context.certificate.clone(),
             kind: context.kind.0,
             origin: Arc::clone(&context.origin.name),
             private: match &context.origin.trust {
@@ -96,6 +101,7 @@ impl Definition {
         };
         Some(Context {
             forwarder: self.forwarder,
+            certificate: self.certificate,
             kind: RecordType(self.kind),
             origin: Origin { name: self.origin, trust },
             segment: self.segment,
@@ -314,6 +320,7 @@ impl Context {
         Basis {
             client,
             forwarder: self.forwarder.clone(),
+            certificate: self.certificate.clone(),
             question: Question { name, kind: self.kind },
             chain: chain.into(),
             targets: targets.into(),

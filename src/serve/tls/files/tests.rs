@@ -13,6 +13,8 @@ use crate::document::Document;
 struct Files {
     directory: PathBuf,
     key: KeyPair,
+    /// Another key of the section.
+    more: &'static str,
 }
 
 impl Files {
@@ -22,7 +24,7 @@ impl Files {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("outgate-tls-{}-{number}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        let files = Self { directory, key: KeyPair::generate().unwrap() };
+        let files = Self { directory, key: KeyPair::generate().unwrap(), more: "" };
         files.write("cert.pem", &certificate(&files.key, 2040));
         files.write("key.pem", &files.key.serialize_pem());
         fs::set_permissions(files.directory.join("key.pem"), fs::Permissions::from_mode(0o640)).unwrap();
@@ -34,8 +36,10 @@ impl Files {
     }
 
     fn settings(&self) -> Settings {
-        let (document, root) =
-            Document::parse("outgate.toml", "[tls]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n");
+        let (document, root) = Document::parse(
+            "outgate.toml",
+            format!("[tls]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n{}", self.more),
+        );
         let settings = Settings::read(&root, &self.directory).unwrap();
         assert_eq!(document.take_mistakes(), []);
         settings
@@ -186,4 +190,23 @@ fn warns_of_what_works_today() {
         warnings,
         "outgate.toml:3:7: every user of this machine may read the key in key.pem\n  chmod o= key.pem"
     );
+}
+
+#[test]
+fn the_authorities_of_clients_are_read_and_their_mistakes_told() {
+    let mut files = Files::new();
+    let none = files.read().0.unwrap();
+    assert_eq!(none.ca_digest, [0; 32]);
+    files.more = "client_ca = \"clients.pem\"\n";
+    let remedy = "  write the authority's certificate in PEM: BEGIN CERTIFICATE";
+    assert!(files.read().0.is_err_and(|said| said.contains("outgate.toml:4:13: clients.pem cannot be read: No such")));
+    files.write("clients.pem", "nothing of the kind");
+    let expected = format!("outgate.toml:4:13: clients.pem holds no certificate\n{remedy}");
+    assert_eq!(files.read().0.err(), Some(expected));
+    files.write("clients.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let told = files.read().0.err().unwrap();
+    assert!(told.contains("outgate.toml:4:13: a certificate in clients.pem cannot be used: "), "{told}");
+    files.write("clients.pem", &certificate(&files.key, 2040));
+    let read = files.read().0.unwrap();
+    assert!(read.ca_digest != [0; 32] && read.digest != none.digest);
 }
