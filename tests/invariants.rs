@@ -237,6 +237,106 @@ fn i2_no_octet_of_a_client_goes_upstream() {
     world.finish().unwrap();
 }
 
+/// I1: special-use names and those of the bypass list go nowhere, whatever rules say, whoever asks. Of each name what A,
+/// AAAA, PTR, SVCB and ANY are answered with: an answer, NODATA or NXDOMAIN.
+#[test]
+fn i1_no_special_name_goes_upstream() {
+    const TYPES: [u16; 5] = [1, 28, 12, 64, 255];
+    const NONE: &str = "nx nx nx nx nx";
+    const EMPTY: &str = "no no no no no";
+    const POINTS: &str = "no no 1 no no";
+    const ROWS: &[(&str, &str)] = &[
+        ("localhost.", "1 1 no no no"),
+        ("a.b.localhost.", "1 1 no no no"),
+        ("1.0.0.127.in-addr.arpa.", POINTS),
+        ("1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.ip6.arpa.", POINTS),
+        ("invalid.", NONE),
+        ("x.invalid.", NONE),
+        ("test.", NONE),
+        ("www.test.", NONE),
+        ("local.", NONE),
+        ("printer.local.", NONE),
+        ("onion.", NONE),
+        ("x.onion.", NONE),
+        ("alt.", NONE),
+        ("x.alt.", NONE),
+        ("internal.", NONE),
+        ("db.internal.", NONE),
+        ("home.arpa.", EMPTY),
+        ("nas.home.arpa.", NONE),
+        ("resolver.arpa.", EMPTY),
+        ("_dns.resolver.arpa.", EMPTY),
+        ("service.arpa.", NONE),
+        ("default.service.arpa.", NONE),
+        ("ipv4only.arpa.", "2 no no no no"),
+        ("x.ipv4only.arpa.", NONE),
+        ("170.0.0.192.in-addr.arpa.", POINTS),
+        ("171.0.0.192.in-addr.arpa.", POINTS),
+        ("empty.as112.arpa.", NONE),
+        ("eap-noob.arpa.", NONE),
+        ("6tisch.arpa.", NONE),
+        ("10.in-addr.arpa.", EMPTY),
+        ("4.3.2.10.in-addr.arpa.", NONE),
+        ("4.3.16.172.in-addr.arpa.", NONE),
+        ("4.3.31.172.in-addr.arpa.", NONE),
+        ("4.3.168.192.in-addr.arpa.", NONE),
+        ("4.3.254.169.in-addr.arpa.", NONE),
+        ("4.3.2.0.in-addr.arpa.", NONE),
+        ("4.3.2.127.in-addr.arpa.", NONE),
+        ("4.2.0.192.in-addr.arpa.", NONE),
+        ("4.100.51.198.in-addr.arpa.", NONE),
+        ("4.113.0.203.in-addr.arpa.", NONE),
+        ("255.255.255.255.in-addr.arpa.", EMPTY),
+        ("4.3.64.100.in-addr.arpa.", NONE),
+        ("4.3.127.100.in-addr.arpa.", NONE),
+        ("0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.ip6.arpa.", EMPTY),
+        ("1.d.f.ip6.arpa.", NONE),
+        ("1.8.e.f.ip6.arpa.", NONE),
+        ("1.9.e.f.ip6.arpa.", NONE),
+        ("1.a.e.f.ip6.arpa.", NONE),
+        ("1.b.e.f.ip6.arpa.", NONE),
+        ("1.8.b.d.0.1.0.0.2.ip6.arpa.", NONE),
+        ("wpad.example.com.", NONE),
+        ("isatap.example.com.", NONE),
+        ("use-application-dns.net.", NONE),
+        ("mask.icloud.com.", NONE),
+        ("mask-h2.icloud.com.", NONE),
+        ("dns.google.", NONE),
+        ("chrome.cloudflare-dns.com.", NONE),
+        // An address that is nobody's here, and a label alone.
+        ("4.3.2.11.in-addr.arpa.", NONE),
+        ("printserver.", NONE),
+    ];
+    let text = format!(
+        "{POLICY}[[rule]]\nid = \"wide\"\naction = \"allow\"\nsegments = [\"*\"]\ntypes = [\"A\", \"AAAA\", \"PTR\"]\n\
+         names = [\"**.test\", \"**.local\", \"**.internal\", \"**.home.arpa\", \"**.10.in-addr.arpa\", \
+         \"**.icloud.com\", \"*.use-application-dns.example\"]\n"
+    );
+    let policy = vec![Source { file: "policy.toml".to_owned(), text }];
+    let mut world = World::start(Setup { policy, ..Setup::default() }).unwrap();
+    for (name, expected) in ROWS {
+        let told: Vec<String> = TYPES
+            .iter()
+            .map(|kind| {
+                let packet = Ask::new(name, RecordType::from(*kind)).bytes(7);
+                let sent = sent(packet, 0, 40_000, false);
+                let exchange = world.send(&sent.packet, sent.by(), sent.transport).unwrap();
+                let reply = Reply::read(exchange.reply.as_ref().expect("a reply")).unwrap();
+                let message = &reply.message;
+                match (message.metadata.response_code, message.answers.len()) {
+                    (ResponseCode::NXDomain, 0) => "nx".to_owned(),
+                    (ResponseCode::NoError, 0) => "no".to_owned(),
+                    (ResponseCode::NoError, count) => count.to_string(),
+                    (other, _) => other.to_string(),
+                }
+            })
+            .collect();
+        assert_eq!(told.join(" "), *expected, "{name}");
+    }
+    assert_eq!(world.upstream_packets(), 0);
+    world.finish().unwrap();
+}
+
 /// I4: at whatever age and in whatever order names are asked, what is told is open for as long as it is told.
 #[test]
 fn i4_what_is_told_is_open_that_long() {

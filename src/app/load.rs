@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use crate::app::config::Config;
 use crate::document::Mistake;
+use crate::name::Name;
 use crate::net::{Prefix, local_addresses};
-use crate::policy::{self, Policy};
+use crate::policy::{self, Policy, Site};
 use crate::serve::tls::Identity;
 use crate::time::Wall;
 use crate::upstream::{self, Upstreams};
@@ -32,11 +33,19 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
     let mut mistakes = Vec::new();
     let files = policy_files(&config.policy_directory, &mut mistakes);
     let mut unread = Vec::new();
+    let zones = match Zones::load(&config.zones.directory, config.zones.optional) {
+        Ok(zones) => Some(zones),
+        Err(more) => {
+            mistakes.extend(more);
+            None
+        }
+    };
     let settings = policy::Settings {
         forwarders: config.forwarders.clone(),
         client_ca: config.tls.as_ref().is_some_and(crate::serve::tls::Settings::has_client_ca),
         own_addresses: own_addresses(config, upstreams),
         never_grant: Vec::new(),
+        sites: sites(config, zones.as_ref()),
     };
     let files = files.into_iter().filter_map(|path| read_file(path, &mut unread));
     let compiled = policy::compile(files, &settings);
@@ -48,15 +57,9 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
             None
         }
     };
-    let zones = match Zones::load(&config.zones.directory, config.zones.optional) {
-        Ok(zones) => Some(zones),
-        Err(more) => {
-            mistakes.extend(more);
-            None
-        }
-    };
     let mut warnings = Vec::new();
     warn_of_clear_text(config, &mut warnings);
+    warn_of_local(&settings.sites, &mut warnings);
     let identity = config.tls.as_ref().map(|tls| Identity::load(tls, now, &mut warnings)).transpose();
     let identity = identity.unwrap_or_else(|more| {
         mistakes.extend(more);
@@ -86,6 +89,28 @@ pub(super) fn upstreams(config: &Config) -> (Vec<upstream::Settings>, Option<Mis
     match upstream::system_servers(&text, &config.listen.dns) {
         Ok(servers) => (vec![upstream::Settings::for_everything("system", servers)], None),
         Err(warning) => (Vec::new(), Some(warning)),
+    }
+}
+
+/// Who serves names besides the upstreams for everything: local zones, and upstreams that are named for a zone.
+fn sites(config: &Config, zones: Option<&Zones>) -> Vec<Site> {
+    let local = zones.into_iter().flat_map(Zones::apexes);
+    let local = local.map(|apex| Site { apex: apex.clone(), server: policy::Server::Zone });
+    let upstreams = config.upstreams.iter().flat_map(|upstream| {
+        let segments: Vec<_> = upstream.segments.iter().map(|(segment, _)| Arc::clone(segment)).collect();
+        let server = policy::Server::Upstream(segments);
+        upstream.zones.iter().map(move |zone| Site { apex: zone.clone(), server: server.clone() })
+    });
+    local.chain(upstreams).collect()
+}
+
+/// RFC 6762 §3: "any fully qualified name ending in ".local." MUST be sent to the mDNS IPv4 link-local multicast address".
+fn warn_of_local(sites: &[Site], warnings: &mut Vec<Mistake>) {
+    let Ok(local) = Name::parse("local") else { return };
+    for Site { apex, .. } in sites.iter().filter(|site| site.apex.is_within(&local)) {
+        let fact =
+            format!("the zone {apex} is served, and many hosts ask names below local by multicast alone (RFC 6762)");
+        warnings.push(Mistake::general(fact, "name it otherwise, for instance below internal or home.arpa"));
     }
 }
 

@@ -136,6 +136,7 @@ impl Gate {
         let permit = match verdict {
             Verdict::Permit(permit) => permit,
             Verdict::Refuse(refusal) => return settle(&Conclusion::Refused(refusal)),
+            Verdict::Answer(own) => return settle(&Conclusion::Answered(own)),
         };
         // What a forwarder names no client of is its own share; what it does is its client's.
         let is_forwarder = asker.named_by().is_none() && policy.forwarder(asker).is_some();

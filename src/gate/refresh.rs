@@ -205,7 +205,7 @@ mod tests {
         let name = crate::name::Name::parse(&format!("{name}.example.com")).unwrap();
         match decide(&policy, asker, name.as_wire(), RecordType::A, Wall(0)) {
             Verdict::Permit(permit) => permit,
-            Verdict::Refuse(refusal) => panic!("{refusal:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -2,6 +2,8 @@
 //! to the kernel (I7); an answer with addresses is told only from a [`Prepared`], and that is made only from a
 //! [`Granted`].
 
+mod own;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +12,12 @@ use crate::audit::{
     AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shard, Stated, Statement, Transport,
 };
 use crate::cache::{Covered, Local, Reply, Until};
-use crate::gate::designation::{self, Designation};
+use crate::gate::designation::Designation;
 use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
 use crate::metric::{Cached, Path, Sample, SegmentSlot, Tally};
 use crate::net::{Service, Services};
-use crate::policy::{Asker, Reason, Refusal, Shown};
+use crate::policy::{Asker, Own, Reason, Refusal, Shown};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Clock, Now, Tick, Ttl};
 use crate::wire::{self, Malformed, Query, Template, Written};
@@ -120,6 +122,8 @@ pub enum Conclusion {
     },
     /// It asks for our encrypted doors.
     Designated(Arc<Designation>),
+    /// This node answers it itself.
+    Answered(Own),
     /// The policy refuses it.
     Refused(Refusal),
     /// The client is in no segment.
@@ -353,6 +357,7 @@ impl<R> Batch<R> {
                 return self.tell(sealing, query, (&covered.reply, covered.until), *cache, route);
             }
             Conclusion::Designated(designation) => return self.designate(sealing, query, designation, route),
+            Conclusion::Answered(own) => return self.answer(sealing, query, own, route),
             Conclusion::Refused(refusal) => {
                 let rcode = match refusal.shown {
                     Shown::NxDomain => Rcode::NXDOMAIN,
@@ -360,7 +365,10 @@ impl<R> Batch<R> {
                     Shown::Refused => Rcode::REFUSED,
                 };
                 let rule = refusal.rule.map(|rule| &**policy.rule_id(rule));
-                Told { rule, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, policy.describe(refusal)) }
+                let ede = policy.describe(refusal);
+                // Which name it is, and which list says so, is nowhere else in the record.
+                let why = (refusal.reason == Reason::Special).then_some(&*ede.text);
+                Told { rule, why, ..Told::refusal(Outcome::Deny, refusal.reason, rcode, ede) }
             }
             Conclusion::NoSegment => {
                 let ede = policy.describe_no_segment(sealing.arrival.is_unnamed(policy));
@@ -406,33 +414,6 @@ impl<R> Batch<R> {
             open_until: until.open(),
             rendered: Some(&prepared.rendered),
             ..Told::nothing(prepared.outcome, prepared.reason)
-        };
-        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
-        self.replies.push((start..self.bytes.len(), route()));
-    }
-
-    /// Seals the designation of our own doors: the addresses in it are ours, and nothing is opened for them.
-    fn designate(
-        &mut self,
-        sealing: &Sealing<'_>,
-        query: &Query<'_>,
-        designation: &Designation,
-        route: impl FnOnce() -> R,
-    ) {
-        let start = self.bytes.len();
-        let limit = limit(sealing, query);
-        let (written, answers) = if Designation::is_asked(query) {
-            let template = &designation.template;
-            (template.write(&mut self.bytes, &query.echo, designation::LIFE, limit), &*designation.records)
-        } else {
-            (wire::write_refusal(&mut self.bytes, &query.echo, Rcode::NOERROR, None, limit), [].as_slice())
-        };
-        let told = Told {
-            rcode: Some(Rcode::NOERROR),
-            written: self.extend(written, &query.echo, sealing.arrival.transport),
-            answers,
-            ttl: designation::LIFE,
-            ..Told::nothing(Outcome::Allow, Reason::Special)
         };
         self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
         self.replies.push((start..self.bytes.len(), route()));

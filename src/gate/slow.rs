@@ -108,6 +108,7 @@ impl Gate {
                             (permit, observing)
                         }
                         Verdict::Refuse(refusal) => return Ok((Conclusion::Refused(refusal), rulebook)),
+                        Verdict::Answer(own) => return Ok((Conclusion::Answered(own), rulebook)),
                     }
                 }
             };
@@ -224,7 +225,7 @@ impl Gate {
                 Verdict::Permit(next) => next,
                 // What the client would be told of it: the name is there, and nothing of this type.
                 Verdict::Refuse(refusal) if refusal.reason == Reason::Type => return Ok(whole),
-                Verdict::Refuse(_) => {
+                Verdict::Refuse(_) | Verdict::Answer(_) => {
                     let text = format!("the answer ends in a CNAME to {target}, which this client may not ask for");
                     return Err(Failure::new(Reason::Cname, ExtendedError::OTHER, text));
                 }

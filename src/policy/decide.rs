@@ -6,8 +6,9 @@ use smallvec::SmallVec;
 
 use super::asker::Asker;
 use super::index::{Found, Hit};
+use super::reserved::{Bar, What};
 use super::rule::is_never_answered;
-use super::verdict::{Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict};
+use super::verdict::{Own, Permit, Reason, Refusal, ReservedIndex, RuleIndex, SegmentIndex, Shown, Verdict};
 use super::{Action, Policy};
 use crate::name::Name;
 use crate::record::{Question, RecordType};
@@ -20,8 +21,18 @@ pub(super) type Rules = SmallVec<[RuleIndex; 4]>;
 pub(super) enum Ruling {
     /// These rules admit it; never empty.
     Allowed(Rules),
-    /// Refused; `overruled` are the allow rules that a deny overrules.
-    Refused { rule: Option<RuleIndex>, reason: Reason, shown: Shown, overruled: Rules },
+    /// Refused.
+    Refused {
+        rule: Option<RuleIndex>,
+        reason: Reason,
+        shown: Shown,
+        /// The name that is not left to the rules, where it is that.
+        reserved: Option<ReservedIndex>,
+        /// The allow rules that would admit it else. `None`: it never passes, also where a segment observes.
+        overruled: Option<Rules>,
+    },
+    /// Answered here.
+    Answered(Own),
 }
 
 /// May this question be resolved? `name` is canonical: complete, wire format, lower case; anything else is refused as
@@ -38,15 +49,19 @@ pub fn decide(policy: &Arc<Policy>, asker: Asker, name: &[u8], kind: RecordType,
     let (rules, observed) = match policy.rule_on(asker.segment, name, kind) {
         Ruling::Allowed(rules) => (rules, None),
         // Observing lets pass what a rule would refuse; it does not make IPv6 where there is none.
-        Ruling::Refused { rule, .. } if observing && kind == RecordType::AAAA && segment.filter_aaaa => {
-            return Verdict::Refuse(Refusal { asker, rule, reason: Reason::Family, shown: Shown::NoData });
+        Ruling::Refused { rule, overruled: Some(_), .. }
+            if observing && kind == RecordType::AAAA && segment.filter_aaaa =>
+        {
+            let (reason, shown) = (Reason::Family, Shown::NoData);
+            return Verdict::Refuse(Refusal { asker, rule, reason, shown, reserved: None });
         }
-        Ruling::Refused { rule, reason, shown, overruled } => {
-            if !observing || is_never_answered(kind) {
-                return Verdict::Refuse(Refusal { asker, rule, reason, shown });
+        Ruling::Refused { rule, reason, shown, reserved, overruled } => {
+            match overruled.filter(|_| observing && !is_never_answered(kind)) {
+                Some(overruled) => (overruled, Some((rule, reason))),
+                None => return Verdict::Refuse(Refusal { asker, rule, reason, shown, reserved }),
             }
-            (overruled, Some((rule, reason)))
         }
+        Ruling::Answered(own) => return Verdict::Answer(own),
     };
     let Ok(name) = Name::from_wire(name) else { return Verdict::Refuse(malformed(asker)) };
     let question = Question { name, kind };
@@ -54,7 +69,27 @@ pub fn decide(policy: &Arc<Policy>, asker: Asker, name: &[u8], kind: RecordType,
 }
 
 const fn malformed(asker: Asker) -> Refusal {
-    Refusal { asker, rule: None, reason: Reason::Malformed, shown: Shown::Refused }
+    Refusal { asker, rule: None, reason: Reason::Malformed, shown: Shown::Refused, reserved: None }
+}
+
+impl Ruling {
+    /// The same, where it does not pass either while a segment observes.
+    fn never_passes(self) -> Self {
+        match self {
+            Self::Refused { rule, reason, shown, reserved, .. } => {
+                Self::Refused { rule, reason, shown, reserved, overruled: None }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Why a CNAME may not lead to a name.
+pub(super) enum Condemned<'a> {
+    /// This rule denies it.
+    Rule(RuleIndex),
+    /// It is not left to the rules alone; one clause.
+    Barred(&'a str),
 }
 
 /// What the rules of a segment that name a name say of it.
@@ -73,22 +108,22 @@ impl Policy {
     /// The one place where rules are weighed: [`decide`], `cname = "inspect"` and [`Policy::upholds`] all ask here.
     pub(super) fn rule_on(&self, segment: SegmentIndex, name: &[u8], kind: RecordType) -> Ruling {
         let found = self.index.find(name);
-        let refused = |rule, reason, shown| Ruling::Refused { rule, reason, shown, overruled: Rules::new() };
+        if let Some((bar, reserved)) = self.reserved.bar(&found, segment, name, kind) {
+            return self.rule_on_reserved(&found, segment, name, kind, (bar, reserved));
+        }
+        let refused = |rule, reason, shown| {
+            let overruled = Some(Rules::new());
+            Ruling::Refused { rule, reason, shown, reserved: None, overruled }
+        };
         if found.is_stranger() {
             return refused(None, Reason::Default, self.shown(&found, segment, name));
         }
-        let voices = self.voices(&found, segment, name, kind);
+        let voices = self.voices(&found, segment, name, kind, Bar::None);
         if voices.denied.is_some() {
-            // Where the deny covers everything below as well, nothing can be asked there.
-            let shown = if voices.wholly { self.refusal_of(segment) } else { self.shown(&found, segment, name) };
-            let (rule, overruled) = (voices.denied, voices.allowed);
-            return Ruling::Refused { rule, reason: Reason::Rule, shown, overruled };
+            return self.denied_by(&found, segment, name, voices);
         }
-        if let Some(nearest) = voices.allowed.first() {
-            if kind == RecordType::AAAA && self.filters_aaaa(segment) {
-                return refused(Some(*nearest), Reason::Family, Shown::NoData);
-            }
-            return Ruling::Allowed(voices.allowed);
+        if let Some(nearest) = voices.allowed.first().copied() {
+            return self.allowed_by(segment, kind, nearest, voices.allowed);
         }
         match voices.other_types {
             Some(nearest) => refused(Some(nearest), Reason::Type, Shown::NoData),
@@ -96,12 +131,69 @@ impl Policy {
         }
     }
 
-    /// The deny rule that is the nearest to the name.
-    pub(super) fn denied(&self, segment: SegmentIndex, name: &[u8]) -> Option<RuleIndex> {
-        self.voices(&self.index.find(name), segment, name, RecordType::A).denied
+    fn allowed_by(&self, segment: SegmentIndex, kind: RecordType, nearest: RuleIndex, rules: Rules) -> Ruling {
+        if kind != RecordType::AAAA || !self.filters_aaaa(segment) {
+            return Ruling::Allowed(rules);
+        }
+        let (rule, overruled) = (Some(nearest), Some(Rules::new()));
+        Ruling::Refused { rule, reason: Reason::Family, shown: Shown::NoData, reserved: None, overruled }
     }
 
-    fn voices(&self, found: &Found<'_>, segment: SegmentIndex, name: &[u8], kind: RecordType) -> Voices {
+    fn denied_by(&self, found: &Found<'_>, segment: SegmentIndex, name: &[u8], voices: Voices) -> Ruling {
+        // Where the deny covers everything below as well, nothing can be asked there.
+        let shown = if voices.wholly { self.refusal_of(segment) } else { self.shown(found, segment, name) };
+        let (rule, overruled) = (voices.denied, Some(voices.allowed));
+        Ruling::Refused { rule, reason: Reason::Rule, shown, reserved: None, overruled }
+    }
+
+    /// What is said of a name that is not left to the rules alone: a deny is heard as ever, of the allows those that the
+    /// bar lets through.
+    #[cold]
+    fn rule_on_reserved(
+        &self,
+        found: &Found<'_>,
+        segment: SegmentIndex,
+        name: &[u8],
+        kind: RecordType,
+        (bar, reserved): (Bar, ReservedIndex),
+    ) -> Ruling {
+        let voices = self.voices(found, segment, name, kind, bar);
+        if voices.denied.is_some() {
+            let ruling = self.denied_by(found, segment, name, voices);
+            return if bar == Bar::All { ruling.never_passes() } else { ruling };
+        }
+        if let Some(nearest) = voices.allowed.first().copied() {
+            return self.allowed_by(segment, kind, nearest, voices.allowed);
+        }
+        if let Some(records) = self.reserved.answer(reserved, name, kind) {
+            let why = self.reserved.entry(reserved).told.text.clone();
+            return Ruling::Answered(Own { reason: Reason::Special, records, why });
+        }
+        let overruled = Some(self.voices(found, segment, name, kind, Bar::None).allowed);
+        if let Some(rule) = voices.other_types {
+            let (rule, reason) = (Some(rule), Reason::Type);
+            return Ruling::Refused { rule, reason, shown: Shown::NoData, reserved: None, overruled };
+        }
+        // RFC 8020 as below; a zone that nobody serves leads nowhere, whatever a rule says.
+        let leads_on = found.leads_on(segment) && (bar != Bar::All || self.reserved.sites.lie_below(name));
+        let shown = if leads_on { Shown::NoData } else { Shown::NxDomain };
+        let ruling =
+            Ruling::Refused { rule: None, reason: Reason::Special, shown, reserved: Some(reserved), overruled };
+        if bar == Bar::All { ruling.never_passes() } else { ruling }
+    }
+
+    /// Why a CNAME may not lead to this name: the deny rule that is the nearest to it, or the bypass list.
+    pub(super) fn condemns(&self, segment: SegmentIndex, name: &[u8]) -> Option<Condemned<'_>> {
+        let found = self.index.find(name);
+        let bypass = |(_, index): &(Bar, ReservedIndex)| matches!(self.reserved.entry(*index).what, What::Bypass);
+        let bar = self.reserved.bar(&found, segment, name, RecordType::A).filter(bypass);
+        let voices = self.voices(&found, segment, name, RecordType::A, bar.map_or(Bar::None, |(bar, _)| bar));
+        let opened = !voices.allowed.is_empty() || voices.other_types.is_some();
+        let barred = bar.filter(|_| !opened).map(|(_, index)| Condemned::Barred(&self.reserved.entry(index).told.text));
+        voices.denied.map(Condemned::Rule).or(barred)
+    }
+
+    fn voices(&self, found: &Found<'_>, segment: SegmentIndex, name: &[u8], kind: RecordType, bar: Bar) -> Voices {
         let mut denied: Option<(u16, RuleIndex)> = None;
         let mut wholly = false;
         let mut allowed: SmallVec<[(u16, RuleIndex); 4]> = SmallVec::new();
@@ -118,6 +210,8 @@ impl Policy {
                     wholly |= hit.whole && rule.except.is_empty();
                     denied = nearer(denied);
                 }
+                // The rank of an exact name is 0.
+                Action::Allow if !bar.lets_through(hit.rank == 0) => {}
                 Action::Allow if rule.types.contains(&kind) => allowed.push(near),
                 Action::Allow => other_types = nearer(other_types),
             }
@@ -324,7 +418,8 @@ names    = ["**.track.example.com"]
         let Verdict::Refuse(refusal) = decide(&policy, through, name("x.example").as_wire(), RecordType::A, NOW) else {
             panic!("nothing is allowed");
         };
-        let expected = Refusal { asker: through, rule: None, reason: super::Reason::Default, shown: Shown::NxDomain };
+        let reason = super::Reason::Default;
+        let expected = Refusal { asker: through, rule: None, reason, shown: Shown::NxDomain, reserved: None };
         assert_eq!(refusal, expected);
         assert_eq!(told(&policy, &refusal), (15, "no rule allows this name for segment cluster"));
     }
@@ -339,7 +434,7 @@ names    = ["**.track.example.com"]
         let policy = policy(TEXT);
         let refused = |client: &str, wire: &[u8], kind| match decide(&policy, asker(&policy, client), wire, kind, NOW) {
             Verdict::Refuse(refusal) => refusal,
-            Verdict::Permit(permit) => panic!("{permit:?}"),
+            other => panic!("{other:?}"),
         };
         let rows = [
             ("192.0.2.1", "ads.example.com", RecordType::A, "denied by rule no-ads"),

@@ -64,6 +64,9 @@ impl Policy {
     #[must_use]
     pub fn describe(&self, refusal: &Refusal) -> &ExtendedError {
         let Sentences { segments, families, rules, malformed, .. } = &self.sentences;
+        if let Some(reserved) = refusal.reserved {
+            return &self.reserved.entry(reserved).told;
+        }
         let told = match (refusal.reason, refusal.rule) {
             (Reason::Malformed, _) => None,
             (Reason::Family, _) => families.get(refusal.asker.segment.0 as usize),

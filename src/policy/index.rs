@@ -12,6 +12,7 @@ use super::pattern::Pattern;
 use super::patterns::{Collector, Matches, Patterns, Read, Refused};
 use super::rule::{Action, Rule};
 use super::verdict::{RuleIndex, SegmentIndex};
+use crate::name::Name;
 
 /// Rules that one pattern may have before they are listed by segment. A guess: up to there it is quicker to ask each
 /// of them, and a name that many rules for many segments share takes no memory for each of these.
@@ -86,6 +87,11 @@ impl Found<'_> {
         })
     }
 
+    /// What is reserved of the name, or of the nearest one above; 0: nothing.
+    pub(super) const fn reserved(&self) -> u32 {
+        self.matches.reserved
+    }
+
     /// True where no rule of any segment names the name.
     pub(super) fn is_stranger(&self) -> bool {
         self.matches.all.is_empty()
@@ -132,6 +138,16 @@ pub(super) struct Reader {
 }
 
 impl Reader {
+    /// Puts in a name that is not left to the rules alone, and what it is called.
+    pub(super) fn reserve(&mut self, name: &Name, number: u32) {
+        self.patterns.reserve(name.as_wire(), number);
+    }
+
+    /// What is reserved of the name that the pattern read last stands on, or of the nearest one above; 0: nothing.
+    pub(super) fn reserved(&self) -> u32 {
+        self.patterns.reserved()
+    }
+
     /// Puts in a name of a rule; one rule's names come one after the other.
     pub(super) fn read(&mut self, rule: u32, action: Action, pattern: &Pattern) -> Result<Read, Refused> {
         let mut read = Read::New;

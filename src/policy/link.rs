@@ -8,6 +8,7 @@ use super::asker::{Directory, Forwarder, Identity, Relay};
 use super::guard::{Guard, Row};
 use super::index::Audience;
 use super::load::{Placed, number};
+use super::reserved::{Entry, Reserved};
 use super::rule::{Rule, RuleDraft};
 use super::segment::{GrantScope, Segment, SegmentDraft};
 use super::verdict::{RuleIndex, SegmentIndex};
@@ -268,6 +269,20 @@ impl Linker {
             }
         }
         directory
+    }
+
+    /// What a rule allows of special-use names that nobody serves here is never opened.
+    pub(super) fn warn_of_special_names(&mut self, drafts: &[RuleDraft], reserved: &Reserved) {
+        for Placed { value: (name, index), place } in drafts.iter().flat_map(|draft| &draft.special) {
+            let Entry { name: top, .. } = reserved.entry(*index);
+            if !reserved.sites.concern(name, top) {
+                let fact =
+                    format!("{name} is allowed and stays refused: {top} is a special-use name, never asked upstream");
+                let remedy =
+                    format!("add a zone file for it, or an [[upstream]] with zones = [\"{top}\"]; or remove it");
+                self.warnings.push(Mistake::at(place.clone(), fact, remedy));
+            }
+        }
     }
 
     pub(super) fn warn_of_idle_segments(&mut self, segments: &[Segment], rules: &[Rule]) {

@@ -13,8 +13,10 @@ use super::explain::Sentences;
 use super::guard::Guard;
 use super::index::{self, Audience};
 use super::link::Linker;
+use super::reserved::Reserved;
 use super::rule::{self, Rule, RuleDraft};
 use super::segment::{self, Segment};
+use super::sites::{Site, Sites};
 use crate::document::{Document, Found, Mistake, Place, Table};
 use crate::net::Prefix;
 
@@ -38,6 +40,8 @@ pub struct Settings {
     pub own_addresses: Vec<Prefix>,
     /// What the operator never wants granted.
     pub never_grant: Vec<Prefix>,
+    /// Local zones, and the zones of upstreams: special-use names may be theirs.
+    pub sites: Vec<Site>,
 }
 
 /// A value with its place, which outlives the document.
@@ -61,6 +65,7 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
     let mut segments = Vec::new();
     let mut drafts: Vec<RuleDraft> = Vec::new();
     let mut index = index::Reader::default();
+    let mut reserved = Reserved::new(&mut index);
     let mut revision = Revision::default();
     let mut read = 0;
     for source in files {
@@ -68,13 +73,15 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
         let (document, root) = Document::parse(&source.file, source.text);
         segments.extend(root.tables("segment").into_iter().filter_map(segment::read));
         for table in root.tables("rule") {
-            drafts.extend(rule::read(table, read, &mut index));
+            drafts.extend(rule::read(table, read, &mut index, &reserved));
             read += 1;
         }
         root.finish(&["group"]);
         linker.mistakes.extend(document.take_mistakes());
     }
     let (mut segments, directory) = linker.link_segments(segments);
+    reserved.sites = Sites::new(&settings.sites, &segments);
+    linker.warn_of_special_names(&drafts, &reserved);
     let (mut rules, numbers) = linker.link_rules(drafts, &segments);
     let directory = linker.link_forwarders(&settings.forwarders, &segments, directory);
     linker.check_warm(&segments, &rules);
@@ -92,6 +99,7 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
         index: index.finish(&rules, &numbers),
         directory,
         guard: linker.guard,
+        reserved,
         sentences: Sentences::new(&segments, &rules),
         warnings: linker.warnings,
         segments,
@@ -186,6 +194,7 @@ fn spread_networks(segments: &mut [Segment], rules: &mut [Rule]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Server;
     use crate::policy::asker::Identity;
 
     fn source(file: &str, text: &str) -> Source {
@@ -268,6 +277,24 @@ action   = "deny"
 segments = ["*"]
 names    = []
 https    = "filter"
+[[rule]]
+id       = "ways-round"
+action   = "allow"
+segments = ["*"]
+names    = ["x.onion", "dns.google", "*.cloudflare-dns.com", "**.internal"]
+guard    = "off"
+[[rule]]
+id       = "no-way-round"
+action   = "deny"
+segments = ["*"]
+names    = ["x.onion", "dns.google"]
+guard    = "override"
+[[rule]]
+id       = "all-ways-round"
+action   = "allow"
+segments = ["*"]
+names    = ["**.example.com"]
+guard    = "override"
 "#;
         let place = Place { file: "outgate.toml".into(), line: 7, column: 1 };
         let forwarder = |name: &str, segment: &str| Forwarder {
@@ -341,14 +368,21 @@ name = "busy"
 id = "r"
 action = "allow"
 segments = ["busy"]
-names = ["example.org"]
+names = ["example.org", "printer.local", "**.corp.internal", "**.internal"]
 private = ["10.0.0.0/8"]
 "#;
-        let settings = Settings { own_addresses: vec!["10.0.0.1/32".parse().unwrap()], ..Settings::default() };
+        let apex = "dev.corp.internal".parse().unwrap();
+        let settings = Settings {
+            own_addresses: vec!["10.0.0.1/32".parse().unwrap()],
+            sites: vec![Site { apex, server: Server::Zone }],
+            ..Settings::default()
+        };
         let policy = compile([source("a.toml", text)], &settings).unwrap();
         let warnings: Vec<_> = policy.warnings().iter().map(|warning| warning.fact.clone()).collect();
         let own = "`private` 10.0.0.0/8 holds 10.0.0.1/32, an address of this node or its resolvers (10.0.0.1/32, \
                    outgate.toml): that stays closed";
-        assert_eq!(warnings, ["no rule names the segment idle: everything is refused to it", own]);
+        let idle = "no rule names the segment idle: everything is refused to it";
+        let local = "printer.local is allowed and stays refused: local is a special-use name, never asked upstream";
+        assert_eq!(warnings, [idle, local, own]);
     }
 }

@@ -4,6 +4,7 @@
 //! Pure: takes text and values, returns values; opens no file, reads no clock.
 //!
 //! - Unmatched is denied. A deny that names a name wins; otherwise allows add up. The order of files never matters.
+//! - Names that are not left to the rules alone (`reserved`) are decided in the same place as all others.
 //! - `openings ⊆ answer ⊆ allowed`: what is opened is told, what is told passed the guard and a rule.
 //! - [`Policy::upholds`] asks the same functions again, so a grant and its re-decision cannot disagree.
 
@@ -16,13 +17,17 @@ mod inspect;
 mod link;
 mod load;
 mod names;
+mod opened;
 mod pattern;
 mod patterns;
 #[cfg(test)]
 mod properties;
+mod reserved;
 mod resolvers;
 mod rule;
 mod segment;
+mod sites;
+mod special;
 #[cfg(test)]
 mod testing;
 mod verdict;
@@ -39,8 +44,10 @@ pub use inspect::inspect;
 pub use load::{Settings, Source, compile};
 pub use rule::{Action, Https, Rule};
 pub use segment::{GrantScope, Segment};
+pub use sites::{Server, Site};
 pub use verdict::{
-    Basis, Cleared, Opening, Permit, Reason, Refusal, RuleIndex, SegmentIndex, Shown, Verdict, Withheld,
+    Basis, Cleared, Opening, Own, Permit, Reason, Refusal, ReservedIndex, RuleIndex, SegmentIndex, Shown, Verdict,
+    Withheld,
 };
 pub use warm::{Warm, decide_warm};
 
@@ -54,6 +61,7 @@ pub struct Policy {
     rules: Vec<Rule>,
     directory: asker::Directory,
     index: index::Index,
+    reserved: reserved::Reserved,
     guard: guard::Guard,
     sentences: explain::Sentences,
     warnings: Vec<Mistake>,

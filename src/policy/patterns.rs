@@ -24,6 +24,8 @@ struct Marks {
     globs: u32,
     /// What is said of the names below this one.
     below: u32,
+    /// What is said of this name and those below it, whatever patterns match.
+    reserved: u32,
 }
 
 /// See the module.
@@ -44,6 +46,8 @@ pub(super) struct Matches {
     pub(super) all: SmallVec<[Match; 4]>,
     /// What is said of the names below this one; 0: nothing.
     pub(super) below: u32,
+    /// What is said of this name or of the nearest one above; 0: nothing.
+    pub(super) reserved: u32,
 }
 
 /// One pattern that matches.
@@ -62,6 +66,9 @@ impl Patterns {
         let mut matches = Matches::default();
         self.names.path(wire, |left, number| {
             let Some(marks) = self.marks.get(number as usize) else { return };
+            if marks.reserved > 0 {
+                matches.reserved = marks.reserved;
+            }
             let rank = u16::try_from(2 * left).unwrap_or(u16::MAX);
             let mut add = |number, rank, whole| {
                 if number > 0 {
@@ -201,6 +208,20 @@ impl Collector {
         }
     }
 
+    /// Says something of a name and of those below it.
+    pub(super) fn reserve(&mut self, name: &[u8], number: u32) {
+        if self.patterns.names.insert(name, &mut self.path).is_ok() {
+            let place = self.path.last().copied().unwrap_or_default();
+            self.mark(place, Marks { reserved: number, ..self.marks(place) });
+        }
+    }
+
+    /// What is said of the pattern's own name that was put in last, or of the nearest one above; 0: nothing.
+    pub(super) fn reserved(&self) -> u32 {
+        let said = self.path.iter().rev().map(|place| self.marks(*place).reserved);
+        said.into_iter().find(|number| *number > 0).unwrap_or(0)
+    }
+
     fn marks(&self, place: u32) -> Marks {
         self.patterns.marks.get(self.patterns.names.value(place) as usize).copied().unwrap_or_default()
     }
@@ -236,6 +257,7 @@ impl Collector {
                     many: replace(marks.many),
                     globs: marks.globs,
                     below: if marks.below == 0 { 0 } else { below(marks.below) },
+                    reserved: marks.reserved,
                 });
                 *to = u32::try_from(kept.len() - 1).unwrap_or(0);
             }

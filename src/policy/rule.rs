@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use super::index::{self, Audience};
 use super::load::{Placed, in_alphabet, read_prefixes};
+use super::opened::{Opened, Special};
 use super::pattern::{Pattern, Reach, Shape};
 use super::patterns::{Collector, MAX_GLOBS, Patterns, Read, Refused};
+use super::reserved::Reserved;
 use super::segment::one_of;
 use crate::document::{Document, Found, MAX_MISTAKES, Place, Span, Table};
 use crate::name::Name;
@@ -22,7 +24,8 @@ const MAX_NOTE: usize = 256;
 const MAX_HOLD: Duration = Duration::from_secs(86_400);
 
 /// Keys that say what an allow rule for names opens; no others have them.
-const NAME_KEYS: [&str; 8] = ["types", "https", "cname", "within", "private", "hold", "allow_tenant_wildcard", "warm"];
+const NAME_KEYS: [&str; 9] =
+    ["types", "https", "cname", "within", "private", "hold", "guard", "allow_tenant_wildcard", "warm"];
 /// Keys that the interface plans and this version does not build.
 const PLANNED: &[&str] = &["expires", "group", "label_budget", "label_action"];
 
@@ -109,6 +112,8 @@ pub(super) struct RuleDraft {
     /// What the index calls it until all rules are known.
     pub(super) number: u32,
     pub(super) private: Vec<Placed<Prefix>>,
+    /// What it allows of special-use names, each with its entry.
+    pub(super) special: Vec<Placed<Special>>,
     /// `None`: the key is absent.
     pub(super) segments: Option<Vec<Placed<String>>>,
     /// `where`, each key with its values; `None`: the key is absent.
@@ -118,7 +123,7 @@ pub(super) struct RuleDraft {
 }
 
 /// Reads one `[[rule]]`, its names into `index`; mistakes go to its document. `None` where it has no usable id or action.
-pub(super) fn read(table: Table, number: u32, index: &mut index::Reader) -> Option<RuleDraft> {
+pub(super) fn read(table: Table, number: u32, index: &mut index::Reader, reserved: &Reserved) -> Option<RuleDraft> {
     let document = table.document().clone();
     let id = table.required_string("id").filter(|id| {
         let right = in_alphabet(&id.value);
@@ -137,9 +142,19 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader) -> Opti
     let tenants = table.boolean("allow_tenant_wildcard").unwrap_or(false);
     note_empty(&table, "names");
     let reach = (action == Some(Action::Allow)).then_some(tenants);
-    read_patterns(&table, "names", reach, |name| index.read(number, action.unwrap_or(Action::Deny), name));
+    let mut opened = Opened::new(&table, reserved);
+    read_patterns(&table, "names", |entry, name| {
+        let read = index.read(number, action.unwrap_or(Action::Deny), name)?;
+        if let Some(tenants) = reach
+            && !opened.check(entry, name, index.reserved())
+        {
+            check_reach(&document, entry, name, tenants);
+        }
+        Ok(read)
+    });
+    let special = opened.finish(allows);
     let mut except = Collector::default();
-    read_patterns(&table, "except", None, |name| except.put_once(name));
+    read_patterns(&table, "except", |_, name| except.put_once(name));
     let networks = read_prefixes(&table, "networks").unwrap_or_default();
     if static_rule && allows {
         note_empty(&table, "networks");
@@ -202,7 +217,7 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader) -> Opti
         private: values(&private),
         warm,
     };
-    Some(RuleDraft { rule, number, private, segments, tags, choice })
+    Some(RuleDraft { rule, number, private, special, segments, tags, choice })
 }
 
 fn read_action(table: &Table) -> Option<Action> {
@@ -245,22 +260,17 @@ fn note_empty(table: &Table, key: &'static str) {
     }
 }
 
-/// A list of patterns, each given to `put`. `tenants`: wildcards may not reach past one owner; `Some(true)`: may sit on a
-/// public suffix.
+/// A list of patterns, each given to `put`.
 fn read_patterns(
     table: &Table,
     key: &'static str,
-    tenants: Option<bool>,
-    mut put: impl FnMut(&Pattern) -> Result<Read, Refused>,
+    mut put: impl FnMut(&Found<&str>, &Pattern) -> Result<Read, Refused>,
 ) {
     let document = table.document();
     let mut again = Vec::new();
     for entry in table.each(key).into_iter().flatten() {
         let Some(pattern) = read_pattern(document, &entry) else { continue };
-        if let Some(tenants) = tenants {
-            check_reach(document, &entry, &pattern, tenants);
-        }
-        match put(&pattern) {
+        match put(&entry, &pattern) {
             Ok(Read::New) => {}
             Ok(Read::Again) => again.push(entry),
             Err(Refused::Crowded) => {
@@ -305,6 +315,7 @@ fn read_pattern(document: &Document, entry: &Found<&str>) -> Option<Pattern> {
         .ok()
 }
 
+/// Wildcards may not reach past one owner; with `tenants` they may sit on a public suffix.
 fn check_reach(document: &Document, entry: &Found<&str>, pattern: &Pattern, tenants: bool) {
     let text = entry.value;
     match pattern.reach() {
@@ -428,7 +439,7 @@ fn read_cname(table: &Table) -> Cname {
         Some(Err(_)) => {
             note_empty(table, "cname");
             let mut pins = Collector::default();
-            read_patterns(table, "cname", None, |name| pins.put_once(name).map(|_| Read::New));
+            read_patterns(table, "cname", |_, name| pins.put_once(name).map(|_| Read::New));
             Cname::Pinned(pins.finish_set())
         }
     }

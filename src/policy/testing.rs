@@ -39,7 +39,7 @@ pub(super) fn asker(policy: &Policy, client: &str) -> Asker {
 pub(super) fn permit(policy: &Arc<Policy>, client: &str, asked: &str, kind: RecordType) -> Permit {
     match decide(policy, asker(policy, client), name(asked).as_wire(), kind, NOW) {
         Verdict::Permit(permit) => permit,
-        Verdict::Refuse(refusal) => panic!("{asked} {kind}: {refusal:?}"),
+        other => panic!("{asked} {kind}: {other:?}"),
     }
 }
 
@@ -57,6 +57,7 @@ pub(super) fn verdict(policy: &Arc<Policy>, client: &str, asked: &str, kind: Rec
             let rule = refusal.rule.map(id).unwrap_or_default();
             format!("{} {:?} {rule}", refusal.reason.as_str(), refusal.shown).trim_end().to_owned()
         }
+        Verdict::Answer(own) => format!("{} answered {}", own.reason.as_str(), own.records.len()),
     }
 }
 

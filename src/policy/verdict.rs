@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::name::Name;
 use crate::net::Element;
 use crate::policy::{Asker, Policy, Segment};
-use crate::record::{Answer, Origin, Question};
+use crate::record::{Answer, Origin, Question, Record};
 
 /// Why a query got the verdict it got; the `reason` of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,6 +108,10 @@ pub struct SegmentIndex(pub(in crate::policy) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleIndex(pub(in crate::policy) u32);
 
+/// A name's place among those that are not left to the rules alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReservedIndex(pub(in crate::policy) u32);
+
 /// What `decide` says of a question.
 #[derive(Clone, Debug)]
 pub enum Verdict {
@@ -115,6 +119,8 @@ pub enum Verdict {
     Permit(Permit),
     /// It is refused here.
     Refuse(Refusal),
+    /// This node answers it itself.
+    Answer(Own),
 }
 
 /// What a refused client is shown (docs/policy.md, "What a refused client sees").
@@ -139,6 +145,37 @@ pub struct Refusal {
     pub reason: Reason,
     /// What the client sees.
     pub shown: Shown,
+    /// The name that is not left to the rules, with [`Reason::Special`].
+    pub(in crate::policy) reserved: Option<ReservedIndex>,
+}
+
+/// An answer of this node's own: nothing travels upstream, nothing is opened. An address in it is one that is open to
+/// everybody, or to nobody: loopback, and those of `ipv4only.arpa`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    pub(in crate::policy) reason: Reason,
+    pub(in crate::policy) records: Vec<Record>,
+    pub(in crate::policy) why: Box<str>,
+}
+
+impl Own {
+    /// Why it is answered here.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// Its records, all of the question's name; none: NODATA.
+    #[must_use]
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// One clause for the record's `why`.
+    #[must_use]
+    pub const fn why(&self) -> &str {
+        &self.why
+    }
 }
 
 /// Proof that this question of this client may be resolved. Demanded by the upstreams and by [`inspect`].

@@ -135,6 +135,11 @@ impl Zones {
         self.zone_of(name).map(Zone::apex)
     }
 
+    /// The apexes of all zones, in no order.
+    pub fn apexes(&self) -> impl Iterator<Item = &Name> {
+        self.served().map(|zone| &zone.negative.name)
+    }
+
     /// Makes `cut` and all names below it not local where a zone lies above it: what an `[[upstream]]` serves within a
     /// local zone. A zone whose apex is `cut`, or lies below it, stays.
     pub fn carve(&mut self, cut: &Name) {

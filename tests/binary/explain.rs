@@ -87,6 +87,11 @@ fn what_it_says_is_what_happens() {
         "example.org",
         "eu.example.com",
         "WWW.Corp.Example",
+        "localhost",
+        "x.onion",
+        "home.arpa",
+        "wpad.corp.example",
+        "dns.google",
     ];
     for client in ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"] {
         let asker = Client::from(client.parse().unwrap(), site.dns);

@@ -151,7 +151,7 @@ pub(super) fn read_expect(words: &[String]) -> Result<Wanted, String> {
                 data[3] = data[2];
                 wanted.subnet = Some(data);
             }
-            "cname" => wanted.answers.push((word.clone(), name(next()?)?.to_ascii())),
+            "cname" | "ns" | "ptr" => wanted.answers.push((word.clone(), name(next()?)?.to_ascii())),
             "txt" => wanted.answers.push((word.clone(), next()?.clone())),
             "mx" | "srv" | "https" | "svcb" => {
                 // As it comes from the wire: what was read from text is shown in other words.
@@ -188,6 +188,8 @@ fn data(data: &RData) -> String {
         RData::A(address) => IpAddr::from(address.0).to_string(),
         RData::AAAA(address) => IpAddr::from(address.0).to_string(),
         RData::CNAME(target) => target.0.to_lowercase().to_ascii(),
+        RData::NS(target) => target.0.to_lowercase().to_ascii(),
+        RData::PTR(target) => target.0.to_lowercase().to_ascii(),
         RData::TXT(text) => text.txt_data.iter().map(|part| String::from_utf8_lossy(part)).collect(),
         other => other.to_string(),
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, NULL, SOA, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, NULL, PTR, SOA, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::BinEncodable;
 use outgate::audit::Transport;
@@ -66,6 +66,10 @@ fn read_response(asked: &Name, rcode: &str, words: &[String]) -> Result<Answer, 
             }
             "mx" | "srv" | "https" | "svcb" => {
                 let data = rdata(word, next()?)?;
+                answer.records.push(Record::from_rdata(owner.clone(), ttl, data));
+            }
+            "ptr" => {
+                let data = RData::PTR(PTR(name(next()?)?));
                 answer.records.push(Record::from_rdata(owner.clone(), ttl, data));
             }
             "txt" => {

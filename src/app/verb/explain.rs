@@ -12,7 +12,7 @@ use crate::app::start;
 use crate::document::write_duration;
 use crate::name::Name;
 use crate::net::Services;
-use crate::policy::{Action, GrantScope, Https, Permit, Policy, RuleIndex, Shown, Verdict, decide, inspect};
+use crate::policy::{Action, GrantScope, Https, Permit, Policy, Reason, RuleIndex, Shown, Verdict, decide, inspect};
 use crate::record::{ExtendedError, Question, RecordType};
 use crate::time::Clock;
 
@@ -70,6 +70,22 @@ pub(crate) fn run(
             report.set("rule", refusal.rule.map(|rule| policy.rule_id(rule).to_string()).into());
             report.set("shown", shown(refusal.shown).into());
             report.set("ede", json!({ "code": ede.code, "text": &*ede.text }));
+            if refusal.reason == Reason::Special {
+                report.set("why", (*ede.text).into());
+            }
+        }
+        Verdict::Answer(own) => {
+            report.set("verdict", "allow".into());
+            report.set("reason", own.reason().as_str().into());
+            report.set("why", own.why().into());
+            report.set("answered_by", "this node".into());
+            report.set("opened", json!([]));
+            let told: Vec<String> = own.records().iter().map(told).collect();
+            let shown = match told.as_slice() {
+                [] => shown(Shown::NoData).to_owned(),
+                told => format!("NOERROR {}", told.join("; ")),
+            };
+            report.set("shown", shown.into());
         }
         Verdict::Permit(permit) => {
             explain_permit(&mut report, &config, permit, &loaded.zones, &upstreams);

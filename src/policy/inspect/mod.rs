@@ -11,7 +11,7 @@ mod uphold;
 use std::sync::Arc;
 
 use super::Policy;
-use super::decide::{Rules, Ruling};
+use super::decide::{Condemned, Rules, Ruling};
 use super::rule::Cname;
 use super::verdict::{Basis, Cleared, Opening, Permit, Reason, RuleIndex, SegmentIndex, Withheld};
 use crate::name::Name;
@@ -156,10 +156,14 @@ impl Policy {
             return Err(Held::new(Reason::Cname, None, why));
         }
         for name in chain {
-            if let Some(rule) = self.denied(segment, name.as_wire()) {
-                let why = format!("the answer leads to {name}, which rule {} denies", self.rule_id(rule));
-                return Err(Held::new(Reason::Cname, Some(rule), why));
-            }
+            let (rule, why) = match self.condemns(segment, name.as_wire()) {
+                None => continue,
+                Some(Condemned::Rule(rule)) => {
+                    (Some(rule), format!("the answer leads to {name}, which rule {} denies", self.rule_id(rule)))
+                }
+                Some(Condemned::Barred(why)) => (None, format!("the answer leads to {name}: {why}")),
+            };
+            return Err(Held::new(Reason::Cname, rule, why));
         }
         let distrusted = |rule: RuleIndex| {
             chain.iter().find(|name| match &self.rule(rule).cname {

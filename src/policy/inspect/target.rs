@@ -80,6 +80,8 @@ impl Policy {
             match self.rule_on(segment, target.as_wire(), kind) {
                 Ruling::Allowed(_) => return None,
                 Ruling::Refused { rule, reason, .. } => denied = rule.filter(|_| reason == Reason::Rule),
+                // Loopback and the like: an answer from elsewhere has no business there.
+                Ruling::Answered(_) => denied = None,
             }
         }
         let why = match denied {
