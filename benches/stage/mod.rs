@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outgate::audit::{Log, Settings as AuditSettings, Transport};
-use outgate::cache::{Answers, Cover, Failures};
+use outgate::cache::{Answers, Cover, Failures, Named};
 use outgate::firewall::Memory;
 use outgate::gate::{
     Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook, Slots, WORDS,
@@ -114,6 +114,7 @@ impl Stage {
             warm: WarmCounts::default(),
             refreshes: Refreshes::new().0,
             cover: Cover::new(256 << 20),
+            named: Named::new(16 << 20),
             granter,
             slots: Slots::default(),
             passed: Passed::default(),

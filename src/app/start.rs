@@ -17,7 +17,7 @@ use crate::app::config::Config;
 use crate::app::load::{self, Loaded};
 use crate::app::node::{Doors, NodeParts, RunningNode};
 use crate::audit::{Log, Meter, Shard};
-use crate::cache::{Answers, Cover, Failures, LOCAL_BYTES};
+use crate::cache::{Answers, Cover, Failures, LOCAL_BYTES, Named};
 use crate::document::Mistake;
 use crate::firewall;
 use crate::gate::{
@@ -31,6 +31,9 @@ use crate::serve::udp::{BindError, Bound, LISTEN, Worker, bind};
 use crate::serve::{StreamDoor, admin};
 use crate::time::Clock;
 use crate::upstream::Upstreams;
+
+/// Memory for the names under which addresses are open: about 200 bytes for each client and address.
+const NAMED_BYTES: usize = 16 << 20;
 
 /// All of a query on the slow path: below the 2 s at which the quickest stubs ask again.
 const QUERY_DEADLINE: Duration = Duration::from_millis(1900);
@@ -183,6 +186,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         warm: WarmCounts::default(),
         // What the doors' threads keep is on top: it must not push out what all of them share.
         cover: Cover::new(config.cache.replies() + (config.listen.workers + 1) * LOCAL_BYTES),
+        named: Named::new(NAMED_BYTES),
         granter,
         slots: Slots::default(),
         passed: Passed::default(),

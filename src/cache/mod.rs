@@ -11,6 +11,7 @@ mod cover;
 mod failures;
 mod flush;
 mod local;
+mod named;
 mod settings;
 mod shards;
 
@@ -19,4 +20,5 @@ pub use cover::{Asked, Cover, Covered, Held, Reply, Until, Who};
 pub use failures::{Failures, Lately};
 pub use flush::{Flush, Flushed};
 pub use local::{LOCAL_BYTES, Local, Wanted};
+pub use named::{Named, Names};
 pub use settings::Settings;

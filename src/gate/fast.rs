@@ -135,7 +135,10 @@ impl Gate {
         }
         let permit = match verdict {
             Verdict::Permit(permit) => permit,
-            Verdict::Refuse(refusal) => return settle(&Conclusion::Refused(refusal)),
+            Verdict::Refuse(refusal) => {
+                let own = self.pointer(rulebook, &refusal, &query, arrival.at);
+                return settle(&own.map_or(Conclusion::Refused(refusal), Conclusion::Answered));
+            }
             Verdict::Answer(own) => return settle(&Conclusion::Answered(own)),
         };
         // What a forwarder names no client of is its own share; what it does is its client's.

@@ -10,6 +10,7 @@ mod designation;
 mod fast;
 mod granter;
 mod inflight;
+mod pointer;
 mod refresh;
 mod reply;
 mod rulebook;
@@ -36,7 +37,7 @@ pub use rulebook::{InUse, Passed, Rulebook};
 pub use warm::{WarmCounts, Warmer};
 
 use crate::audit::{Outcome, RecordId, Transport};
-use crate::cache::{Answers, Cover, Failures, Who};
+use crate::cache::{Answers, Cover, Failures, Named, Who};
 use crate::grant::Terms;
 use crate::metric::Words;
 use crate::policy::{Asker, GrantScope, Policy, Reason};
@@ -90,6 +91,8 @@ pub struct Gate {
     pub refreshes: Refreshes,
     /// For whom it is open.
     pub cover: Cover<Prepared>,
+    /// Under which names addresses are open.
+    pub named: Named,
     /// The granter.
     pub granter: Granter,
     /// Room on the slow path.

@@ -114,6 +114,7 @@ impl Gate {
             };
             let Some(opened) = self.open(&rulebook, permit, observing, &asking).await? else { continue };
             let Opened { granted, source } = opened;
+            self.name_addresses(&rulebook, granted.cleared().permit().asker(), &granted);
             let covered = self.prepare(&rulebook, &granted, &source);
             if source.lasts {
                 self.keep(&rulebook, &granted, covered.clone());

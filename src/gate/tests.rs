@@ -163,6 +163,7 @@ impl World {
             warm: WarmCounts::default(),
             refreshes: Refreshes::new().0,
             cover: Cover::new(1 << 20),
+            named: Named::new(1 << 20),
             granter,
             slots: Slots::default(),
             passed: Passed::default(),

@@ -12,7 +12,8 @@ use smallvec::SmallVec;
 use crate::name::Name;
 use crate::net::Element;
 use crate::policy::{Asker, Policy, Segment};
-use crate::record::{Answer, Origin, Question, Record};
+use crate::record::{Answer, Origin, Question, Record, RecordType};
+use crate::time::Ttl;
 
 /// Why a query got the verdict it got; the `reason` of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -159,6 +160,16 @@ pub struct Own {
 }
 
 impl Own {
+    /// Tells under which names the address of a reverse name is open for who asks; `None` where there are none.
+    #[must_use]
+    pub fn pointing(reverse: &[u8], names: &[Name], ttl: Ttl) -> Option<Self> {
+        let owner = Name::from_wire(reverse).ok().filter(|_| !names.is_empty())?;
+        let record =
+            |name: &Name| Record { name: owner.clone(), kind: RecordType::PTR, ttl, data: name.as_wire().into() };
+        let records = names.iter().map(record).collect();
+        Some(Self { reason: Reason::Local, records, why: "open for this client under these names".into() })
+    }
+
     /// Why it is answered here.
     #[must_use]
     pub const fn reason(&self) -> Reason {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outgate::audit::{self, Log, Transport};
-use outgate::cache::{self, Answers, Cover, Failures};
+use outgate::cache::{self, Answers, Cover, Failures, Named};
 use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
 use outgate::gate::{
@@ -206,6 +206,7 @@ impl World {
             warm: WarmCounts::default(),
             refreshes,
             cover: Cover::new(1 << 22),
+            named: Named::new(1 << 20),
             granter,
             slots: Slots::default(),
             passed: Passed::default(),

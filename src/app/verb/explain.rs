@@ -72,6 +72,11 @@ pub(crate) fn run(
             report.set("ede", json!({ "code": ede.code, "text": &*ede.text }));
             if refusal.reason == Reason::Special {
                 report.set("why", (*ede.text).into());
+            } else if kind == RecordType::PTR && refusal.rule.is_none() {
+                report.set(
+                    "why",
+                    "a running node tells the names under which the address is open for this client".into(),
+                );
             }
         }
         Verdict::Answer(own) => {
