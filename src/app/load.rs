@@ -33,19 +33,14 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
     let mut mistakes = Vec::new();
     let files = policy_files(&config.policy_directory, &mut mistakes);
     let mut unread = Vec::new();
-    let zones = match Zones::load(&config.zones.directory, config.zones.optional) {
-        Ok(zones) => Some(zones),
-        Err(more) => {
-            mistakes.extend(more);
-            None
-        }
-    };
+    // The policy must know which names the zones hold; what is wrong with them is told after what is wrong with it.
+    let zones = Zones::load(&config.zones.directory, config.zones.optional);
     let settings = policy::Settings {
         forwarders: config.forwarders.clone(),
         client_ca: config.tls.as_ref().is_some_and(crate::serve::tls::Settings::has_client_ca),
         own_addresses: own_addresses(config, upstreams),
         never_grant: Vec::new(),
-        sites: sites(config, zones.as_ref()),
+        sites: sites(config, zones.as_ref().ok()),
     };
     let files = files.into_iter().filter_map(|path| read_file(path, &mut unread));
     let compiled = policy::compile(files, &settings);
@@ -57,6 +52,7 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
             None
         }
     };
+    let zones = zones.map_err(|more| mistakes.extend(more)).ok();
     let mut warnings = Vec::new();
     warn_of_clear_text(config, &mut warnings);
     warn_of_local(&settings.sites, &mut warnings);
