@@ -86,7 +86,8 @@ impl<Id, R> Answers<Id, R> {
 
     /// Keeps an answer.
     pub fn put(&self, view: u32, question: &Question, known: Arc<Known<Id, R>>) {
-        let records = known.answer.records.iter().chain(&known.answer.soa);
+        let proof = known.answer.proof.iter().flat_map(|proof| proof.answers.iter().chain(&proof.authority));
+        let records = known.answer.records.iter().chain(&known.answer.soa).chain(proof);
         // With each allocation's own: the record, its name and its data; the answer; what is left of a reply.
         let weight = records.map(|record| 80 + record.name.as_wire().len() + record.data.len()).sum::<usize>();
         let weight = weight + size_of::<Known<Id, R>>() + size_of::<Held<R>>() + 48;

@@ -144,6 +144,7 @@ impl Gate {
             failures: self.failures.flush(flush),
             replies: self.cover.flush(flush),
         };
+        self.upstreams.forget_keys();
         // Last: what a thread looks up again is gone by then.
         self.rulebook.load().flushes.fetch_add(1, Ordering::Relaxed);
         flushed

@@ -325,6 +325,8 @@ impl Gate {
         let nxdomain = answer.rcode == Rcode::NXDOMAIN;
         let code = if nxdomain { ExtendedError::STALE_NXDOMAIN } else { ExtendedError::STALE };
         answer.ede = Some(ExtendedError::new(code, why));
+        // Its signatures may have ended too.
+        answer.proof = None;
         let told_until = self.terms.told_until(STALE_TTL, self.clock.tick());
         let source = Source { origin: old.origin, cache: CacheUse::Stale, known: None, lasts: false };
         Resolved { answer, told_until, source }

@@ -16,7 +16,6 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::failure::{Attempts, UpstreamError};
-use crate::record::Answer;
 
 /// The most exchanges under way at once: as many as there is room for on the slow path, where each segment has its share.
 /// At the cap, new questions fail and those under way go on.
@@ -26,31 +25,33 @@ const FAIR: Duration = Duration::from_millis(950);
 /// Less time than this is not worth another exchange; guessed, a few near round trips.
 const WORTHWHILE: Duration = Duration::from_millis(100);
 
-type Outcome = Result<Answer, UpstreamError>;
+type Outcome<T> = Result<T, UpstreamError>;
+/// Those who wait for an outcome.
+type Waiting<T> = Vec<oneshot::Sender<Outcome<T>>>;
 
 /// Exchanges under way, by what they ask, with those who wait for their outcome.
 #[derive(Debug)]
-pub(super) struct Inflight<K>(Mutex<HashMap<K, Vec<oneshot::Sender<Outcome>>, RandomState>>);
+pub(super) struct Inflight<K, T>(Mutex<HashMap<K, Waiting<T>, RandomState>>);
 
 /// Takes the question off the table when its exchange ends, in whatever way.
-struct Entered<'a, K: Eq + Hash> {
-    inflight: &'a Inflight<K>,
+struct Entered<'a, K: Eq + Hash, T> {
+    inflight: &'a Inflight<K, T>,
     key: &'a K,
 }
 
-impl<K: Eq + Hash> Entered<'_, K> {
-    fn leave(&mut self) -> Vec<oneshot::Sender<Outcome>> {
+impl<K: Eq + Hash, T> Entered<'_, K, T> {
+    fn leave(&mut self) -> Waiting<T> {
         self.inflight.0.lock().remove(self.key).unwrap_or_default()
     }
 
     /// Leaves, once: those who waited.
-    fn left(self) -> Vec<oneshot::Sender<Outcome>> {
+    fn left(self) -> Waiting<T> {
         let mut entered = ManuallyDrop::new(self);
         entered.leave()
     }
 }
 
-impl<K: Eq + Hash> Drop for Entered<'_, K> {
+impl<K: Eq + Hash, T> Drop for Entered<'_, K, T> {
     fn drop(&mut self) {
         // Those who waited see that nobody asks for them any more.
         drop(self.leave());
@@ -58,14 +59,14 @@ impl<K: Eq + Hash> Drop for Entered<'_, K> {
 }
 
 /// What somebody who asks is to do.
-enum Part<'a, K: Eq + Hash> {
+enum Part<'a, K: Eq + Hash, T> {
     /// To make the exchange, for all who come while it is under way.
-    First(Entered<'a, K>),
+    First(Entered<'a, K, T>),
     /// To wait for it.
-    Later(oneshot::Receiver<Outcome>),
+    Later(oneshot::Receiver<Outcome<T>>),
 }
 
-impl<K: Eq + Hash + Clone> Inflight<K> {
+impl<K: Eq + Hash + Clone, T: Clone> Inflight<K, T> {
     pub(super) fn new() -> Self {
         Self(Mutex::default())
     }
@@ -75,9 +76,9 @@ impl<K: Eq + Hash + Clone> Inflight<K> {
     ///
     /// # Errors
     /// Those of the exchange; [`UpstreamError::Hurried`] at `deadline`; [`UpstreamError::Busy`] at the cap.
-    pub(super) async fn join<F>(&self, key: &K, deadline: Instant, begin: impl Fn() -> F) -> Outcome
+    pub(super) async fn join<F>(&self, key: &K, deadline: Instant, begin: impl Fn() -> F) -> Outcome<T>
     where
-        F: Future<Output = Outcome>,
+        F: Future<Output = Outcome<T>>,
     {
         loop {
             let outcome = match self.enter(key)? {
@@ -106,7 +107,7 @@ impl<K: Eq + Hash + Clone> Inflight<K> {
         }
     }
 
-    fn enter<'a>(&'a self, key: &'a K) -> Result<Part<'a, K>, UpstreamError> {
+    fn enter<'a>(&'a self, key: &'a K) -> Result<Part<'a, K, T>, UpstreamError> {
         let mut table = self.0.lock();
         let full = table.len() >= CAP;
         match table.entry(key.clone()) {
@@ -127,7 +128,7 @@ impl<K: Eq + Hash + Clone> Inflight<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Rcode;
+    use crate::record::{Answer, Rcode};
     use crate::upstream::fake::origin;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -204,7 +205,7 @@ mod tests {
         }
     }
 
-    async fn asks_again(first_has: Duration, asks: u32, later: Outcome) {
+    async fn asks_again(first_has: Duration, asks: u32, later: Outcome<Answer>) {
         let (inflight, begun) = (Inflight::new(), AtomicU32::new(0));
         let begin = || {
             let number = begun.fetch_add(1, Ordering::SeqCst);

@@ -77,6 +77,7 @@ pub struct Upstream {
     private: Arc<[crate::net::Prefix]>,
     servers: Vec<server::Server>,
     dnssec: Mode,
+    keys: Arc<dnssec::Keys>,
 }
 
 impl Upstream {
@@ -150,7 +151,7 @@ impl Ports {
 pub struct Upstreams {
     upstreams: Vec<Arc<Upstream>>,
     zones: HashMap<Name, Zone, RandomState>,
-    inflight: inflight::Inflight<(ViewId, Question)>,
+    inflight: inflight::Inflight<(ViewId, Question), Answer>,
     validators: dnssec::Validators,
 }
 
@@ -214,6 +215,7 @@ impl Upstreams {
                     .map(|((transport, link), number)| server::Server::new(number, transport, link, wanted, clock))
                     .collect(),
                 dnssec: settings.dnssec,
+                keys: Arc::default(),
             }));
         }
         mistakes.dedup();
@@ -291,6 +293,11 @@ impl Upstreams {
             Mode::Trust | Mode::Off => {}
         }
         Ok(reply.answer)
+    }
+
+    /// Forgets what servers said of keys and delegations.
+    pub fn forget_keys(&self) {
+        self.upstreams.iter().for_each(|upstream| upstream.keys.clear());
     }
 
     /// Every upstream, in the order of the settings.

@@ -1,5 +1,6 @@
 //! DNSSEC against zones that a real Knot signs, through a forwarder that may alter what it hands on.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
@@ -7,16 +8,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hickory_proto::op::Message;
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{RData, RecordType};
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::{A, CNAME, NS};
+use hickory_proto::rr::{RData, Record, RecordType};
 
 use crate::dns::{Client, Stream, addresses, code, extended_error, query, with_edns};
 use crate::harness::{Site, free_port, loopback, until};
 use crate::upstream::Upstream;
 
 /// The zones below example.org, which is trusted: how each is signed, what its parent says of it, and what is in it.
-const ZONES: [(&str, &str, Parent, &str); 6] = [
+const ZONES: [(&str, &str, Parent, &str); 9] = [
     ("example.org", "nsec", Parent::None, "www A 198.51.100.1\nout CNAME www.plain.example.org.\n"),
     (
         "signed.example.org",
@@ -30,6 +31,9 @@ const ZONES: [(&str, &str, Parent, &str); 6] = [
     ("plain.example.org", "", Parent::Unsigned, "www A 198.51.100.9\n"),
     ("bogus.example.org", "nsec", Parent::Lies, "www A 198.51.100.10\n"),
     ("lost.example.org", "", Parent::Lies, "www A 198.51.100.11\n"),
+    ("opt.example.org", "optout", Parent::Signs, "www A 198.51.100.13\n"),
+    ("open.opt.example.org", "", Parent::Unsigned, "www A 198.51.100.14\n"),
+    ("odd.example.org", "", Parent::Odd, "www A 198.51.100.15\n"),
 ];
 
 /// What the parent zone says of a zone.
@@ -42,6 +46,8 @@ enum Parent {
     Unsigned,
     /// A DS of no key of it.
     Lies,
+    /// A DS of an algorithm that nobody here knows: as good as none.
+    Odd,
 }
 
 /// A running `knotd`, with the DNSKEY of example.org.
@@ -70,7 +76,7 @@ impl Knot {
              background-workers: 1\ncontrol:\n    listen: \"{shown}/control\"\ndatabase:\n    storage: \"{shown}\"\npolicy:\n",
             port = address.port()
         );
-        for (policy, nsec3) in [("nsec", "off"), ("nsec3", "on")] {
+        for (policy, nsec3) in [("nsec", "off"), ("nsec3", "on"), ("optout", "on\n    nsec3-opt-out: on")] {
             let algorithm = "ecdsap256sha256";
             writeln!(config, "  - id: {policy}\n    manual: on\n    algorithm: {algorithm}\n    nsec3: {nsec3}")
                 .unwrap();
@@ -90,7 +96,7 @@ impl Knot {
             assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
             Some(String::from_utf8(ended.stdout).unwrap())
         };
-        let mut delegations = String::new();
+        let mut delegations: BTreeMap<&str, String> = BTreeMap::new();
         for (zone, policy, parent, records) in ZONES {
             if !policy.is_empty() {
                 keymgr(&[zone, "generate", "algorithm=ECDSAP256SHA256", "ksk=yes", "zsk=yes"])?;
@@ -98,17 +104,23 @@ impl Knot {
             let mut text = "$TTL 300\n@ SOA ns1 hostmaster ( 1 1h 15m 7d 1m )\n NS ns1\nns1 A 192.0.2.53\n".to_owned();
             text += records;
             fs::write(root.join(format!("{zone}.zone")), text).unwrap();
-            if parent != Parent::None {
-                writeln!(delegations, "{zone}. NS ns1.{zone}.\nns1.{zone}. A 192.0.2.53").unwrap();
+            if parent == Parent::None {
+                continue;
             }
+            let delegations = delegations.entry(zone.split_once('.').unwrap().1).or_default();
+            writeln!(delegations, "{zone}. NS ns1.{zone}.\nns1.{zone}. A 192.0.2.53").unwrap();
+            let digest = "ab".repeat(32);
             match parent {
                 Parent::None | Parent::Unsigned => {}
-                Parent::Signs => delegations += &keymgr(&[zone, "ds"])?,
-                Parent::Lies => writeln!(delegations, "{zone}. DS 4711 13 2 {}", "ab".repeat(32)).unwrap(),
+                Parent::Signs => *delegations += &keymgr(&[zone, "ds"])?,
+                Parent::Lies => writeln!(delegations, "{zone}. DS 4711 13 2 {digest}").unwrap(),
+                Parent::Odd => writeln!(delegations, "{zone}. DS 4711 16 2 {digest}").unwrap(),
             }
         }
-        let top = root.join("example.org.zone");
-        fs::write(&top, fs::read_to_string(&top).unwrap() + &delegations).unwrap();
+        for (parent, delegations) in delegations {
+            let parent = root.join(format!("{parent}.zone"));
+            fs::write(&parent, fs::read_to_string(&parent).unwrap() + &delegations).unwrap();
+        }
         let anchor = keymgr(&["example.org", "dnskey"])?.replace("DNSKEY", "3600 IN DNSKEY");
         let log = fs::File::create(root.join("log")).unwrap();
         let mut command = administrator("knotd");
@@ -141,6 +153,10 @@ fn forwarder(knot: SocketAddr, keys: Arc<AtomicUsize>) -> Upstream {
             keys.fetch_add(1, Ordering::SeqCst);
         }
         let mut reply = Stream::new(knot).ask(question);
+        if asked.name().to_lowercase().to_ascii().starts_with("hijack.") {
+            hijack(knot, question, &mut reply);
+            return Some(reply);
+        }
         let is_signature = |kind| kind == RecordType::RRSIG;
         match asked.name().to_lowercase().to_ascii().split('.').next() {
             Some(name @ ("tampered" | "turns")) if name == "tampered" || turns.fetch_add(1, Ordering::SeqCst) > 0 => {
@@ -160,6 +176,27 @@ fn forwarder(knot: SocketAddr, keys: Arc<AtomicUsize>) -> Upstream {
         }
         Some(reply)
     })
+}
+
+/// An address that nobody signed, made to look as if below a zone cut where nobody signs: by a DS of another zone, genuine and
+/// of an algorithm that is not known, behind a CNAME.
+fn hijack(knot: SocketAddr, question: &Message, reply: &mut Message) {
+    let asked = question.queries[0].clone();
+    let of_name = |data| Record::from_rdata(asked.name().clone(), 300, data);
+    reply.metadata.response_code = ResponseCode::NoError;
+    reply.authorities.clear();
+    reply.answers = match asked.query_type() {
+        RecordType::A => vec![of_name(RData::A(A::new(198, 51, 100, 99)))],
+        RecordType::NS => vec![of_name(RData::NS(NS(asked.name().clone())))],
+        RecordType::DS => {
+            let mut other = with_edns(query("odd.example.org.", RecordType::DS), 1232);
+            other.edns.as_mut().unwrap().set_dnssec_ok(true);
+            let odd = Stream::new(knot).ask(&other).answers;
+            assert_eq!(odd.len(), 2, "a DS and its signature");
+            [vec![of_name(RData::CNAME(CNAME(other.queries[0].name().clone())))], odd].concat()
+        }
+        _ => return,
+    };
 }
 
 /// A node that asks the forwarder, with this in its `[[upstream]]`.
@@ -210,7 +247,7 @@ fn what_is_signed_is_validated() {
     let mut node = site.start();
     use RecordType as Kind;
     // Name, type, then code, addresses or records, whether it is authentic.
-    let rows: [(&str, Kind, &str, usize, bool); 16] = [
+    let rows: [(&str, Kind, &str, usize, bool); 19] = [
         ("www.example.org.", Kind::A, "No Error", 1, true),
         ("www.signed.example.org.", Kind::A, "No Error", 1, true),
         ("www.signed.example.org.", Kind::TXT, "No Error", 1, true),
@@ -227,6 +264,9 @@ fn what_is_signed_is_validated() {
         ("gone.signed.example.org.", Kind::A, "Non-Existent Domain", 1, true),
         ("www.old.signed.example.org.", Kind::A, "No Error", 2, true),
         ("www.plain.example.org.", Kind::A, "No Error", 1, false),
+        ("www.opt.example.org.", Kind::A, "No Error", 1, true),
+        ("www.open.opt.example.org.", Kind::A, "No Error", 1, false),
+        ("www.odd.example.org.", Kind::A, "No Error", 1, false),
     ];
     for (name, kind, rcode, records, authentic) in rows {
         let reply = ask(&site, name, kind, false, true);
@@ -259,6 +299,7 @@ fn what_is_signed_is_validated() {
         ("www.lost.example.org.", "A of www.lost.example.org has no valid signature"),
         ("tampered.signed.example.org.", "A of tampered.signed.example.org has no valid signature"),
         ("stripped.signed.example.org.", "A of stripped.signed.example.org has no valid signature"),
+        ("hijack.signed.example.org.", "A of hijack.signed.example.org has no valid signature"),
         ("flood.signed.example.org.", "a record set has more than 8 signatures"),
     ] {
         let reply = ask(&site, name, Kind::A, true, false);

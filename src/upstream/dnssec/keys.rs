@@ -1,6 +1,7 @@
 //! What upstream servers said of keys and delegations, kept for its time.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -9,38 +10,70 @@ use parking_lot::Mutex;
 use crate::record::Question;
 use crate::time::{Tick, Ttl};
 
-/// Messages kept: the delegations of a thousand zones. A message with keys has about a kilobyte.
-const CAP: usize = 4_096;
+/// Octets of all messages: some ten thousand delegations.
+const BYTES: usize = 8 << 20;
+/// What one is charged besides its octets: its place in the table and its question.
+const OVERHEAD: usize = 160;
 /// However long it may be kept: a key that is withdrawn is gone after this.
 const LONGEST: Duration = Duration::from_secs(3_600);
 
 /// See the module. One upstream's: what others say is not mixed in.
 #[derive(Debug, Default)]
-pub(super) struct Keys(Mutex<HashMap<Question, Kept, RandomState>>);
+pub(in crate::upstream) struct Keys(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    kept: HashMap<Question, Kept, RandomState>,
+    bytes: usize,
+}
 
 #[derive(Debug)]
 struct Kept {
-    message: Vec<u8>,
+    message: Arc<[u8]>,
     until: Tick,
 }
 
+impl Kept {
+    fn weight(&self) -> usize {
+        OVERHEAD + self.message.len()
+    }
+}
+
+impl Table {
+    fn remove(&mut self, question: &Question) {
+        if let Some(gone) = self.kept.remove(question) {
+            self.bytes -= gone.weight();
+        }
+    }
+}
+
 impl Keys {
-    pub(super) fn get(&self, question: &Question, now: Tick) -> Option<Vec<u8>> {
-        self.0.lock().get(question).filter(|kept| kept.until > now).map(|kept| kept.message.clone())
+    pub(super) fn get(&self, question: &Question, now: Tick) -> Option<Arc<[u8]>> {
+        self.0.lock().kept.get(question).filter(|kept| kept.until > now).map(|kept| Arc::clone(&kept.message))
     }
 
-    /// Keeps a message for `ttl`. At the cap what has ended makes room, and where nothing has, all of it: the keys of the zones
-    /// in use are asked for again at once.
-    pub(super) fn put(&self, question: Question, message: Vec<u8>, now: Tick, ttl: Ttl) {
-        let until = now + ttl.duration().min(LONGEST);
-        let mut kept = self.0.lock();
-        if kept.len() >= CAP {
-            kept.retain(|_, kept| kept.until > now);
+    /// Keeps a message for `ttl`. Whatever comes first in the table makes room: it is asked for again where it is needed.
+    pub(super) fn put(&self, question: Question, message: Arc<[u8]>, now: Tick, ttl: Ttl) {
+        let kept = Kept { message, until: now + ttl.duration().min(LONGEST) };
+        let mut table = self.0.lock();
+        table.remove(&question);
+        table.bytes += kept.weight();
+        table.kept.insert(question.clone(), kept);
+        while table.bytes > BYTES {
+            let Some(victim) = table.kept.keys().find(|victim| **victim != question).cloned() else { return };
+            table.remove(&victim);
         }
-        if kept.len() >= CAP {
-            kept.clear();
-        }
-        kept.insert(question, Kept { message, until });
+    }
+
+    /// Forgets what turned out to prove nothing.
+    pub(super) fn forget<'a>(&self, questions: impl IntoIterator<Item = &'a Question>) {
+        let mut table = self.0.lock();
+        questions.into_iter().for_each(|question| table.remove(question));
+    }
+
+    /// Forgets everything.
+    pub(in crate::upstream) fn clear(&self) {
+        *self.0.lock() = Table::default();
     }
 }
 
@@ -50,26 +83,38 @@ mod tests {
     use crate::name::Name;
     use crate::record::RecordType;
 
+    fn question(number: usize) -> Question {
+        Question { name: Name::parse(&format!("z{number}.example")).unwrap(), kind: RecordType::DNSKEY }
+    }
+
     #[test]
-    fn a_message_is_kept_for_its_time_and_the_table_has_a_cap() {
+    fn a_message_is_kept_for_its_time() {
         let keys = Keys::default();
-        let question = |number: usize| Question {
-            name: Name::parse(&format!("z{number}.example")).unwrap(),
-            kind: RecordType::DNSKEY,
-        };
-        let hour = Ttl::from_wire(3_600);
-        keys.put(question(0), vec![0], Tick(0), Ttl::from_wire(60));
-        keys.put(question(1), vec![1], Tick(0), Ttl::from_wire(86_400));
-        assert_eq!(keys.get(&question(0), Tick(59_999_999)), Some(vec![0]));
+        keys.put(question(0), Arc::from([0]), Tick(0), Ttl::from_wire(60));
+        keys.put(question(1), Arc::from([1]), Tick(0), Ttl::from_wire(86_400));
+        assert_eq!(keys.get(&question(0), Tick(59_999_999)).as_deref(), Some(&[0][..]));
         assert_eq!(keys.get(&question(0), Tick(60_000_000)), None);
-        assert_eq!(keys.get(&question(1), Tick(3_599_000_000)), Some(vec![1]));
+        assert_eq!(keys.get(&question(1), Tick(3_599_000_000)).as_deref(), Some(&[1][..]));
         assert_eq!(keys.get(&question(1), Tick(3_600_000_000)), None, "no longer than an hour");
-        for number in 2..CAP {
-            keys.put(question(number), vec![2], Tick(0), hour);
+        keys.forget([&question(1), &question(2)]);
+        assert_eq!(keys.get(&question(1), Tick(0)), None);
+        keys.clear();
+        let table = keys.0.lock();
+        assert_eq!((table.kept.len(), table.bytes), (0, 0));
+    }
+
+    /// I5
+    #[test]
+    fn the_table_has_a_bound() {
+        let keys = Keys::default();
+        let long: Arc<[u8]> = Arc::from(vec![0; 64 * 1024]);
+        for number in 0..1_000 {
+            keys.put(question(number), Arc::clone(&long), Tick(0), Ttl::from_wire(60));
+            assert!(keys.0.lock().bytes <= BYTES);
+            assert!(keys.get(&question(number), Tick(0)).is_some());
+            keys.put(question(number), Arc::clone(&long), Tick(0), Ttl::from_wire(60));
         }
-        keys.put(question(CAP), vec![3], Tick(60_000_000), hour);
-        assert_eq!(keys.get(&question(CAP - 1), Tick(60_000_000)), Some(vec![2]), "what had ended made room");
-        keys.put(question(CAP + 1), vec![4], Tick(60_000_000), hour);
-        assert_eq!(keys.0.lock().len(), 1);
+        let table = keys.0.lock();
+        assert_eq!(table.bytes, table.kept.values().map(Kept::weight).sum::<usize>());
     }
 }

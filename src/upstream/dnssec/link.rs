@@ -47,20 +47,21 @@ pub(super) fn ours(name: &HickoryName) -> Option<Name> {
     Some(buffer.to_name())
 }
 
-/// The links of `response` in the order of its chain; `None` where there are more than `most`, or a name cannot be read.
+/// The links of `response` in the order of its chain; `None` where there are more than `most`, or a name cannot be read, or
+/// signatures of one set differ in who made them or for how long a name: which of them holds would say what else is proved.
 pub(super) fn links(response: &DnsResponse, most: usize) -> Option<Vec<Link>> {
     let query = response.queries.first()?;
     let kind = query.query_type();
     let mut at = query.name().clone();
     let mut links = Vec::new();
     while links.len() < most {
-        let found = set(response, &at, kind);
+        let found = consistent(set(response, &at, kind))?;
         if !found.is_empty() {
             let authority = closest(response, &at, &found);
             links.push(Link::new(response, &at, kind, found, authority)?);
             return Some(links);
         }
-        let cname = set(response, &at, RecordType::CNAME);
+        let cname = consistent(set(response, &at, RecordType::CNAME))?;
         let target = cname.iter().find_map(|record| match &record.data {
             RData::CNAME(target) => Some(target.0.clone()),
             _ => None,
@@ -76,7 +77,7 @@ pub(super) fn links(response: &DnsResponse, most: usize) -> Option<Vec<Link>> {
         let dname = if cname.iter().any(is_signature) { None } else { dname(response, &at, &target) };
         let link = match dname {
             Some(owner) => {
-                let found = set(response, &owner, RecordType::DNAME);
+                let found = consistent(set(response, &owner, RecordType::DNAME))?;
                 Link::new(response, &owner, RecordType::DNAME, found, Vec::new())?
             }
             None => {
@@ -114,7 +115,7 @@ pub(super) fn signature(record: &Record) -> Option<&RRSIG> {
 }
 
 /// The records of a name and type in the answer section, with their signatures; empty where there are only signatures.
-fn set(response: &DnsResponse, name: &HickoryName, kind: RecordType) -> Vec<Record> {
+pub(super) fn set(response: &DnsResponse, name: &HickoryName, kind: RecordType) -> Vec<Record> {
     let of_set = |record: &&Record| {
         record.name == *name
             && (record.record_type() == kind
@@ -122,6 +123,14 @@ fn set(response: &DnsResponse, name: &HickoryName, kind: RecordType) -> Vec<Reco
     };
     let found: Vec<Record> = response.answers.iter().filter(of_set).cloned().collect();
     if found.iter().any(|record| record.record_type() == kind) { found } else { Vec::new() }
+}
+
+/// A set whose signatures agree.
+fn consistent(set: Vec<Record>) -> Option<Vec<Record>> {
+    let of = |signature: &RRSIG| (signature.input().num_labels, signature.input().signer_name.clone());
+    let mut made = set.iter().filter_map(signature).map(of);
+    let first = made.next();
+    made.all(|other| Some(other) == first).then_some(set)
 }
 
 /// Of records that were made from a wildcard, the proof that no closer name is there (RFC 4035 §5.3.4).
@@ -134,7 +143,7 @@ fn closest(response: &DnsResponse, name: &HickoryName, records: &[Record]) -> Ve
 }
 
 /// The proof that a name, or a type of it, is not there: the SOA of its zone, and what denies.
-fn denial(response: &DnsResponse, name: &HickoryName) -> Vec<Record> {
+pub(super) fn denial(response: &DnsResponse, name: &HickoryName) -> Vec<Record> {
     let soa = |record: &&Record| record.record_type() == RecordType::SOA && record.name.zone_of(name);
     let zone = response.authorities.iter().filter(soa).max_by_key(|soa| soa.name.num_labels()).map(|soa| &soa.name);
     authority(response, |record| {

@@ -9,6 +9,7 @@
 
 mod keys;
 mod link;
+mod reply;
 mod settings;
 mod thread;
 mod wildcard;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use hickory_net::dnssec::DnssecDnsHandle;
 use hickory_net::proto::dnssec::Proof as Verdict;
 use hickory_net::proto::op::{DnsRequestOptions, DnsResponse};
-use hickory_net::proto::rr::Record as HickoryRecord;
+use hickory_net::proto::serialize::binary::BinEncodable as _;
 use hickory_net::xfer::{DnsHandle, FirstAnswer};
 use hickory_net::{DnsError, NetError};
 use tokio::time::Instant;
@@ -32,6 +33,7 @@ use crate::record::{Answer, Proof, Question, Record, RecordType};
 use crate::time::Ttl;
 use crate::wire;
 
+pub(super) use self::keys::Keys;
 pub(super) use self::settings::read_mode;
 pub use self::settings::{Anchors, Mode};
 pub(super) use self::thread::Validators;
@@ -40,52 +42,62 @@ pub(super) use self::thread::Validators;
 /// and above which it counts as an attack.
 const ITERATIONS: [u16; 2] = [50, 150];
 
-/// What an upstream's answers are validated with.
-type Validator = DnssecDnsHandle<Asker>;
-
-fn validator(asker: Asker, anchors: &Anchors) -> Validator {
-    let [insecure, bogus] = ITERATIONS;
-    DnssecDnsHandle::with_trust_anchor(asker, anchors.keys()).nsec3_iteration_limits(Some(insecure), Some(bogus))
-}
+/// RRsets of one answer, and of the keys and delegations above it, that are verified once.
+const VERIFIED: usize = 256;
 
 /// What validation says of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Checked {
-    /// Every link of it is signed; else some zone on the way provably is not.
-    secure: bool,
     /// How long its signatures allow it to be kept (RFC 4035 §5.3.3).
     ttl: Ttl,
+    /// Where every link of it is signed, what proves it; else some zone on the way provably is not.
+    proof: Option<Proof>,
 }
 
-/// Validates `reply`, a message that answers `question`. What lies below a name of `insecure` is taken as unsigned
-/// (RFC 7646).
+/// Validates `reply`, a message that answers `question`, with what `asker` says of keys. What lies below a name of `insecure` is
+/// taken as unsigned (RFC 7646).
+///
+/// What was verified is known within one answer only: the validator knows a set again by 64 bits of a hash without a secret.
 ///
 /// # Errors
 /// [`UpstreamError::Bogus`]; or whatever befell the questions for keys.
 async fn check(
-    validator: &Validator,
-    insecure: &[Name],
+    asker: Asker,
+    (insecure, anchors): (&[Name], &Anchors),
     question: &Question,
     reply: Vec<u8>,
     deadline: Instant,
 ) -> Result<Checked, UpstreamError> {
     let bogus = |why: String| UpstreamError::Bogus { name: question.name.clone(), why: why.into() };
     let response = DnsResponse::from_buffer(reply).map_err(|error| bogus(format!("it cannot be read: {error}")))?;
-    let links = link::links(&response, MAX_LINKS).ok_or_else(|| bogus("its CNAME chain is too long".to_owned()))?;
+    let no_chain = || bogus("its CNAME chain is too long, or its signatures differ in what they sign".to_owned());
+    let links = link::links(&response, MAX_LINKS).ok_or_else(no_chain)?;
     let work = Work::new(&response, &links, deadline).map_err(|excess| bogus(excess.to_string()))?;
+    let [unsigned, attack] = ITERATIONS;
+    let keys = Arc::clone(&asker.keys);
+    let validator = DnssecDnsHandle::with_trust_anchor(asker, anchors.keys())
+        .nsec3_iteration_limits(Some(unsigned), Some(attack))
+        .validation_cache_size(VERIFIED);
     WORK.scope(work, async {
-        let mut checked = Checked { secure: true, ttl: Ttl::MAX };
+        let mut checked = Checked { ttl: Ttl::MAX, proof: Some(Proof::default()) };
         for link in links {
             if insecure.iter().any(|name| link.name.is_within(name)) {
-                checked.secure = false;
+                checked.proof = None;
                 continue;
             }
-            let (verdict, ttl) = verify(validator, &link).await.map_err(|why| {
-                let failed = WORK.try_with(Work::failure).ok().flatten();
-                failed.unwrap_or_else(|| bogus(why))
+            let verified = verify(&validator, &link).await.map_err(|why| {
+                WORK.try_with(Work::failure).ok().flatten().unwrap_or_else(|| {
+                    // One of them may be what is wrong.
+                    keys.forget(&WORK.try_with(Work::used).unwrap_or_default());
+                    bogus(why)
+                })
             })?;
-            checked.secure &= verdict == Verdict::Secure;
-            checked.ttl = checked.ttl.min(ttl);
+            checked.ttl = checked.ttl.min(verified.ttl);
+            checked.proof = checked.proof.zip(verified.proof).map(|(mut proof, more)| {
+                proof.answers.extend(more.answers);
+                proof.authority.extend(more.authority);
+                proof
+            });
         }
         Ok(checked)
     })
@@ -95,35 +107,55 @@ async fn check(
 /// A chain of more is refused before it comes here; one for the name that is asked, one for each CNAME.
 const MAX_LINKS: usize = 9;
 
-/// Validates one link: [`Verdict::Secure`] or [`Verdict::Insecure`].
-async fn verify(validator: &Validator, link: &Link) -> Result<(Verdict, Ttl), String> {
+/// Validates one link.
+async fn verify(validator: &DnssecDnsHandle<Asker>, link: &Link) -> Result<Checked, String> {
     WORK.try_with(|work| work.give(link)).map_err(|_| "there is no validation under way".to_owned())?;
     let outcome = validator.lookup(link.query.clone(), DnsRequestOptions::default()).first_answer().await;
-    let message = match outcome {
-        Ok(message) => message,
-        Err(NetError::Dns(DnsError::Nsec { proof: Verdict::Insecure, .. })) => {
-            return Ok((Verdict::Insecure, Ttl::MAX));
-        }
+    let of_link = |what: &str| format!("{} {}: {what}", link.name, RecordType(link.kind()));
+    let (message, denied) = match outcome {
+        Ok(message) => (message, true),
+        // Of a zone with too many iterations nothing is denied, and what it signs must hold all the same.
+        Err(NetError::Dns(DnsError::Nsec { response, proof: Verdict::Insecure, .. })) => (*response, false),
         Err(NetError::Dns(DnsError::Nsec { response, .. })) if wildcard::is_closest(&response, link.query.name()) => {
-            *response
+            (*response, true)
         }
-        Err(NetError::Dns(DnsError::Nsec { .. })) => {
-            return Err(format!("what is said not to be is not proved, for {} {}", link.name, RecordType(link.kind())));
-        }
-        Err(error) => return Err(format!("{} {}: {error}", link.name, RecordType(link.kind()))),
+        Err(NetError::Dns(DnsError::Nsec { .. })) => return Err(of_link("what is said not to be is not proved")),
+        Err(error) => return Err(of_link(&error.to_string())),
     };
-    let told = |record: &&HickoryRecord| record.record_type() != RRSIG;
+    let told = |record: &&Signed| record.record_type() != RRSIG;
     let records = || message.answers.iter().chain(&message.authorities).filter(told);
     if let Some(wrong) = records().find(|record| !matches!(record.proof, Verdict::Secure | Verdict::Insecure)) {
         let (kind, name) = (RecordType(wrong.record_type().into()), link::ours(&wrong.name));
         return Err(format!("{kind} of {} has no valid signature", name.as_ref().unwrap_or(&link.name)));
     }
-    let secure = records().all(|record| record.proof == Verdict::Secure);
     let ttl = records().map(|record| Ttl::from_wire(record.ttl)).min().unwrap_or(Ttl::ZERO);
-    Ok((if secure { Verdict::Secure } else { Verdict::Insecure }, ttl))
+    // RFC 5155 §9.2: of what opt-out leaves open nothing is authentic.
+    let open = message.answers.is_empty() && message.authorities.iter().any(reply::opts_out);
+    let secure = records().next().is_some() && records().all(|record| record.proof == Verdict::Secure);
+    let proof = (denied && secure && !open).then(|| proved(&message, link));
+    Ok(Checked { ttl, proof: proof.flatten() })
 }
 
+/// A record as the validator has it: with what it found out.
+type Signed = hickory_net::proto::rr::Record;
+
 const RRSIG: hickory_net::proto::rr::RecordType = hickory_net::proto::rr::RecordType::RRSIG;
+
+/// What a client needs to see for itself that a link holds, of what was verified.
+fn proved(message: &DnsResponse, link: &Link) -> Option<Proof> {
+    let dname = RecordType(link.kind()) == RecordType::DNAME;
+    let besides = |record: &&Signed| record.proof == Verdict::Secure && (record.record_type() == RRSIG || dname);
+    let soa = |record: &&Signed| RecordType(record.record_type().into()) != RecordType::SOA;
+    let answers = message.answers.iter().filter(besides).map(as_ours).collect::<Option<_>>()?;
+    let denies = message.authorities.iter().filter(|record| record.proof == Verdict::Secure).filter(soa);
+    Some(Proof { answers, authority: denies.map(as_ours).collect::<Option<_>>()? })
+}
+
+fn as_ours(record: &Signed) -> Option<Record> {
+    let kind = RecordType(record.record_type().into());
+    let data = Arc::from(record.data.to_bytes().ok()?);
+    Some(Record { name: link::ours(&record.name)?, kind, ttl: Ttl::from_wire(record.ttl), data })
+}
 
 /// Puts what `message` holds to prove `answer` at its side: RRSIGs, the DNAMEs that its CNAMEs were made from, and what denies.
 pub(super) fn prove(answer: &mut Answer, question: &Question, message: &[u8]) {

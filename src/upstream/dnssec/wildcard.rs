@@ -14,10 +14,11 @@ use super::link::signature;
 /// then nothing is closer to `name` than the wildcard.
 pub(super) fn is_closest(message: &Message, name: &Name) -> bool {
     let labels = name.num_labels();
+    let proved = |record: &&Record| record.proof == Verdict::Secure;
     let made = |record: &Record| signature(record).map(|one| one.input().num_labels).filter(|signed| *signed < labels);
-    let Some(signed) = message.answers.iter().find_map(made) else { return false };
+    let Some(signed) = message.answers.iter().filter(proved).find_map(made) else { return false };
     let next_closer = name.trim_to(usize::from(signed) + 1);
-    message.authorities.iter().filter(|record| record.proof == Verdict::Secure).any(|record| match &record.data {
+    message.authorities.iter().filter(proved).any(|record| match &record.data {
         RData::DNSSEC(DNSSECRData::NSEC(nsec)) => denies(&record.name, nsec, &next_closer),
         _ => false,
     })
@@ -27,7 +28,7 @@ pub(super) fn is_closest(message: &Message, name: &Name) -> bool {
 fn denies(owner: &Name, nsec: &NSEC, name: &Name) -> bool {
     let next = nsec.next_domain_name();
     // The last NSEC of a zone points to its beginning.
-    let covers = if owner < next { owner < name && name < next } else { owner < name };
+    let covers = owner < name && (name < next || next <= owner && next.zone_of(name));
     // A parent's NSEC at a delegation, or one at a DNAME, says nothing of what is below.
     let types = nsec.type_set();
     let delegates = types.contains(RecordType::NS) && !types.contains(RecordType::SOA);
@@ -49,6 +50,7 @@ mod tests {
             ("the next name", "b.example.", "c.example.", Kind::A, "c.example.", false),
             ("before", "d.example.", "e.example.", Kind::A, "c.example.", false),
             ("the last of its zone", "b.example.", "example.", Kind::A, "c.example.", true),
+            ("the last of another zone", "b.example.", "example.", Kind::A, "c.f.", false),
             ("something is below it", "b.example.", "x.c.example.", Kind::A, "c.example.", false),
             ("below a wildcard", "*.example.", "d.example.", Kind::A, "c.example.", true),
             ("below a delegation", "b.example.", "d.example.", Kind::NS, "x.b.example.", false),

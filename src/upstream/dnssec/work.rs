@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use futures_util::stream::{Stream, once};
 use hickory_net::NetError;
-use hickory_net::proto::op::{DnsRequest, DnsResponse, Message};
+use hickory_net::proto::ProtoError;
+use hickory_net::proto::op::{DnsRequest, DnsResponse, Message, Query};
 use hickory_net::proto::rr::{Name as HickoryName, RecordType as Kind};
 use hickory_net::runtime::TokioRuntimeProvider;
 use hickory_net::xfer::DnsHandle;
@@ -17,10 +18,12 @@ use tokio::time::Instant;
 
 use super::keys::Keys;
 use super::link::{Link, ours};
+use super::reply::asked_for;
 use crate::name::Name;
 use crate::record::{Question, RecordType};
 use crate::time::Clock;
 use crate::upstream::failure::UpstreamError;
+use crate::upstream::inflight::Inflight;
 use crate::upstream::{Ports, Upstream};
 
 /// Questions for keys and delegations in one validation: a name of twenty labels in signed zones needs forty.
@@ -48,7 +51,9 @@ pub(super) struct Work {
     names: Vec<Name>,
     questions: Cell<u32>,
     signatures: Cell<usize>,
-    /// The first question for keys that had no answer.
+    /// What was asked, or known from before.
+    used: RefCell<Vec<Question>>,
+    /// The first question of this link that had no answer.
     failure: RefCell<Option<UpstreamError>>,
     /// When it has to end.
     deadline: Instant,
@@ -85,6 +90,7 @@ impl Work {
             names: links.iter().map(|link| link.name.clone()).collect(),
             questions: Cell::new(0),
             signatures: Cell::new(0),
+            used: RefCell::default(),
             failure: RefCell::default(),
             deadline,
         };
@@ -96,6 +102,12 @@ impl Work {
     pub(super) fn give(&self, link: &Link) {
         let question = Question { name: link.name.clone(), kind: RecordType(link.kind()) };
         *self.given.borrow_mut() = Some((question, link.message.clone()));
+        *self.failure.borrow_mut() = None;
+    }
+
+    /// What its outcome rests on.
+    pub(super) fn used(&self) -> Vec<Question> {
+        self.used.take()
     }
 
     /// Why a question for keys had no answer, where one had none.
@@ -137,6 +149,7 @@ impl Work {
         if !self.names.iter().any(|name| name.is_within(&question.name)) {
             return Err("only names above those of the answer are asked for");
         }
+        self.used.borrow_mut().push(question.clone());
         self.questions.set(self.questions.get() + 1);
         if self.questions.get() > MAX_QUESTIONS {
             Err("too many keys would have to be asked for")
@@ -152,6 +165,7 @@ pub(super) struct Asker {
     pub(super) upstream: Arc<Upstream>,
     pub(super) ports: Arc<Ports>,
     pub(super) keys: Arc<Keys>,
+    pub(super) inflight: Arc<Inflight<Question, Arc<[u8]>>>,
     pub(super) clock: Clock,
 }
 
@@ -161,10 +175,11 @@ impl DnsHandle for Asker {
 
     fn send(&self, request: DnsRequest) -> Self::Response {
         let asked = request.queries.first();
-        let question = asked.and_then(|query| {
-            Some(Question { name: ours(query.name())?, kind: RecordType(query.query_type().into()) })
+        let asked = asked.and_then(|query| {
+            let question = Question { name: ours(query.name())?, kind: RecordType(query.query_type().into()) };
+            Some((query.clone(), question))
         });
-        let Some(question) = question else {
+        let Some((query, question)) = asked else {
             return Box::pin(once(ready(Err(NetError::from("a question that cannot be asked")))));
         };
         let given = WORK
@@ -173,32 +188,43 @@ impl DnsHandle for Asker {
             return Box::pin(once(ready(DnsResponse::from_message(message).map_err(NetError::from))));
         }
         let asker = self.clone();
-        Box::pin(once(async move { asker.ask(question).await }))
+        Box::pin(once(async move { asker.ask(query, question).await }))
     }
 }
 
 impl Asker {
-    async fn ask(self, question: Question) -> Result<DnsResponse, NetError> {
+    async fn ask(self, query: Query, question: Question) -> Result<DnsResponse, NetError> {
         let no_work = || NetError::from("there is no validation under way");
         let deadline = WORK.try_with(|work| work.may_ask(&question)).map_err(|_| no_work())?.map_err(NetError::from)?;
-        let now = self.clock.tick();
-        if let Some(reply) = self.keys.get(&question, now) {
-            return DnsResponse::from_buffer(reply).map_err(NetError::from);
+        if let Some(known) = self.keys.get(&question, self.clock.tick()) {
+            return DnsResponse::from_buffer(known.to_vec()).map_err(NetError::from);
         }
-        let reply = match self.upstream.exchange(&question, &self.ports, deadline).await {
-            Ok(reply) => reply,
+        let fetched = self.inflight.join(&question, deadline, || self.fetch(&query, &question, deadline)).await;
+        let message = match fetched {
+            Ok(message) => message,
             Err(error) => {
                 let text = error.to_string();
                 let _kept = WORK.try_with(|work| work.failure.borrow_mut().get_or_insert(error).to_string());
                 return Err(NetError::from(text));
             }
         };
-        let ttl = reply.answer.ttl();
-        let response = DnsResponse::from_buffer(reply.message.clone()).map_err(NetError::from)?;
+        let response = DnsResponse::from_buffer(message.to_vec()).map_err(NetError::from)?;
         let counted = WORK.try_with(|work| work.count(&response)).map_err(|_| no_work())?;
         counted.map_err(|excess| NetError::from(excess.to_string()))?;
-        self.keys.put(question, reply.message, now, ttl);
         Ok(response)
+    }
+
+    /// Asks the upstream; what was asked for is kept.
+    async fn fetch(&self, query: &Query, question: &Question, deadline: Instant) -> Result<Arc<[u8]>, UpstreamError> {
+        let reply = self.upstream.exchange(question, &self.ports, deadline).await?;
+        let bogus = |error: ProtoError| UpstreamError::Bogus {
+            name: question.name.clone(),
+            why: format!("what is said of its keys cannot be read: {error}").into(),
+        };
+        let response = DnsResponse::from_buffer(reply.message).map_err(bogus)?;
+        let message: Arc<[u8]> = asked_for(&response, query).to_vec().map_err(bogus)?.into();
+        self.keys.put(question.clone(), Arc::clone(&message), self.clock.tick(), reply.answer.ttl());
+        Ok(message)
     }
 }
 
