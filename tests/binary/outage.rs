@@ -154,7 +154,8 @@ fn whatever_an_upstream_does_everybody_is_answered_in_time() {
                 for reply in replies {
                     assert_eq!(code(&reply), ResponseCode::ServFail, "{wrong:?}: {reply}");
                     let why = extended_error(&reply).unwrap_or_else(|| panic!("{wrong:?}: {reply}"));
-                    assert!([0, 22, 23].contains(&why), "{wrong:?}: {why}");
+                    // 13: the same question had failed already when this one came.
+                    assert!([0, 13, 22, 23].contains(&why), "{wrong:?}: {why}");
                 }
             });
         }

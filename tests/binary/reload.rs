@@ -58,6 +58,27 @@ fn a_signal_loads_policy_and_zones() {
 }
 
 #[test]
+fn what_a_zone_includes_is_read_again_and_its_mistakes_have_their_place() {
+    let site = Site::new();
+    site.file("zones/corp.example.zone", &format!("{ZONE}$INCLUDE hosts/eu.inc eu\n"));
+    site.file("zones/hosts/eu.inc", "www A 192.0.2.90\n");
+    site.file("policy/loop.toml", &more_names("www.eu.corp.example"));
+    let mut node = site.start();
+    let client = Client::new(site.dns);
+    assert_eq!(addresses(&client.told("www.eu.corp.example")), ["192.0.2.90"]);
+    site.file("zones/hosts/eu.inc", "www A 192.0.2.91\n");
+    assert_eq!(site.run(&["reload"]).code, Some(0));
+    assert_eq!(addresses(&client.told("www.eu.corp.example")), ["192.0.2.91"]);
+    site.file("zones/hosts/eu.inc", "; moved\nwww A 192.0.2\n");
+    let ended = site.run(&["reload"]);
+    assert_ne!(ended.code, Some(0));
+    assert!(ended.stderr.contains("zones/hosts/eu.inc:2:7: \"192.0.2\" is not an IPv4 address"), "{ended:?}");
+    assert_eq!(addresses(&client.told("www.eu.corp.example")), ["192.0.2.91"], "what there was stays");
+    assert_eq!(node.stop(), Some(0));
+    site.verified();
+}
+
+#[test]
 fn a_reload_with_mistakes_changes_nothing_and_tells_all_of_them() {
     let site = Site::new();
     let mut node = site.start();
