@@ -16,6 +16,7 @@ mod upstream;
 mod cache;
 mod certificates;
 mod clients;
+mod cookies;
 mod crash;
 mod differential;
 mod disk;
