@@ -97,7 +97,7 @@ fn a_denied_name_goes_nowhere() {
     let site = Site::new().with_servers(&[upstream.address]);
     let _node = site.start();
     let client = Client::new(site.dns);
-    for name in ["example.org", "example.net", "a.example.com", "never.corp.example", "127.in-addr.arpa"] {
+    for name in ["example.org", "example.net", "a.example.com", "never.corp.example", "5.10.in-addr.arpa"] {
         for kind in [RecordType::A, RecordType::TXT, RecordType::ANY, RecordType::NS, RecordType::HTTPS] {
             let reply = client.ask(&with_edns(query(name, kind), 1232)).unwrap();
             assert!(reply.answers.is_empty() && extended_error(&reply).is_some(), "{name} {kind}: {reply:?}");
