@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::entry::Fault;
 use super::master::Line;
+use super::zone::Zone;
 use super::{Held, Zones};
 use crate::name::{Name, ancestors};
 use crate::record::{Answer, Question, Rcode, RecordType};
@@ -17,9 +18,13 @@ use crate::record::{Answer, Question, Rcode, RecordType};
 type Owners<'m> = HashMap<&'m Name, Vec<&'m Line>, foldhash::fast::RandomState>;
 
 impl Zones {
-    /// Marks where the zones' delegations begin. A child that is a local zone itself stays.
+    /// Marks where the zones' delegations begin. A child that is a local zone itself stays, and what another local zone holds
+    /// is not its grandparent's to delegate.
     pub(super) fn cut(&mut self) {
-        let cuts: Vec<Name> = self.served().flat_map(|zone| &zone.cuts).cloned().collect();
+        let holds =
+            |zone: &Zone, cut: &&Name| self.zone_of(cut.as_wire()).is_some_and(|held| held.apex() == zone.apex());
+        let cuts = self.served().flat_map(|zone| zone.cuts.iter().filter(|cut| holds(zone, cut)));
+        let cuts: Vec<Name> = cuts.cloned().collect();
         for cut in cuts {
             self.zones.entry(cut).or_insert(Held::Delegated);
         }
