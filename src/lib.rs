@@ -57,7 +57,7 @@
 //! | app | [`app`] | wiring: configuration, start, reload, stop; one file per verb of the command line |
 //! | serve | [`serve`] | doors: UDP workers, TCP, TLS, HTTPS, the admin socket, health and metrics |
 //! | gate | [`gate`] | the two paths, the reply, and the granter with its journal |
-//! | edge | [`upstream`] | forwarders over UDP, TCP, TLS and HTTPS |
+//! | edge | [`upstream`] | forwarders over UDP, TCP, TLS and HTTPS; DNSSEC |
 //! | edge | [`zones`] | local authoritative data |
 //! | edge | [`firewall`] | one trait, one table of backends: nftables, memory |
 //! | edge | [`audit`] | the query log: records, file, rotation, verify, tail |
