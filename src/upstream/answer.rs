@@ -15,6 +15,9 @@ use crate::wire::Message;
 
 /// The most octets that are kept of a server's reason; it may send 64 KiB, and it ends up in records.
 const MAX_REASON: usize = 255;
+/// The most records of one RRset, which is what BIND takes too (max-records-per-type, CVE-2024-1737): real ones seldom have
+/// more than 30, and each costs all who read them.
+const MAX_RRSET: usize = 100;
 /// The longest CNAME chain; BIND stops at 16, Unbound at 11, real ones seldom have more than 4.
 const MAX_CHAIN: usize = 8;
 
@@ -31,6 +34,9 @@ pub(super) fn answer(question: &Question, message: Message, origin: &Origin) -> 
     let mut answers = message.answers;
     let found = loop {
         let found = rrset(&mut answers, &at, question.kind);
+        if found.len() > MAX_RRSET {
+            return Err(Failure::Nonsense(Nonsense::Crowd));
+        }
         if !found.is_empty() {
             break found;
         }
@@ -80,7 +86,7 @@ fn shortened(ede: ExtendedError) -> ExtendedError {
 /// RFC 2181 §5.2: "the client should treat the RRs for all purposes as if all TTLs in the RRSet had been set to the
 /// value of the lowest TTL in the RRSet."
 fn rrset(answers: &mut Vec<Record>, name: &Name, kind: RecordType) -> Vec<Record> {
-    let of_set = |record: &Record| record.name == *name && (record.kind == kind || kind == RecordType::ANY);
+    let of_set = |record: &Record| record.name == *name && record.kind == kind;
     // Nearly always that is all there is.
     let mut set = if answers.iter().all(of_set) {
         std::mem::take(answers)
@@ -230,6 +236,10 @@ mod tests {
             (0..length).map(|n| named(&label(n), RecordType::CNAME, &label(n + 1))).collect()
         };
         assert_eq!(ask(Rcode::NOERROR, chain(8), Vec::new()).unwrap().records.len(), 8);
+        let addresses =
+            |count: u8| -> Vec<_> { (0..count).map(|n| address("a.example", 60, &format!("192.0.2.{n}"))).collect() };
+        let twice = [addresses(100), addresses(100)].concat();
+        assert_eq!(ask(Rcode::NOERROR, twice, Vec::new()).unwrap().records.len(), 100, "each is there once");
         let rows = [
             (Nonsense::Chain, ask(Rcode::NOERROR, chain(9), Vec::new())),
             (Nonsense::Loop, ask(Rcode::NOERROR, vec![named("a.example", RecordType::CNAME, "a.example")], Vec::new())),
@@ -256,6 +266,7 @@ mod tests {
                     Vec::new(),
                 ),
             ),
+            (Nonsense::Crowd, ask(Rcode::NOERROR, addresses(101), Vec::new())),
             (Nonsense::Contradiction, ask(Rcode::NXDOMAIN, vec![address("a.example", 60, "192.0.2.1")], Vec::new())),
             (Nonsense::Referral, ask(Rcode::NOERROR, Vec::new(), vec![named("example", RecordType::NS, "ns.example")])),
         ];

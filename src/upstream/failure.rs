@@ -124,6 +124,9 @@ pub enum Nonsense {
     /// NXDOMAIN, and yet records of the name (RFC 2308 §2.1).
     #[error("NXDOMAIN with records")]
     Contradiction,
+    /// A name has more records of a type than are taken.
+    #[error("more than 100 records of one name and type")]
+    Crowd,
     /// It names other servers to ask: it is no resolver.
     #[error("a referral")]
     Referral,

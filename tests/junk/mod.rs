@@ -80,6 +80,10 @@ fn told(world: &mut World, number: usize, octets: Vec<u8>) -> Result<Reply, Stri
 fn junk_is_servfail_with_its_reason_and_opens_nothing() {
     let many =
         |count: usize| -> Vec<Vec<u8>> { (0..count).map(|at| address(u8::try_from(at % 250).unwrap())).collect() };
+    let behind_a_cname = |count: usize| -> Vec<Vec<u8>> {
+        let addresses = (0..count).map(|at| record(&label("a"), 1, 1, &[198, 51, 100, u8::try_from(at).unwrap()]));
+        [record(QNAME, 5, 1, &label("a"))].into_iter().chain(addresses).collect()
+    };
     let rows: Vec<(&str, Vec<u8>)> = vec![
         ("nothing", Vec::new()),
         ("an octet", vec![0]),
@@ -117,7 +121,9 @@ fn junk_is_servfail_with_its_reason_and_opens_nothing() {
         ("two CNAMEs", plain(&[record(QNAME, 5, 1, &label("a")), record(QNAME, 5, 1, &label("b"))])),
         ("nine CNAMEs", plain(&chain(9))),
         ("two hundred CNAMEs", plain(&chain(200))),
+        ("101 addresses", plain(&many(101))),
         ("257 addresses", plain(&many(257))),
+        ("101 addresses behind a CNAME", plain(&behind_a_cname(101))),
         ("four thousand addresses", plain(&many(4000))),
         ("two OPT", response(0x8180, [0, 0, 2], &[record(&[0], 41, 1232, &[]), record(&[0], 41, 1232, &[])])),
         ("an OPT among the answers", plain(&[record(&[0], 41, 1232, &[])])),
