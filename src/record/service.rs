@@ -170,7 +170,7 @@ fn has_form(key: u16, value: &[u8]) -> bool {
 }
 
 /// The protocols of an `alpn`, each with its length before it; `None` where one is empty or cut.
-fn protocols(mut value: &[u8]) -> Option<Vec<&[u8]>> {
+pub(crate) fn protocols(mut value: &[u8]) -> Option<Vec<&[u8]>> {
     let mut found = Vec::new();
     while let Some((&length, rest)) = value.split_first() {
         let (protocol, rest) = rest.split_at_checked(length.into()).filter(|(protocol, _)| !protocol.is_empty())?;

@@ -13,12 +13,12 @@ use super::address::{MAX_ADDRESSES, Told};
 use super::target::Kept;
 use super::{Admitted, Held};
 use crate::name::Name;
-use crate::net::Service as Port;
+use crate::net::{Service as Port, Services};
 use crate::policy::decide::Rules;
 use crate::policy::rule::Https;
 use crate::policy::verdict::{Reason, RuleIndex, SegmentIndex};
 use crate::policy::{Asker, Policy};
-use crate::record::service::{Service, hints, key};
+use crate::record::service::{Service, hints, key, protocols};
 use crate::record::{Origin, Record, RecordType};
 
 /// The most records of one answer that are looked at; services have one or two (guessed).
@@ -63,7 +63,8 @@ impl Policy {
             let judged = if passes {
                 pass(&mut told, &rules, &record.name, &service).map(|()| record.clone())
             } else {
-                let filtered = filter(&mut told, &rules, &record.name, service);
+                let port = service.port().or_else(|| default_port(records.first(), record.kind));
+                let filtered = filter(&mut told, &rules, &record.name, service, port);
                 filtered.map(|(service, lacking)| {
                     lacking.into_iter().for_each(|held| kept.lacks_hints(held));
                     let mut data = Vec::with_capacity(record.data.len());
@@ -132,12 +133,14 @@ fn pass(told: &mut Told<'_>, rules: &[RuleIndex], owner: &Name, service: &Servic
     })
 }
 
-/// What of a record may be told, and why its hints are not all there; or why none of it may.
+/// What of a record may be told, and why its hints are not all there; or why none of it may. `port` is that of the service,
+/// where it is known.
 fn filter<'a>(
     told: &mut Told<'_>,
     rules: &[RuleIndex],
     owner: &Name,
     mut service: Service<'a>,
+    port: Option<u16>,
 ) -> Result<(Service<'a>, Option<Held>), Held> {
     check_target(told, owner, &service)?;
     if service.priority == 0 {
@@ -151,7 +154,14 @@ fn filter<'a>(
         return Err(Held::new(Reason::Address, rules.first().copied(), why));
     }
     let mut lacking = None;
+    let has_udp = opens_udp(told.policy, rules, port);
     service.parameters.retain_mut(|(key, value)| match *key {
+        // A client would try it first, be refused by the firewall, and be slow.
+        key::ALPN if !has_udp => {
+            let kept = protocols(value).unwrap_or_default().into_iter().filter(|protocol| !needs_udp(protocol));
+            *value = Cow::Owned(kept.flat_map(|protocol| [&[length(protocol)], protocol].concat()).collect());
+            !value.is_empty()
+        }
         key::IPV4_HINT | key::IPV6_HINT => match filter_hints(told, rules, *key, value) {
             Ok(kept) => {
                 *value = Cow::Owned(kept);
@@ -166,6 +176,10 @@ fn filter<'a>(
     });
     match service.missing() {
         None => Ok((service, lacking)),
+        Some(key::ALPN) => {
+            let why = "the service is had over UDP alone, which no rule opens at its port";
+            Err(Held::new(Reason::Address, rules.first().copied(), why.to_owned()))
+        }
         Some(key) => {
             let why = format!("the service needs key {key}, which is filtered");
             Err(Held::new(Reason::Address, rules.first().copied(), why))
@@ -234,4 +248,32 @@ fn check_target(told: &Told<'_>, owner: &Name, service: &Service<'_>) -> Result<
 fn opens(policy: &Policy, rules: &[RuleIndex], port: u16) -> bool {
     let mut ports = rules.iter().flat_map(|rule| &policy.rule(*rule).ports);
     ports.any(|ports| ports.contains(Port::Tcp(port)) || ports.contains(Port::Udp(port)))
+}
+
+/// The same for UDP; at whatever port where that is not known.
+fn opens_udp(policy: &Policy, rules: &[RuleIndex], port: Option<u16>) -> bool {
+    let mut ports = rules.iter().flat_map(|rule| &policy.rule(*rule).ports);
+    ports.any(|ports| match port {
+        Some(port) => ports.contains(Port::Udp(port)),
+        None => matches!(ports, Services::Udp(..) | Services::Any),
+    })
+}
+
+/// The port of a service that names none. RFC 9460 §9.1: of HTTPS the origin's, which stands before the name that is asked
+/// for where it is not 443; of SVCB it is a matter of what is bound.
+fn default_port(first: Option<&Record>, kind: RecordType) -> Option<u16> {
+    let asked = first.filter(|_| kind == RecordType::HTTPS)?.name.as_wire();
+    let label = asked.split_first().and_then(|(length, rest)| rest.get(..usize::from(*length)));
+    let port = label.and_then(|label| str::from_utf8(label.strip_prefix(b"_")?).ok()?.parse().ok());
+    Some(port.unwrap_or(443))
+}
+
+/// Whether a protocol runs over QUIC: those of the IANA registry, and the drafts of HTTP/3 that came before it.
+fn needs_udp(protocol: &[u8]) -> bool {
+    matches!(protocol, b"h3" | b"doq") || protocol.starts_with(b"h3-")
+}
+
+/// The octet before a protocol that was read behind one.
+fn length(protocol: &[u8]) -> u8 {
+    u8::try_from(protocol.len()).unwrap_or(u8::MAX)
 }

@@ -92,6 +92,17 @@ fn a_filter_tells_what_leads_nowhere_else() {
         (SHOP, web, &["1 . alpn=h2 ech=\"AAT+DQAA\""], &["1 . alpn=h2"], &[], ""),
         (SHOP, web, &["1 . key667=hello"], &["1 ."], &[], ""),
         (SHOP, web, &["1 . port=8443"], &["1 . port=8443"], &[], ""),
+        (SHOP, web, &["1 . alpn=h3,h2,h3-29,x port=8443"], &["1 . alpn=h2,x port=8443"], &[], ""),
+        (SHOP, "narrow.example.com", &["1 . alpn=h2,h3"], &["1 . alpn=h2"], &[], ""),
+        (SHOP, "narrow.example.com", &["1 . alpn=doq,h3"], &["1 ."], &[], ""),
+        (
+            SHOP,
+            "narrow.example.com",
+            &["1 . mandatory=alpn alpn=h3", "2 . alpn=h3 no-default-alpn", "3 ."],
+            &["3 ."],
+            &[],
+            "2 records are left out: the service is had over UDP alone, which no rule opens at its port",
+        ),
         (
             SHOP,
             web,
