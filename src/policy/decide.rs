@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::asker::Asker;
 use super::index::{Found, Hit};
 use super::reserved::{Bar, What};
-use super::rule::is_never_answered;
+use super::rule::is_no_data;
 use super::verdict::{Own, Permit, Reason, Refusal, ReservedIndex, RuleIndex, SegmentIndex, Shown, Verdict};
 use super::{Action, Policy};
 use crate::name::Name;
@@ -56,7 +56,7 @@ pub fn decide(policy: &Arc<Policy>, asker: Asker, name: &[u8], kind: RecordType,
             return Verdict::Refuse(Refusal { asker, rule, reason, shown, reserved: None });
         }
         Ruling::Refused { rule, reason, shown, reserved, overruled } => {
-            match overruled.filter(|_| observing && !is_never_answered(kind)) {
+            match overruled.filter(|_| observing && !is_no_data(kind)) {
                 Some(overruled) => (overruled, Some((rule, reason))),
                 None => return Verdict::Refuse(Refusal { asker, rule, reason, shown, reserved }),
             }
@@ -126,6 +126,7 @@ impl Policy {
             return self.allowed_by(segment, kind, nearest, voices.allowed);
         }
         match voices.other_types {
+            Some(_) if kind == RecordType::ANY => Ruling::Answered(Own::any(name)),
             Some(nearest) => refused(Some(nearest), Reason::Type, Shown::NoData),
             None => refused(None, Reason::Default, self.shown(&found, segment, name)),
         }
@@ -171,6 +172,9 @@ impl Policy {
         }
         let overruled = Some(self.voices(found, segment, name, kind, Bar::None).allowed);
         if let Some(rule) = voices.other_types {
+            if kind == RecordType::ANY {
+                return Ruling::Answered(Own::any(name));
+            }
             let (rule, reason) = (Some(rule), Reason::Type);
             return Ruling::Refused { rule, reason, shown: Shown::NoData, reserved: None, overruled };
         }
@@ -317,7 +321,7 @@ names    = ["**.track.example.com"]
             ("192.0.2.1", "api.example.com", RecordType::TXT, "permit exact"),
             ("192.0.2.1", "api.example.com", RecordType::MX, "type NoData exact"),
             ("192.0.2.1", "api.example.com", RecordType::HTTPS, "type NoData exact"),
-            ("192.0.2.1", "api.example.com", RecordType::ANY, "type NoData exact"),
+            ("192.0.2.1", "api.example.com", RecordType::ANY, "local answered 1"),
             ("192.0.2.1", "b.a.example.com", RecordType::A, "permit a-many"),
             ("192.0.2.1", "legacy.example.com", RecordType::A, "permit one"),
             ("192.0.2.1", "x.legacy.example.com", RecordType::A, "default NxDomain"),
@@ -358,7 +362,8 @@ names    = ["**.track.example.com"]
             ("ads.example.com", RecordType::A, "observe rule no-ads", "rule NxDomain no-ads"),
             ("example.net", RecordType::A, "observe default", "default NxDomain"),
             ("example.net", RecordType::AXFR, "default NxDomain", "default NxDomain"),
-            ("x.example.com", RecordType::ANY, "type NoData one", "type NoData one"),
+            ("x.example.com", RecordType::ANY, "local answered 1", "local answered 1"),
+            ("example.net", RecordType::ANY, "default NxDomain", "default NxDomain"),
         ];
         for (asked, kind, before, after) in rows {
             assert_eq!(verdict(&policy, "2001:db8::1", asked, kind, NOW), before, "{asked} {kind} before");

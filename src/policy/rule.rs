@@ -373,8 +373,8 @@ fn read_types(table: &Table) -> Vec<RecordType> {
         let note = |fact: &str, remedy: &str| {
             table.document().note(&kind.span, format!("the type {} {fact}", kind.value), remedy);
         };
-        if is_never_answered(kind.value) {
-            note("is never answered", "remove it");
+        if is_no_data(kind.value) {
+            note("is data of no name", "remove it");
         } else if matches!(kind.value, RecordType::HTTPS | RecordType::SVCB) {
             note("comes with the key `https`", "remove it and write https = \"filter\", or \"pass\"");
         } else if !types.contains(&kind.value) {
@@ -410,7 +410,7 @@ fn read_warm(table: &Table, types: &[RecordType]) -> Vec<Name> {
 
 /// Types that are not data of a name, or are only proof beside other data: no rule can allow them, and no observing
 /// segment lets them pass.
-pub(super) const fn is_never_answered(kind: RecordType) -> bool {
+pub(super) const fn is_no_data(kind: RecordType) -> bool {
     // RFC 6895 §3.1: 128 to 255 are "Q and Meta-TYPEs"; 0 and 65535 are reserved.
     matches!(kind.0, 0 | 128..=255 | 0xffff)
         || matches!(

@@ -170,6 +170,19 @@ impl Own {
         Some(Self { reason: Reason::Local, records, why: "open for this client under these names".into() })
     }
 
+    /// What ANY of a name that may be asked for is answered with. RFC 8482 §4.2: a responder may answer with "a synthesized
+    /// HINFO resource record", whose CPU field is "RFC8482" and whose OS field is empty.
+    pub(in crate::policy) fn any(name: &[u8]) -> Self {
+        let record = |name| Record {
+            name,
+            kind: RecordType::HINFO,
+            ttl: Ttl::from_wire(300),
+            data: b"\x07RFC8482\0".as_slice().into(),
+        };
+        let records = Name::from_wire(name).map(record).into_iter().collect();
+        Self { reason: Reason::Local, records, why: "ANY is answered with as little as there may be (RFC 8482)".into() }
+    }
+
     /// Why it is answered here.
     #[must_use]
     pub const fn reason(&self) -> Reason {

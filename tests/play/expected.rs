@@ -153,7 +153,7 @@ pub(super) fn read_expect(words: &[String]) -> Result<Wanted, String> {
             }
             "cname" | "ns" | "ptr" => wanted.answers.push((word.clone(), name(next()?)?.to_ascii())),
             "txt" => wanted.answers.push((word.clone(), next()?.clone())),
-            "mx" | "srv" | "https" | "svcb" => {
+            "mx" | "srv" | "https" | "svcb" | "hinfo" => {
                 // As it comes from the wire: what was read from text is shown in other words.
                 let record = Record::from_rdata(Name::root(), 0, rdata(word, next()?)?);
                 let octets = record.to_bytes().map_err(|error| error.to_string())?;
