@@ -55,24 +55,35 @@ impl Archive {
 
     /// Every archive, the oldest first; none where there is no directory.
     pub(super) fn list(&self) -> Result<Vec<Archived>, AuditError> {
+        self.list_as(|name| name)
+    }
+
+    /// As [`Archive::list`], with those that were packed since, each once.
+    pub(super) fn list_packed(&self) -> Result<Vec<Archived>, AuditError> {
+        let mut found = self.list_as(unpacked)?;
+        found.dedup_by(|later, earlier| (&later.time, later.number) == (&earlier.time, earlier.number));
+        Ok(found)
+    }
+
+    fn list_as(&self, named: impl Fn(&str) -> &str) -> Result<Vec<Archived>, AuditError> {
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(AuditError::at(&self.directory, &error)),
         };
-        let mut found: Vec<_> = entries.flatten().filter_map(|entry| self.read(entry.file_name().to_str()?)).collect();
+        let read = |name: &str| {
+            let (time, number) = self.read(named(name))?;
+            Some(Archived { time: time.to_owned(), number, name: name.to_owned() })
+        };
+        let mut found: Vec<_> = entries.flatten().filter_map(|entry| read(entry.file_name().to_str()?)).collect();
         found.sort();
         Ok(found)
     }
 
-    fn read(&self, name: &str) -> Option<Archived> {
+    fn read<'a>(&self, name: &'a str) -> Option<(&'a str, u64)> {
         let rest = name.strip_prefix(&self.stem)?.strip_prefix('-')?;
         let rest = rest.strip_suffix(&self.extension)?;
-        let rest = if self.extension.is_empty() { rest } else { rest.strip_suffix('.')? };
-        let (time, number) = rest.split_once('-')?;
-        let shaped = time.len() == 16 && time.ends_with('Z') && time.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        let number = number.parse().ok().filter(|_| shaped)?;
-        Some(Archived { time: time.to_owned(), number, name: name.to_owned() })
+        moment(if self.extension.is_empty() { rest } else { rest.strip_suffix('.')? })
     }
 
     /// The name of a file closed at `now`: later in the order than every other one, even where the clock was set
@@ -89,6 +100,27 @@ impl Archive {
         let dot = if self.extension.is_empty() { "" } else { "." };
         Ok(format!("{}-{time}-{number}{dot}{}", self.stem, self.extension))
     }
+}
+
+/// `<YYYYMMDDThhmmssZ>-<n>`.
+fn moment(text: &str) -> Option<(&str, u64)> {
+    let (time, number) = text.split_once('-')?;
+    let shaped = time.len() == 16 && time.ends_with('Z') && time.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    Some((time, number.parse().ok().filter(|_| shaped)?))
+}
+
+/// A file's name without what zstd and gzip put behind it.
+pub(super) fn unpacked(name: &str) -> &str {
+    name.strip_suffix(".zst").or_else(|| name.strip_suffix(".gz")).unwrap_or(name)
+}
+
+/// The parts of a name that an archive may have, whatever the log is called: stem, time, number.
+pub(super) fn archived(name: &str) -> Option<(&str, &str, u64)> {
+    let whole = unpacked(name);
+    let whole = whole.rsplit_once('.').map_or(whole, |(whole, _)| whole);
+    let (rest, number) = whole.rsplit_once('-')?;
+    let (stem, time) = rest.rsplit_once('-')?;
+    moment(whole.get(stem.len() + 1..)?).map(|_| (stem, time, number.parse().unwrap_or(0)))
 }
 
 #[cfg(test)]

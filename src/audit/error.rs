@@ -21,6 +21,9 @@ pub enum AuditError {
     /// There is nothing to read.
     #[error("{}: there is no such log; name its current file, or the configuration with -c", .0.display())]
     Absent(PathBuf),
+    /// A directory without a file of records.
+    #[error("{}: no log in this directory; name its current file, or where files called ….jsonl are", .0.display())]
+    NoLog(PathBuf),
     /// It may not be read.
     #[error("{}: may not be read by this user; run this as root, or as a member of the file's group", .0.display())]
     Unreadable(PathBuf),

@@ -4,6 +4,8 @@
 //! An id is [reserved](Shard::reserve) when a query is accepted, the record [appended](Shard::append) when it is
 //! answered, and a batch of records [committed](Shard::commit) by one write before the batch is sent.
 //!
+//! [`read_queries`] reads the records back, for the verbs that learn from them.
+//!
 //! What was not written is never silent: its ids are missing, a `gap` record names them, and [`verify()`] finds both.
 //! Every field is in [`FIELDS`] and docs/log.md.
 
@@ -20,6 +22,7 @@ mod meter;
 mod own;
 mod ranges;
 mod read;
+mod records;
 mod seal;
 mod settings;
 mod shard;
@@ -37,6 +40,7 @@ pub use format::text::render_line;
 pub use format::{FORMATS, Render};
 pub use log::Log;
 pub use meter::{Counts, Meter};
+pub use records::{QueriesProgress, QueriesRead, Query, Text, Told, read_queries};
 pub use settings::{OnFull, Settings};
 pub use shard::Shard;
 pub use tail::{Filter, Tail};

@@ -89,6 +89,11 @@ impl<'a> Head<'a> {
         micros(&self.ts).unwrap_or(0)
     }
 
+    /// Whether it is a query's record.
+    pub(super) fn is_query(&self) -> bool {
+        self.kind == "query"
+    }
+
     /// Whether it is a record of the log about itself.
     pub(super) fn is_log(&self) -> bool {
         self.kind == "log"
@@ -174,7 +179,7 @@ impl Past {
 
 /// RFC 3339 as [`crate::time::Wall`] writes it → microseconds since 1970. Days by Howard Hinnant, "chrono-compatible
 /// low-level date algorithms", `days_from_civil`.
-fn micros(stamp: &str) -> Option<u64> {
+pub(super) fn micros(stamp: &str) -> Option<u64> {
     let number = |from: usize, to: usize| stamp.get(from..to)?.parse::<u64>().ok();
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let year = year.checked_sub(u64::from(month <= 2))?;
