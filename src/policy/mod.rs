@@ -109,6 +109,12 @@ impl Policy {
         &self.segments
     }
 
+    /// The place of the segment of this name.
+    fn place_of(&self, segment: &str) -> Option<SegmentIndex> {
+        let place = self.segments.binary_search_by(|known| (*known.name).cmp(segment)).ok()?;
+        u32::try_from(place).ok().map(SegmentIndex)
+    }
+
     /// A rule.
     #[must_use]
     pub fn rule(&self, rule: RuleIndex) -> &Rule {

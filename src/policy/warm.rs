@@ -70,11 +70,6 @@ impl Policy {
         });
         warm.filter(|warm| decide_warm(self, warm).is_some()).collect()
     }
-
-    pub(super) fn place_of(&self, segment: &str) -> Option<SegmentIndex> {
-        let place = self.segments.binary_search_by(|known| (*known.name).cmp(segment)).ok()?;
-        u32::try_from(place).ok().map(SegmentIndex)
-    }
 }
 
 impl Asker {

@@ -80,7 +80,7 @@ impl Link {
         Ok(Self { address, carrier, connections, handshakes, handshake_failures })
     }
 
-    /// Whether nobody on the way can read what travels.
+    /// Whether nobody on the way can read or alter what travels.
     pub(super) const fn is_encrypted(&self) -> bool {
         !matches!(self.carrier, Carrier::Tcp)
     }

@@ -186,8 +186,7 @@ impl Server {
 
     /// Whether nobody on the way can have said what it says: it is on this host, or it has proved who it is.
     fn vouches(&self) -> bool {
-        let proved = matches!(self.transport, Transport::Tls { .. } | Transport::Https { .. });
-        proved || self.address.ip().is_loopback()
+        self.link.is_encrypted() || self.address.ip().is_loopback()
     }
 
     /// The whole reply; `None`: ask over TCP.

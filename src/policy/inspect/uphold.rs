@@ -40,12 +40,12 @@ impl Policy {
     /// segment's: who asked may have left it, others were told the same address meanwhile. So is what was opened for a
     /// warm name.
     fn holder(&self, basis: &Basis, element: &Element) -> Option<SegmentIndex> {
-        let named = self.segments.binary_search_by(|segment| segment.name.cmp(&basis.segment)).ok();
-        if let Some((place, segment)) = named.and_then(|place| Some((place, self.segments.get(place)?)))
+        if let Some(place) = self.place_of(&basis.segment)
+            && let Some(segment) = self.segments.get(place.0 as usize)
             && (segment.scope == GrantScope::Segment || basis.is_warm())
             && element.from == Scope::Segment(segment.id)
         {
-            return segment.reaches(element.to).then(|| u32::try_from(place).ok().map(SegmentIndex)).flatten();
+            return segment.reaches(element.to).then_some(place);
         }
         let holds = |asker: &Asker| self.scope(*asker, element.to).is_ok_and(|scope| scope == element.from);
         if let Some(name) = &basis.certificate {
