@@ -121,7 +121,7 @@ fn covers() -> Turn {
     for name in &asked {
         let reply = cover.hold(Named(name.clone()), 500);
         let covered = Covered { epoch: 1, until: Until::new(Tick(300_000_000), None), reply };
-        cover.put(who, &cover.asked(name.as_wire(), RecordType::A), covered);
+        cover.put(who, &cover.asked(name.as_wire(), RecordType::A), covered, 0);
     }
     Box::new(move || {
         for name in &asked {

@@ -1,15 +1,13 @@
 //! What upstream said: (view, name, type) → answer.
 
-use std::hash::BuildHasher;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
 use crate::cache::cover::Held;
 use crate::cache::flush::Flush;
-use crate::cache::shards::Shards;
+use crate::cache::questions::Questions;
 use crate::record::{Answer, Question};
 use crate::time::Tick;
 
@@ -52,24 +50,22 @@ pub enum Found<Id, R> {
 /// Answers, bounded in bytes.
 #[derive(Debug)]
 pub struct Answers<Id, R> {
-    table: Shards<(u32, Question), Arc<Known<Id, R>>>,
+    table: Questions<Arc<Known<Id, R>>>,
     /// How long past its end an answer is given out.
     stale: Duration,
-    hasher: RandomState,
 }
 
 impl<Id, R> Answers<Id, R> {
     /// An empty table of at most `bytes`; what ended no longer than `stale` ago is given out as such.
     #[must_use]
     pub fn new(bytes: usize, stale: Duration) -> Self {
-        Self { table: Shards::new(bytes), stale, hasher: RandomState::default() }
+        Self { table: Questions::new(bytes), stale }
     }
 
     /// What is known of `question` in an upstream's view.
     #[must_use]
     pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Found<Id, R>> {
-        let is = |key: &(u32, Question), _: &_| key.0 == view && key.1 == *question;
-        self.table.get(self.hash(view, question), is, |known| {
+        self.table.get(view, question, |known| {
             if known.told_until.since(now).as_secs() > 0 {
                 Some(Found::Lives(Arc::clone(known)))
             } else {
@@ -80,28 +76,28 @@ impl<Id, R> Answers<Id, R> {
 
     /// Drops what is known of `question`.
     pub fn remove(&self, view: u32, question: &Question) {
-        let is = |key: &(u32, Question), _: &_| key.0 == view && key.1 == *question;
-        self.table.remove(self.hash(view, question), is);
+        self.table.remove(view, question);
     }
 
-    /// Keeps an answer.
-    pub fn put(&self, view: u32, question: &Question, known: Arc<Known<Id, R>>) {
+    /// Keeps an answer; where the table was flushed since it had been `flushes` times, it does not.
+    pub fn put(&self, view: u32, question: &Question, known: Arc<Known<Id, R>>, flushes: u64) {
         let proof = known.answer.proof.iter().flat_map(|proof| proof.answers.iter().chain(&proof.authority));
         let records = known.answer.records.iter().chain(&known.answer.soa).chain(proof);
         // With each allocation's own: the record, its name and its data; the answer; what is left of a reply.
         let weight = records.map(|record| 80 + record.name.as_wire().len() + record.data.len()).sum::<usize>();
         let weight = weight + size_of::<Known<Id, R>>() + size_of::<Held<R>>() + 48;
-        let is = |key: &(u32, Question), _: &_| key.0 == view && key.1 == *question;
-        self.table.put(self.hash(view, question), is, ((view, question.clone()), known), weight, || 0);
+        self.table.put(view, question, known, weight, flushes);
     }
 
     /// Drops what `flush` names; how many.
     pub fn flush(&self, flush: &Flush) -> usize {
-        self.table.drop_all(|(_, question), _| flush.takes(question.name.as_wire()))
+        self.table.flush(flush)
     }
 
-    fn hash(&self, view: u32, question: &Question) -> u64 {
-        self.hasher.hash_one((view, question))
+    /// How often it was flushed.
+    #[must_use]
+    pub fn flushes(&self) -> u64 {
+        self.table.flushes()
     }
 
     /// How many.
@@ -161,6 +157,19 @@ mod tests {
         assert_eq!(**share("b"), "b");
     }
 
+    #[test]
+    fn what_was_asked_before_a_flush_is_not_kept_after_it() {
+        let answers = Answers::new(1 << 20, Duration::ZERO);
+        let question = |name| Question { name: Name::parse(name).unwrap(), kind: RecordType::A };
+        let before = answers.flushes();
+        answers.put(1, &question("a.example"), known(1, Tick(9_000_000)), before);
+        assert_eq!(answers.flush(&Flush { name: Name::parse("example").unwrap(), below: true }), 1);
+        answers.put(1, &question("a.example"), known(1, Tick(9_000_000)), before);
+        assert!(answers.is_empty());
+        answers.put(1, &question("a.example"), known(1, Tick(9_000_000)), answers.flushes());
+        assert_eq!(answers.len(), 1);
+    }
+
     proptest! {
         /// An answer is given out for the view, name and type that it was given for, the latest one, while a whole
         /// second of it is left; as ended, for as long as was said. Split horizons never mix.
@@ -180,7 +189,7 @@ mod tests {
             for (put, (fill, view, name, kind, moment)) in steps.into_iter().enumerate() {
                 let question = Question { name: Name::parse(name).unwrap(), kind: RecordType(kind) };
                 if fill {
-                    answers.put(view, &question, known(put, Tick(moment)));
+                    answers.put(view, &question, known(put, Tick(moment)), 0);
                     model.insert((view, question), (Tick(moment), put));
                     continue;
                 }

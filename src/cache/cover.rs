@@ -187,16 +187,23 @@ impl<V: Reply> Cover<V> {
         })
     }
 
-    /// Keeps a reply to `asked` that was made by [`Cover::hold`].
-    pub fn put(&self, who: Who, asked: &Asked<'_>, covered: Covered<V>) {
+    /// Keeps a reply to `asked` that was made by [`Cover::hold`]; where the table was flushed since it had been `flushes`
+    /// times, it does not.
+    pub fn put(&self, who: Who, asked: &Asked<'_>, covered: Covered<V>, flushes: u64) {
         let is = |whose: &Who, known: &Covered<V>| *whose == who && known.reply.answers(asked.name, asked.kind);
         let beside = || self.held.load(Ordering::Relaxed);
-        self.table.put(asked.hash ^ self.hash(who), is, (who, covered), 0, beside);
+        self.table.put(asked.hash ^ self.hash(who), is, (who, covered), 0, beside, flushes);
     }
 
     /// Drops what `flush` names, whoever it is for; how many.
     pub fn flush(&self, flush: &Flush) -> usize {
         self.table.drop_all(|_, covered| flush.takes(covered.reply.name()))
+    }
+
+    /// How often it was flushed.
+    #[must_use]
+    pub fn flushes(&self) -> u64 {
+        self.table.flushes()
     }
 }
 
@@ -238,7 +245,7 @@ mod tests {
         let told_until = Tick(100_000_000);
         let reply = cover.hold(Numbered(1, name.clone(), RecordType::A), 8);
         let covered = Covered { epoch: 3, until: Until::new(told_until, None), reply };
-        cover.put(who("192.0.2.1"), &cover.asked(name.as_wire(), RecordType::A), covered);
+        cover.put(who("192.0.2.1"), &cover.asked(name.as_wire(), RecordType::A), covered, 0);
         let get = |client, kind, epoch, now| {
             cover.get(who(client), &cover.asked(name.as_wire(), kind), epoch, Tick(now)).is_some()
         };
@@ -275,7 +282,7 @@ mod tests {
                 let reply = last.take().filter(|_| shared).unwrap_or_else(|| cover.hold(numbered, weight));
                 let covered = Covered { epoch: 1, until: Until::new(Tick(0), None), reply: Arc::clone(&reply) };
                 let asked = cover.asked(reply.1.as_wire(), RecordType::A);
-                cover.put(Who { segment: SegmentId(1), client }, &asked, covered);
+                cover.put(Who { segment: SegmentId(1), client }, &asked, covered, 0);
                 // One is held by who made it, and may come on top.
                 prop_assert!(cover.bytes() <= 64 * 4096 + reply.weight());
                 last = Some(reply);
@@ -305,7 +312,7 @@ mod tests {
                     let told_until = Tick(moment);
                     let reply = cover.hold(Numbered(put, name.clone(), kind), weight);
                     let covered = Covered { epoch, until: Until::new(told_until, None), reply };
-                    cover.put(who, &cover.asked(name.as_wire(), kind), covered);
+                    cover.put(who, &cover.asked(name.as_wire(), kind), covered, 0);
                     model.insert(key, (epoch, told_until, put));
                     continue;
                 }

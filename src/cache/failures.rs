@@ -1,13 +1,10 @@
 //! What failed upstream lately: (view, name, type) → why, and until when it is not asked again (RFC 9520).
 
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::quality::RandomState;
-
 use crate::cache::flush::Flush;
-use crate::cache::shards::Shards;
+use crate::cache::questions::Questions;
 use crate::record::Question;
 use crate::time::Tick;
 
@@ -32,8 +29,7 @@ pub enum Lately<F> {
 /// Failures, bounded in bytes.
 #[derive(Debug)]
 pub struct Failures<F> {
-    table: Shards<(u32, Question), Failed<F>>,
-    hasher: RandomState,
+    table: Questions<Failed<F>>,
 }
 
 #[derive(Debug)]
@@ -48,13 +44,13 @@ impl<F> Failures<F> {
     /// An empty table of at most `bytes`.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        Self { table: Shards::new(bytes), hasher: RandomState::default() }
+        Self { table: Questions::new(bytes) }
     }
 
     /// Why `question` failed lately in an upstream's view.
     #[must_use]
     pub fn get(&self, view: u32, question: &Question, now: Tick) -> Option<Lately<F>> {
-        self.table.get(self.hash(view, question), is(view, question), |failed| {
+        self.table.get(view, question, |failed| {
             if now < failed.rests_until {
                 Some(Lately::Rests(Arc::clone(&failed.why)))
             } else {
@@ -64,10 +60,9 @@ impl<F> Failures<F> {
     }
 
     /// Remembers that `question` failed; `weight` is about what `why` takes. Of those who waited for one exchange, the
-    /// first says so for all.
-    pub fn put(&self, view: u32, question: &Question, why: F, weight: usize, now: Tick) {
-        let hash = self.hash(view, question);
-        let before = self.table.get(hash, is(view, question), |failed| Some((failed.rests_until, failed.rest)));
+    /// first says so for all. Where the table was flushed since it had been `flushes` times, it does not count.
+    pub fn put(&self, view: u32, question: &Question, why: F, weight: usize, flushes: u64, now: Tick) {
+        let before = self.table.get(view, question, |failed| Some((failed.rests_until, failed.rest)));
         let rest = match before {
             Some((rests_until, _)) if now < rests_until => return,
             Some((rests_until, rest)) if now < rests_until + AGAIN => (rest * 2).min(REST_AT_MOST),
@@ -75,24 +70,23 @@ impl<F> Failures<F> {
         };
         let failed = Failed { why: Arc::new(why), rests_until: now + rest, rest };
         let weight = weight + question.name.as_wire().len() + 48;
-        self.table.put(hash, is(view, question), ((view, question.clone()), failed), weight, || 0);
+        self.table.put(view, question, failed, weight, flushes);
     }
 
     /// It was answered: what was before does not count.
     pub fn remove(&self, view: u32, question: &Question) {
-        // Nearly always there is none at all.
-        if self.table.len() > 0 {
-            self.table.remove(self.hash(view, question), is(view, question));
-        }
+        self.table.remove(view, question);
     }
 
     /// Drops what `flush` names; how many.
     pub fn flush(&self, flush: &Flush) -> usize {
-        self.table.drop_all(|(_, question), _| flush.takes(question.name.as_wire()))
+        self.table.flush(flush)
     }
 
-    fn hash(&self, view: u32, question: &Question) -> u64 {
-        self.hasher.hash_one((view, question))
+    /// How often it was flushed.
+    #[must_use]
+    pub fn flushes(&self) -> u64 {
+        self.table.flushes()
     }
 
     /// How many.
@@ -106,10 +100,6 @@ impl<F> Failures<F> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-fn is<V>(view: u32, question: &Question) -> impl Fn(&(u32, Question), &V) -> bool {
-    move |key, _| key.0 == view && key.1 == *question
 }
 
 #[cfg(test)]
@@ -127,9 +117,9 @@ mod tests {
         let (failures, question) = (Failures::new(1 << 20), question("a.example"));
         let mut now = Tick(1_000_000);
         for rest in [1, 2, 4, 8, 10, 10] {
-            failures.put(1, &question, rest, 0, now);
+            failures.put(1, &question, rest, 0, 0, now);
             // Others that waited for the same exchange.
-            failures.put(1, &question, 99, 0, now);
+            failures.put(1, &question, 99, 0, 0, now);
             let ends = now + Duration::from_secs(rest);
             let last = ends - Duration::from_micros(1);
             assert_eq!(failures.get(1, &question, last), Some(Lately::Rests(Arc::new(rest))));
@@ -138,7 +128,7 @@ mod tests {
             now = ends + Duration::from_secs(1);
         }
         now = now + AGAIN + REST_AT_MOST;
-        failures.put(1, &question, 1, 0, now);
+        failures.put(1, &question, 1, 0, 0, now);
         let after = failures.get(1, &question, now + Duration::from_secs(1));
         assert!(matches!(after, Some(Lately::Doubtful(_))), "after a while it is a new failure");
     }
@@ -146,14 +136,14 @@ mod tests {
     #[test]
     fn is_of_one_view_name_and_type_and_forgotten_with_the_first_answer() {
         let failures = Failures::new(1 << 20);
-        failures.put(1, &question("a.example"), (), 0, Tick(0));
+        failures.put(1, &question("a.example"), (), 0, 0, Tick(0));
         assert_eq!(failures.get(2, &question("a.example"), Tick(0)), None);
         assert_eq!(failures.get(1, &question("b.example"), Tick(0)), None);
         let other = Question { kind: RecordType::AAAA, ..question("a.example") };
         assert_eq!(failures.get(1, &other, Tick(0)), None);
         failures.remove(1, &question("a.example"));
         assert!(failures.get(1, &question("a.example"), Tick(0)).is_none() && failures.is_empty());
-        failures.put(1, &question("a.example"), (), 0, Tick(500_000));
+        failures.put(1, &question("a.example"), (), 0, 0, Tick(500_000));
         let after = failures.get(1, &question("a.example"), Tick(1_500_000));
         assert!(matches!(after, Some(Lately::Doubtful(_))), "the next failure is the first again");
     }
@@ -163,7 +153,7 @@ mod tests {
     fn stays_within_its_bytes() {
         let failures = Failures::new(64 * 1024);
         for number in 0..10_000 {
-            failures.put(1, &question(&format!("n{number}.example")), (), 100, Tick(0));
+            failures.put(1, &question(&format!("n{number}.example")), (), 100, 0, Tick(0));
         }
         assert!(!failures.is_empty() && failures.table.bytes() <= 64 * 1024);
     }

@@ -12,6 +12,7 @@ mod failures;
 mod flush;
 mod local;
 mod named;
+mod questions;
 mod settings;
 mod shards;
 

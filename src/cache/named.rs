@@ -60,7 +60,7 @@ impl Named {
         // With each allocation's own.
         let weight = names.iter().map(|(name, _)| 56 + name.as_wire().len()).sum();
         let is = |key: &(Who, IpAddr), _: &_| *key == (who, address);
-        self.table.put(self.hash(who, address), is, ((who, address), names), weight, || 0);
+        self.table.put(self.hash(who, address), is, ((who, address), names), weight, || 0, self.table.flushes());
     }
 
     fn hash(&self, who: Who, address: IpAddr) -> u64 {

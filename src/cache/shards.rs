@@ -2,7 +2,7 @@
 //! stays for another round, what was not goes (the clock algorithm; F. J. Corbató, "A paging experiment with the Multics
 //! system", 1968). So a look-up sets one flag of the entry that it found, and relinks nothing.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -38,6 +38,7 @@ pub(super) struct Shards<K, V> {
     limit: usize,
     len: AtomicUsize,
     bytes: AtomicUsize,
+    flushes: AtomicU64,
 }
 
 /// The upper bits choose the shard, the lower half is kept with the entry; a table looks at both ends of its 64 bits.
@@ -58,6 +59,7 @@ impl<K, V> Shards<K, V> {
             limit: bytes,
             len: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            flushes: AtomicU64::new(0),
         }
     }
 
@@ -82,8 +84,9 @@ impl<K, V> Shards<K, V> {
     }
 
     /// Stores an entry that weighs `weight` bytes besides itself, in place of the one that `is` knows; what is not used
-    /// makes room. An entry heavier than a shard is not stored. `beside` is what counts towards
-    /// the bound besides the entries, and may fall as they go.
+    /// makes room. An entry heavier than a shard is not stored, nor one of before a flush: `flushes` is what
+    /// [`Shards::flushes`] said when it was begun to be made. `beside` is what counts towards the bound besides the
+    /// entries, and may fall as they go.
     pub(super) fn put(
         &self,
         hash: u64,
@@ -91,6 +94,7 @@ impl<K, V> Shards<K, V> {
         (key, value): (K, V),
         weight: usize,
         beside: impl Fn() -> usize,
+        flushes: u64,
     ) {
         let weighed = weight + size_of::<Slot<K, V>>() + OVERHEAD;
         let most = self.limit / SHARDS;
@@ -98,6 +102,10 @@ impl<K, V> Shards<K, V> {
         let Ok(charged) = u32::try_from(weighed) else { return };
         let hash = lower(hash);
         let mut shard = shard.lock();
+        // Of a flush that is not seen here, the lock of this shard comes later.
+        if self.flushes() != flushes {
+            return;
+        }
         let len = shard.entries.len();
         let mut before = shard.bytes;
         shard.bytes += weighed;
@@ -143,8 +151,9 @@ impl<K, V> Shards<K, V> {
         }
     }
 
-    /// Drops every entry that `goes` says it of, shard by shard; how many.
+    /// A flush: drops every entry that `goes` says it of, shard by shard; how many.
     pub(super) fn drop_all(&self, goes: impl Fn(&K, &V) -> bool) -> usize {
+        self.flushes.fetch_add(1, Ordering::AcqRel);
         let mut dropped = 0;
         for shard in &self.shards {
             let mut shard = shard.lock();
@@ -163,6 +172,11 @@ impl<K, V> Shards<K, V> {
             dropped += gone;
         }
         dropped
+    }
+
+    /// How often it was flushed. Who sees a flush here sees also what was done before it.
+    pub(super) fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::Acquire)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -209,7 +223,7 @@ mod tests {
     }
 
     fn put(shards: &Shards<u64, u64>, key: u64) {
-        shards.put(hash(key), |known, _| *known == key, (key, key), 0, || 0);
+        shards.put(hash(key), |known, _| *known == key, (key, key), 0, || 0, shards.flushes());
     }
 
     proptest! {
@@ -225,7 +239,7 @@ mod tests {
                     shards.remove(hash(removed.into()), |known: &u8, _| *known == removed);
                     prop_assert_eq!(shards.get(hash(removed.into()), |known, _| *known == removed, |_| Some(())), None);
                 }
-                shards.put(hash(key.into()), |known, _| *known == key, (key, weight), weight, || 0);
+                shards.put(hash(key.into()), |known, _| *known == key, (key, weight), weight, || 0, 0);
                 let held: usize = shards.shards.iter().map(|shard| shard.lock().bytes).sum();
                 let len: usize = shards.shards.iter().map(|shard| shard.lock().entries.len()).sum();
                 let charged: usize =

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use crate::gate::{Gate, Rulebook, who};
 use crate::grant::Granted;
 use crate::name::{Name, labels};
-use crate::policy::{Asker, Own, Refusal, Verdict, decide};
+use crate::policy::{Own, Refusal, Verdict, decide};
 use crate::record::{Record, RecordType};
 use crate::time::{Now, Ttl};
 use crate::wire::Query;
@@ -40,10 +40,10 @@ impl Gate {
     }
 
     /// Remembers under which name the addresses of an answer are open.
-    pub(super) fn name_addresses(&self, rulebook: &Rulebook, asker: Asker, granted: &Granted) {
+    pub(super) fn name_addresses(&self, rulebook: &Rulebook, granted: &Granted) {
         let (cleared, now) = (granted.cleared(), self.clock.tick());
         let Some(until) = granted.open_until() else { return };
-        let who = who(&rulebook.policy, asker);
+        let who = who(&rulebook.policy, cleared.permit().asker());
         for address in cleared.answer().records.iter().filter_map(Record::address) {
             self.named.put(who, address, &cleared.permit().question().name, until, now);
         }

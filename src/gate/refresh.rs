@@ -20,8 +20,8 @@ use crate::record::Question;
 use crate::time::Tick;
 use crate::upstream::Ports;
 
-/// Refreshes under way at once; past it none is begun, and who would have waited is told what there is (guessed: an
-/// eighth of the exchanges that there may be).
+/// Refreshes under way at once; past it none is begun, and who would have waited asks in its own place (guessed: an eighth
+/// of the exchanges that there may be).
 const MOST: usize = 1_024;
 
 /// What is refreshed once at a time.
@@ -177,13 +177,16 @@ async fn refresh(gate: Arc<Gate>, ports: Arc<Ports>, order: Order) {
     let Order { work, id, place } = order;
     let asking = |renews| Asking { id, ports: &ports, deadline: Instant::now() + gate.deadlines.query, renews };
     match work {
-        Work::Ask(permit) => {
+        // A policy that came since it was ordered may refuse it (I1). What comes of it opens nothing and tells nobody: who
+        // waits, or comes later, takes it on a permit of its own.
+        Work::Ask(permit) if gate.stands(&permit) => {
             let name = permit.question().name.as_wire();
             if let Some(upstream) = gate.upstreams.route(&permit.segment().name, name) {
                 // What came of it is in the tables.
                 let _ = gate.fetch(upstream, &permit, &asking(Tick(0))).await;
             }
         }
+        Work::Ask(_) => {}
         Work::Renew(permit, told) => gate.renew(permit, &asking(told)).await,
     }
     drop(place);

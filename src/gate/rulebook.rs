@@ -137,14 +137,15 @@ impl Gate {
     }
 
     /// Drops what is cached of some names: what is known, what failed, and what is prepared, also what each thread keeps.
-    /// What is open stays open.
+    /// What is being asked meanwhile is not kept. What is open stays open.
     pub fn flush(&self, flush: &Flush) -> Flushed {
+        // First: who looks up what is gone asks anew.
+        self.upstreams.forget();
         let flushed = Flushed {
             answers: self.answers.flush(flush),
             failures: self.failures.flush(flush),
             replies: self.cover.flush(flush),
         };
-        self.upstreams.forget_keys();
         // Last: what a thread looks up again is gone by then.
         self.rulebook.load().flushes.fetch_add(1, Ordering::Relaxed);
         flushed

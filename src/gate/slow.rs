@@ -52,6 +52,8 @@ pub(super) struct Asking<'a> {
 pub(super) struct Opened {
     pub(super) granted: Granted,
     source: Source,
+    /// How often the cover had been flushed before.
+    flushes: u64,
 }
 
 /// An answer with what is known of it.
@@ -113,11 +115,11 @@ impl Gate {
                 }
             };
             let Some(opened) = self.open(&rulebook, permit, observing, &asking).await? else { continue };
-            let Opened { granted, source } = opened;
-            self.name_addresses(&rulebook, granted.cleared().permit().asker(), &granted);
+            let Opened { granted, source, flushes } = opened;
+            self.name_addresses(&rulebook, &granted);
             let covered = self.prepare(&rulebook, &granted, &source);
             if source.lasts {
-                self.keep(&rulebook, &granted, covered.clone());
+                self.keep(&rulebook, &granted, covered.clone(), flushes);
             }
             return Ok((Conclusion::Told { covered, cache: source.cache }, rulebook));
         }
@@ -133,8 +135,8 @@ impl Gate {
         observing: bool,
         asking: &Asking<'_>,
     ) -> Result<Option<Opened>, Failure> {
-        let edition = rulebook.edition();
-        let Resolved { answer, told_until, mut source } = self.resolve_chain(rulebook, &permit, asking).await?;
+        let flushes = self.cover.flushes();
+        let Resolved { answer, told_until, source } = self.resolve_chain(rulebook, &permit, asking).await?;
         let now = self.clock.now();
         if observing && !permit.segment().observes(now.wall) {
             // What may pass while a segment observes may not any more, and nothing would be opened for it.
@@ -166,19 +168,27 @@ impl Gate {
                 }
             }
         };
-        // What was flushed meanwhile is not kept again.
-        source.lasts &= rulebook.edition() == edition;
-        Ok((self.rulebook.load().epoch == rulebook.epoch).then_some(Opened { granted, source }))
+        Ok((self.rulebook.load().epoch == rulebook.epoch).then_some(Opened { granted, source, flushes }))
+    }
+
+    /// Whether this permit would be given now, by the policy in force.
+    pub(super) fn stands(&self, permit: &Permit) -> bool {
+        let rulebook = self.rulebook.load();
+        still_decides(&rulebook, permit) || {
+            let (Question { name, kind }, wall) = (permit.question(), self.clock.now().wall);
+            Arc::ptr_eq(permit.policy(), &rulebook.policy)
+                && matches!(decide(&rulebook.policy, permit.asker(), name.as_wire(), *kind, wall), Verdict::Permit(_))
+        }
     }
 
     /// Renews what was told on this permit, where it still stands. Where that fails, nothing has changed.
     pub(super) async fn renew(&self, permit: Permit, asking: &Asking<'_>) {
         let rulebook = self.rulebook.load_full();
         if still_decides(&rulebook, &permit)
-            && let Ok(Some(Opened { granted, source })) = self.open(&rulebook, permit, false, asking).await
+            && let Ok(Some(Opened { granted, source, flushes })) = self.open(&rulebook, permit, false, asking).await
             && source.lasts
         {
-            self.keep(&rulebook, &granted, self.prepare(&rulebook, &granted, &source));
+            self.keep(&rulebook, &granted, self.prepare(&rulebook, &granted, &source), flushes);
         }
     }
 
@@ -202,11 +212,11 @@ impl Gate {
     }
 
     /// Keeps a reply for those whom it was granted to.
-    fn keep(&self, rulebook: &Rulebook, granted: &Granted, covered: Covered<Prepared>) {
+    fn keep(&self, rulebook: &Rulebook, granted: &Granted, covered: Covered<Prepared>, flushes: u64) {
         let permit = granted.cleared().permit();
         let who = who(&rulebook.policy, permit.asker());
         let Question { name, kind } = permit.question();
-        self.cover.put(who, &self.cover.asked(name.as_wire(), *kind), covered);
+        self.cover.put(who, &self.cover.asked(name.as_wire(), *kind), covered, flushes);
     }
 
     /// The answer to a permitted question. An upstream is expected to recurse; a chain that is left open (a local
@@ -279,11 +289,11 @@ impl Gate {
             _ => None,
         };
         match (old, self.failures.get(view, question, now)) {
-            (Some(old), Some(Lately::Rests(failure))) => Ok(self.stale(&old, &failure.ede.text)),
+            (Some(old), Some(Lately::Rests(failure))) => self.instead(&old, &failure),
             (Some(old), Some(Lately::Doubtful(failure))) => {
                 // Nobody waits for what is not expected.
                 let _refresh = self.refreshes.begin(view, permit, asking.id);
-                Ok(self.stale(&old, &failure.ede.text))
+                self.instead(&old, &failure)
             }
             (Some(old), None) => self.ask_in_time(upstream, permit, asking, &old).await,
             (None, Some(Lately::Rests(failure))) => Err(Failure::clone(&failure)),
@@ -303,8 +313,8 @@ impl Gate {
         let Some(refresh) = self.refreshes.begin(view, permit, asking.id) else {
             // Others refresh much: this one asks in its own place.
             return match timeout_at(asking.deadline - STALE_BEFORE, self.fetch(upstream, permit, asking)).await {
-                Ok(Err(failure)) if failure.reason != Reason::Dnssec => Ok(self.stale(old, &failure.ede.text)),
-                Ok(settled) => settled,
+                Ok(Ok(resolved)) => Ok(resolved),
+                Ok(Err(failure)) => self.instead(old, &failure),
                 Err(_) => Ok(self.stale(old, "no upstream answered in time")),
             };
         };
@@ -315,12 +325,19 @@ impl Gate {
                 let cache = if known.origin == asking.id { CacheUse::Miss } else { CacheUse::Open };
                 Ok(Resolved::of(known, cache))
             }
-            // Who forges an answer is not to have the one before it told instead.
-            (None, Some(Lately::Rests(failure))) if failure.reason == Reason::Dnssec => Err(Failure::clone(&failure)),
-            (_, Some(Lately::Rests(failure) | Lately::Doubtful(failure))) => Ok(self.stale(old, &failure.ede.text)),
+            (_, Some(Lately::Rests(failure) | Lately::Doubtful(failure))) => self.instead(old, &failure),
             // What upstream said may not be kept.
             (None, None) => self.fetch(upstream, permit, asking).await,
             (Some(Found::Ended(_)), None) => Ok(self.stale(old, "no upstream answered in time")),
+        }
+    }
+
+    /// The answer that has ended, instead of the failure to get another. But who forges an answer is not to have the one
+    /// before it told.
+    fn instead(&self, old: &Known<Option<RecordId>, Prepared>, failure: &Failure) -> Result<Resolved, Failure> {
+        match failure.reason {
+            Reason::Dnssec => Err(failure.clone()),
+            _ => Ok(self.stale(old, &failure.ede.text)),
         }
     }
 
@@ -337,7 +354,7 @@ impl Gate {
         Resolved { answer, told_until, source }
     }
 
-    /// Asks an upstream, and keeps what comes of it.
+    /// Asks an upstream, and keeps what comes of it, unless what is known was flushed meanwhile.
     pub(super) async fn fetch(
         &self,
         upstream: &Upstream,
@@ -345,6 +362,7 @@ impl Gate {
         asking: &Asking<'_>,
     ) -> Result<Resolved, Failure> {
         let (view, question) = (upstream.view().0, permit.question());
+        let (answers, failures) = (self.answers.flushes(), self.failures.flushes());
         let answer = match self.upstreams.resolve(upstream, permit, asking.ports, asking.deadline).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -361,7 +379,7 @@ impl Gate {
                 };
                 if error.is_of_upstream() {
                     let (remembered, weight) = (failure.clone().remembered(), failure.weight());
-                    self.failures.put(view, question, remembered, weight, self.clock.tick());
+                    self.failures.put(view, question, remembered, weight, failures, self.clock.tick());
                 }
                 return Err(failure);
             }
@@ -377,7 +395,7 @@ impl Gate {
             return Ok(Resolved { answer, told_until, source });
         }
         let known = Arc::new(Known { answer, told_until, origin: asking.id, last: Mutex::default() });
-        self.answers.put(view, question, Arc::clone(&known));
+        self.answers.put(view, question, Arc::clone(&known), answers);
         Ok(Resolved::of(known, CacheUse::Miss))
     }
 }

@@ -42,6 +42,7 @@ mod udp;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -151,7 +152,9 @@ impl Ports {
 pub struct Upstreams {
     upstreams: Vec<Arc<Upstream>>,
     zones: HashMap<Name, Zone, RandomState>,
-    inflight: inflight::Inflight<(ViewId, Question), Answer>,
+    inflight: inflight::Inflight<(u64, ViewId, Question), Answer>,
+    /// How often [`Upstreams::forget`] was called.
+    forgotten: AtomicU64,
     validators: dnssec::Validators,
 }
 
@@ -220,7 +223,8 @@ impl Upstreams {
         }
         mistakes.dedup();
         let validators = dnssec::Validators::new(&upstreams, clock);
-        let upstreams = Self { upstreams, zones, inflight: inflight::Inflight::new(), validators };
+        let (inflight, forgotten) = (inflight::Inflight::new(), AtomicU64::new(0));
+        let upstreams = Self { upstreams, zones, inflight, forgotten, validators };
         if mistakes.is_empty() { Ok(upstreams) } else { Err(mistakes) }
     }
 
@@ -269,7 +273,7 @@ impl Upstreams {
         ports: &Ports,
         deadline: Instant,
     ) -> Result<Answer, UpstreamError> {
-        let key = (upstream.view, question.clone());
+        let key = (self.forgotten.load(Ordering::Relaxed), upstream.view, question.clone());
         let ends = deadline.checked_sub(MARGIN).unwrap_or(deadline);
         self.inflight.join(&key, deadline, || self.ask(upstream, question, ports, ends)).await
     }
@@ -295,8 +299,9 @@ impl Upstreams {
         Ok(reply.answer)
     }
 
-    /// Forgets what servers said of keys and delegations.
-    pub fn forget_keys(&self) {
+    /// Forgets what servers said of keys and delegations. Who asks from now on does not share what was asked before.
+    pub fn forget(&self) {
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
         self.upstreams.iter().for_each(|upstream| upstream.keys.clear());
     }
 

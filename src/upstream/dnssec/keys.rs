@@ -25,6 +25,8 @@ pub(in crate::upstream) struct Keys(Mutex<Table>);
 struct Table {
     kept: HashMap<Question, Kept, RandomState>,
     bytes: usize,
+    /// How often it was cleared.
+    clears: u64,
 }
 
 #[derive(Debug)]
@@ -52,10 +54,13 @@ impl Keys {
         self.0.lock().kept.get(question).filter(|kept| kept.until > now).map(|kept| Arc::clone(&kept.message))
     }
 
-    /// Keeps a message for `ttl`. Whatever comes first in the table makes room: it is asked for again where it is needed.
-    pub(super) fn put(&self, question: Question, message: Arc<[u8]>, now: Tick, ttl: Ttl) {
+    /// Keeps a message for `ttl`, unless everything was forgotten since it had been `clears` times. Whatever comes first in the table makes room: it is asked for again where it is needed.
+    pub(super) fn put(&self, question: Question, message: Arc<[u8]>, now: Tick, ttl: Ttl, clears: u64) {
         let kept = Kept { message, until: now + ttl.duration().min(LONGEST) };
         let mut table = self.0.lock();
+        if table.clears != clears {
+            return;
+        }
         table.remove(&question);
         table.bytes += kept.weight();
         table.kept.insert(question.clone(), kept);
@@ -73,7 +78,13 @@ impl Keys {
 
     /// Forgets everything.
     pub(in crate::upstream) fn clear(&self) {
-        *self.0.lock() = Table::default();
+        let mut table = self.0.lock();
+        *table = Table { clears: table.clears + 1, ..Table::default() };
+    }
+
+    /// How often everything was forgotten.
+    pub(super) fn clears(&self) -> u64 {
+        self.0.lock().clears
     }
 }
 
@@ -90,8 +101,8 @@ mod tests {
     #[test]
     fn a_message_is_kept_for_its_time() {
         let keys = Keys::default();
-        keys.put(question(0), Arc::from([0]), Tick(0), Ttl::from_wire(60));
-        keys.put(question(1), Arc::from([1]), Tick(0), Ttl::from_wire(86_400));
+        keys.put(question(0), Arc::from([0]), Tick(0), Ttl::from_wire(60), 0);
+        keys.put(question(1), Arc::from([1]), Tick(0), Ttl::from_wire(86_400), 0);
         assert_eq!(keys.get(&question(0), Tick(59_999_999)).as_deref(), Some(&[0][..]));
         assert_eq!(keys.get(&question(0), Tick(60_000_000)), None);
         assert_eq!(keys.get(&question(1), Tick(3_599_000_000)).as_deref(), Some(&[1][..]));
@@ -99,6 +110,7 @@ mod tests {
         keys.forget([&question(1), &question(2)]);
         assert_eq!(keys.get(&question(1), Tick(0)), None);
         keys.clear();
+        keys.put(question(0), Arc::from([0]), Tick(0), Ttl::from_wire(60), 0);
         let table = keys.0.lock();
         assert_eq!((table.kept.len(), table.bytes), (0, 0));
     }
@@ -109,10 +121,10 @@ mod tests {
         let keys = Keys::default();
         let long: Arc<[u8]> = Arc::from(vec![0; 64 * 1024]);
         for number in 0..1_000 {
-            keys.put(question(number), Arc::clone(&long), Tick(0), Ttl::from_wire(60));
+            keys.put(question(number), Arc::clone(&long), Tick(0), Ttl::from_wire(60), 0);
             assert!(keys.0.lock().bytes <= BYTES);
             assert!(keys.get(&question(number), Tick(0)).is_some());
-            keys.put(question(number), Arc::clone(&long), Tick(0), Ttl::from_wire(60));
+            keys.put(question(number), Arc::clone(&long), Tick(0), Ttl::from_wire(60), 0);
         }
         let table = keys.0.lock();
         assert_eq!(table.bytes, table.kept.values().map(Kept::weight).sum::<usize>());

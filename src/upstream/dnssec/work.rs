@@ -165,7 +165,7 @@ pub(super) struct Asker {
     pub(super) upstream: Arc<Upstream>,
     pub(super) ports: Arc<Ports>,
     pub(super) keys: Arc<Keys>,
-    pub(super) inflight: Arc<Inflight<Question, Arc<[u8]>>>,
+    pub(super) inflight: Arc<Inflight<(u64, Question), Arc<[u8]>>>,
     pub(super) clock: Clock,
 }
 
@@ -199,7 +199,9 @@ impl Asker {
         if let Some(known) = self.keys.get(&question, self.clock.tick()) {
             return DnsResponse::from_buffer(known.to_vec()).map_err(NetError::from);
         }
-        let fetched = self.inflight.join(&question, deadline, || self.fetch(&query, &question, deadline)).await;
+        // What was asked before everything was forgotten is not shared, nor kept.
+        let key = (self.keys.clears(), question);
+        let fetched = self.inflight.join(&key, deadline, || self.fetch(&query, &key, deadline)).await;
         let message = match fetched {
             Ok(message) => message,
             Err(error) => {
@@ -215,7 +217,12 @@ impl Asker {
     }
 
     /// Asks the upstream; what was asked for is kept.
-    async fn fetch(&self, query: &Query, question: &Question, deadline: Instant) -> Result<Arc<[u8]>, UpstreamError> {
+    async fn fetch(
+        &self,
+        query: &Query,
+        (clears, question): &(u64, Question),
+        deadline: Instant,
+    ) -> Result<Arc<[u8]>, UpstreamError> {
         let reply = self.upstream.exchange(question, &self.ports, deadline).await?;
         let bogus = |error: ProtoError| UpstreamError::Bogus {
             name: question.name.clone(),
@@ -223,7 +230,7 @@ impl Asker {
         };
         let response = DnsResponse::from_buffer(reply.message).map_err(bogus)?;
         let message: Arc<[u8]> = asked_for(&response, query).to_vec().map_err(bogus)?.into();
-        self.keys.put(question.clone(), Arc::clone(&message), self.clock.tick(), reply.answer.ttl());
+        self.keys.put(question.clone(), Arc::clone(&message), self.clock.tick(), reply.answer.ttl(), *clears);
         Ok(message)
     }
 }
