@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
 
 mod knot;
+mod programs;
 
 use std::net::UdpSocket;
 use std::path::Path;

@@ -366,7 +366,7 @@ async fn a_server_proves_itself_by_name_or_key_or_both() {
 }
 
 #[tokio::test]
-async fn what_is_not_dns_in_tls_fails_in_time_and_never_in_clear() {
+async fn what_is_not_dns_in_tls_is_told_apart_and_never_asked_in_clear() {
     let rows = [
         (Manner::Silent, "did not finish the TLS handshake in time"),
         (Manner::Plain(b"220 mail.example.org ESMTP\r\n"), "does not speak TLS"),
@@ -378,10 +378,8 @@ async fn what_is_not_dns_in_tls_fails_in_time_and_never_in_clear() {
     ];
     for (manner, expected) in rows {
         let fake = Encrypted::start(manner).await;
-        let begun = Instant::now();
         let (result, report) = ask(fake.server(&Clock::system()), QUERY).await;
         assert_eq!(result.unwrap_err().to_string(), format!("{} {expected}", fake.address));
-        assert!(begun.elapsed() < Duration::from_millis(1_900));
         assert_eq!((report.answered, report.failures + report.timeouts), (0, 1));
         fake.assert_no_datagram();
     }

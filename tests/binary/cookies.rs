@@ -1,28 +1,14 @@
 //! DNS cookies with Knot, which answers nothing over UDP without one of its own.
 
-use std::process::{Child, Command, Stdio};
-
 use crate::dns::{Client, addresses};
 use crate::harness::{Site, free_port, loopback, until};
-
-/// A running Knot; stopped by its own handle.
-struct Knot(Child);
-
-impl Drop for Knot {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::programs::{Running, are_here, command};
 
 #[test]
 fn knot_is_shown_the_cookie_that_it_gave() {
-    let is_here = |program: &&str| Command::new(program).arg("-V").stdout(Stdio::null()).status().is_ok();
-    let Some(program) = ["knotd", "/usr/sbin/knotd"].into_iter().find(is_here) else {
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "knotd is missing");
-        println!("skipped: there is no knotd");
+    if !are_here(&["knotd"]) {
         return;
-    };
+    }
     let address = loopback(free_port());
     let site = Site::new().with_servers(&[address]);
     let root = site.directory.display();
@@ -41,10 +27,7 @@ fn knot_is_shown_the_cookie_that_it_gave() {
             address.port(),
         ),
     );
-    let config = site.path("knot/knot.conf");
-    let command = &mut Command::new(program);
-    let started = command.args(["-c", config.to_str().unwrap()]).stdin(Stdio::null());
-    let _knot = Knot(started.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let _knot = Running::start(command("knotd").arg("-c").arg(site.path("knot/knot.conf")));
     until("knot listens", || std::net::TcpStream::connect(address).is_ok());
     // Who shows no cookie is answered as ever; who shows half of one gets BADCOOKIE.
     until("knot has loaded its zone", || addresses(&Client::new(address).told("a.example.net")) == ["198.51.100.7"]);

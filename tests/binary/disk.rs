@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::dns::{Client, Stream, a};
-use crate::harness::{Site, privileged, small_disk, until, with_own_mounts};
+use crate::harness::{Node, Site, privileged, small_disk, until, with_own_mounts};
 use crate::upstream::Upstream;
 
 /// Takes all the room that is left on the disk of `path`.
@@ -23,28 +23,30 @@ fn ready(site: &Site) -> (u16, Value) {
     (status, serde_json::from_str(&body).unwrap())
 }
 
-/// Its log on a disk of 2 MiB, the only one that is full.
-fn site(on_full: &str, upstream: &Upstream) -> Site {
-    let site = Site::new().with_servers(&[upstream.address]);
-    small_disk(&site.path("disk"), 2 << 20);
-    site.with(
-        "audit",
-        format!(
-            "[audit]\nfile = \"disk/query.jsonl\"\non_full = \"{on_full}\"\nrotate_size = \"1MiB\"\n\
-             max_size = \"2MiB\"\nmin_free = \"1KiB\""
-        ),
-    )
-}
-
-#[test]
-fn a_full_disk_silences_it_until_there_is_room() {
+/// A node with its log on a disk of 2 MiB, the only one that will be full.
+fn on_a_small_disk(on_full: &str, test: impl FnOnce(&Site, Node) + Send) {
     if !privileged() {
         return;
     }
     with_own_mounts(|| {
         let upstream = Upstream::start();
-        let site = site("refuse", &upstream);
-        let mut node = site.start();
+        let site = Site::new().with_servers(&[upstream.address]);
+        small_disk(&site.path("disk"), 2 << 20);
+        let site = site.with(
+            "audit",
+            format!(
+                "[audit]\nfile = \"disk/query.jsonl\"\non_full = \"{on_full}\"\nrotate_size = \"1MiB\"\n\
+                 max_size = \"2MiB\"\nmin_free = \"1KiB\""
+            ),
+        );
+        let node = site.start();
+        test(&site, node);
+    });
+}
+
+#[test]
+fn a_full_disk_silences_it_until_there_is_room() {
+    on_a_small_disk("refuse", |site, mut node| {
         let client = Client::new(site.dns);
         client.told("www.corp.example");
         fill(&site.path("disk/filler"));
@@ -56,7 +58,7 @@ fn a_full_disk_silences_it_until_there_is_room() {
             asked += (0..100).take_while(|_| impatient.ask(&a("www.corp.example")).is_some()).count();
             assert!(asked < 20_000, "the disk is not full");
         }
-        let (status, body) = ready(&site);
+        let (status, body) = ready(site);
         assert_eq!((status, &body["waiting"]), (503, &serde_json::json!(["the query log cannot be written"])));
         // Whatever is asked, and however.
         let before = refused();
@@ -80,7 +82,7 @@ fn a_full_disk_silences_it_until_there_is_room() {
 
         fs::remove_file(site.path("disk/filler")).unwrap();
         until("it answers again", || impatient.ask(&a("www.corp.example")).is_some());
-        until("it is ready again", || ready(&site).0 == 200);
+        until("it is ready again", || ready(site).0 == 200);
         client.told("www.corp.example");
         let lost = refused();
         assert_eq!(node.stop(), Some(0));
@@ -93,18 +95,12 @@ fn a_full_disk_silences_it_until_there_is_room() {
 
 #[test]
 fn a_full_disk_does_not_hold_up_the_end() {
-    if !privileged() {
-        return;
-    }
-    with_own_mounts(|| {
-        let upstream = Upstream::start();
-        let site = site("refuse", &upstream);
-        let mut node = site.start();
+    on_a_small_disk("refuse", |site, mut node| {
         fill(&site.path("disk/filler"));
         let client = Client::new(site.dns).patience(Duration::from_millis(300));
         until("the disk is full", || {
             (0..100).all(|_| client.ask(&a("www.corp.example")).is_some());
-            ready(&site).0 == 503
+            ready(site).0 == 503
         });
         let before = site.metric("outgate_audit_refused_total");
         let mut stream = Stream::new(site.dns);
@@ -130,16 +126,10 @@ fn a_full_disk_does_not_hold_up_the_end() {
 
 #[test]
 fn with_on_full_drop_it_answers_and_declares_what_is_missing() {
-    if !privileged() {
-        return;
-    }
-    with_own_mounts(|| {
-        let upstream = Upstream::start();
-        let site = site("drop", &upstream);
-        let mut node = site.start();
+    on_a_small_disk("drop", |site, mut node| {
         let client = Client::new(site.dns);
         fill(&site.path("disk/filler"));
-        let usable = || ready(&site).0 == 200;
+        let usable = || ready(site).0 == 200;
         let mut asked = 0;
         while usable() {
             for _ in 0..200 {

@@ -1,12 +1,12 @@
 //! Upstreams over TLS and HTTPS: one outgate asks another, or Unbound, and none that does not prove who it is.
 
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 
 use hickory_proto::op::ResponseCode;
 
 use crate::dns::{Client, a, addresses, code, extended_error, with_edns};
 use crate::harness::{Node, Site, free_port, loopback, until};
+use crate::programs::{Running, are_here, command};
 use crate::upstream::Upstream;
 
 /// A site whose queries go to `servers`, each after its own name, with the certificate of `of` as the authority.
@@ -102,24 +102,11 @@ fn check_names_what_is_wrong_with_authorities() {
     assert!(ended.code == Some(0) && said.contains("asked in clear text where the encrypted ones fail"), "{said}");
 }
 
-/// A running Unbound; stopped by its own handle.
-struct Unbound(Child);
-
-impl Drop for Unbound {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn unbound_is_asked_over_tls() {
-    let is_here = |program: &&str| Command::new(program).arg("-V").stdout(Stdio::null()).status().is_ok();
-    let Some(program) = ["unbound", "/usr/sbin/unbound"].into_iter().find(is_here) else {
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "unbound is missing");
-        println!("skipped: there is no unbound");
+    if !are_here(&["unbound"]) {
         return;
-    };
+    }
     let address = loopback(free_port());
     let far = Site::new();
     crate::tls::renew(&far);
@@ -136,9 +123,7 @@ fn unbound_is_asked_over_tls() {
             address.port(),
         ),
     );
-    let command = &mut Command::new(program);
-    let started = command.args(["-c", "unbound.conf", "-d"]).current_dir(&far.directory).stdin(Stdio::null());
-    let _unbound = Unbound(started.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let _unbound = Running::start(command("unbound").args(["-c", "unbound.conf", "-d"]).current_dir(&far.directory));
     until("unbound listens", || std::net::TcpStream::connect(address).is_ok());
     let near = asking(&[format!("tls://{address}#dns.example.org")], &far);
     let mut node = near.start();

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -15,6 +14,7 @@ use serde_json::Value;
 
 use crate::dns::{Client, Stream, a, addresses, code};
 use crate::harness::{BOUND, Site, free_port, until};
+use crate::programs::{Running, are_here, command};
 use crate::upstream::Upstream;
 
 /// Two segments by the client's address; the forwarder is in neither.
@@ -53,22 +53,9 @@ fn site(name: &'static str, identity: &str, upstream: &Upstream) -> Site {
     site
 }
 
-/// A program that is stopped when dropped.
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// dnsdist with an example of contrib, its addresses those of this test; `None`: it is not installed.
-fn dnsdist(site: &Site, example: &str) -> Option<(Program, SocketAddr)> {
-    let known = Command::new("dnsdist").arg("--version").stdout(Stdio::null()).status();
-    if known.is_err() {
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "needs dnsdist");
-        eprintln!("skipped: needs dnsdist");
+fn dnsdist(site: &Site, example: &str) -> Option<(Running, SocketAddr)> {
+    if !are_here(&["dnsdist"]) {
         return None;
     }
     let address = SocketAddr::from((FORWARDER, free_port()));
@@ -78,14 +65,14 @@ fn dnsdist(site: &Site, example: &str) -> Option<(Program, SocketAddr)> {
     // It would ask its maker whether it is up to date.
     site.file("dnsdist.conf", &format!("setSecurityPollSuffix(\"\")\n{text}"));
     let log = || File::create(site.path("dnsdist.log")).unwrap();
-    let mut command = Command::new("dnsdist");
-    command.args(["--supervised", "--disable-syslog", "-C"]).arg(site.path("dnsdist.conf"));
-    let program = Program(command.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().unwrap());
+    let mut dnsdist = command("dnsdist");
+    dnsdist.args(["--supervised", "--disable-syslog", "-C"]).arg(site.path("dnsdist.conf"));
+    let running = Running::start(dnsdist.stdout(log()).stderr(log()));
     until("dnsdist answers", || {
         let client = Client::from([127, 0, 0, 9].into(), address).patience(Duration::from_millis(200));
         client.ask(&a("ready.example.net")).is_some()
     });
-    Some((program, address))
+    Some((running, address))
 }
 
 /// A connection to `server` from this address.

@@ -10,6 +10,8 @@ mod dns;
 mod harness;
 #[path = "../knot/mod.rs"]
 mod knot;
+#[path = "../programs/mod.rs"]
+mod programs;
 mod tls;
 mod upstream;
 

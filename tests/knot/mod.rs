@@ -5,44 +5,36 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::Duration;
+
+use crate::programs::{Running, are_here, command};
 
 /// How long Knot may take to load or to answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running `knotd`: stopped by its own handle, its directory removed.
 pub(crate) struct Knot {
-    child: Child,
+    running: Running,
     pub(crate) directory: PathBuf,
     pub(crate) address: SocketAddr,
 }
 
 impl Drop for Knot {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.running.kill();
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
-/// The program, or `None` after saying that the test is skipped; a failure where `CI=true`.
-fn program() -> Option<&'static str> {
-    let runs = |path: &&str| Command::new(path).arg("--version").stdout(Stdio::null()).status().is_ok();
-    let found = ["knotd", "/usr/sbin/knotd"].into_iter().find(runs);
-    if found.is_none() {
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "knotd is not installed");
-        println!("skipped: needs knotd");
-    }
-    found
-}
-
 impl Knot {
     /// Starts it with these zones, each in the file of its name and `.zone`, and files beside them; returns when all
-    /// are loaded.
+    /// are loaded. `None`: it is not installed.
     pub(crate) fn start(port: u16, zones: &[String], files: &[(String, String)]) -> Option<Self> {
-        let program = program()?;
+        if !are_here(&["knotd"]) {
+            return None;
+        }
         let directory = std::env::temp_dir().join(format!("outgate-knot-{}-{port}", std::process::id()));
         for (file, text) in files {
             let path = directory.join(file);
@@ -61,14 +53,14 @@ impl Knot {
         }
         let path = directory.join("knot.conf");
         fs::write(&path, config).unwrap();
-        let child = Command::new(program).arg("-c").arg(&path).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        let mut knot = Self { child: child.unwrap(), directory, address: (Ipv4Addr::LOCALHOST, port).into() };
+        let running = Running::start(command("knotd").arg("-c").arg(&path).stderr(Stdio::piped()));
+        let mut knot = Self { running, directory, address: (Ipv4Addr::LOCALHOST, port).into() };
         knot.wait_for(zones.len());
         Some(knot)
     }
 
     fn wait_for(&mut self, zones: usize) {
-        let log = BufReader::new(self.child.stderr.take().unwrap());
+        let log = BufReader::new(self.running.0.stderr.take().unwrap());
         let (send, lines) = mpsc::channel();
         // Reads to the end, so that Knot never waits for a reader.
         std::thread::spawn(move || {

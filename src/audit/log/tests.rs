@@ -322,8 +322,8 @@ impl Small {
         match mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some("size=256k")) {
             Ok(()) => Some(Self(path)),
             Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "CI must be able to mount a tmpfs: {error}");
-                eprintln!("skipped: mounting a tmpfs needs root ({error})");
+                assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "needs root, to mount a tmpfs: {error}");
+                eprintln!("skipped: needs root, to mount a tmpfs ({error})");
                 None
             }
         }

@@ -159,13 +159,16 @@ impl Work {
     }
 }
 
+/// Exchanges under way, each with how often everything had been forgotten when it began.
+type UnderWay = Inflight<(u64, Question), Arc<[u8]>>;
+
 /// What the validator asks: the link under proof, what was asked before, the upstream.
 #[derive(Clone)]
 pub(super) struct Asker {
     pub(super) upstream: Arc<Upstream>,
     pub(super) ports: Arc<Ports>,
     pub(super) keys: Arc<Keys>,
-    pub(super) inflight: Arc<Inflight<(u64, Question), Arc<[u8]>>>,
+    pub(super) inflight: Arc<UnderWay>,
     pub(super) clock: Clock,
 }
 

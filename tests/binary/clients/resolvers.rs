@@ -8,6 +8,7 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 
 use crate::harness::{Site, end, in_own_network, loopback, privileged, with_own_mounts};
+use crate::programs::are_here;
 
 const POLICY: &str = r#"
 [[segment]]
@@ -79,14 +80,7 @@ const CLUSTERED_ROWS: [Row; 8] = [
 /// A machine: a network and a file system view of its own, where 127.0.0.1:53 is a node. Skipped, as without root, where
 /// one of these programs is missing.
 fn on_a_machine(programs: &[&str], test: impl FnOnce(&Site) + Send) {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = |program: &&&str| std::env::split_paths(&path).any(|directory| directory.join(program).exists());
-    let missing: Vec<_> = programs.iter().filter(|program| !found(program)).collect();
-    if !missing.is_empty() {
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "needs {missing:?}");
-        eprintln!("skipped: needs {missing:?}");
-    }
-    if !missing.is_empty() || !privileged() {
+    if !are_here(programs) || !privileged() {
         return;
     }
     in_own_network(|| {
