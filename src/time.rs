@@ -210,6 +210,13 @@ fn read(clock: ClockId) -> u64 {
         .unwrap_or(0)
 }
 
+/// The kernel's name for this start of the machine (random(4), `boot_id`): as long as it stays, so does what was written but
+/// not yet on a disk. Empty where it cannot be read.
+#[must_use]
+pub fn machine_start() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -102,6 +102,7 @@ pub const FIELDS: &[Field] = &[
     field("log open", "version", "string", "of this program"),
     field("log open", "boot", "hex", "this process: the first part of its ids"),
     field("log open", "previous_boot", "hex", "the process that wrote before; absent: none, or the same"),
+    field("log open", "machine", "string", "this start of the machine, as its kernel names it"),
     field("log open", "torn", "integer", "bytes of an unfinished last line that was found and ended"),
     field("log open", "chain", "hex", "the chain so far; absent: no file has been closed"),
     field("log open", "unsealed", "list", "closed files whose `rotate` record is still to come"),

@@ -36,6 +36,8 @@ pub(super) struct Opened<'a> {
     pub(super) why: &'a str,
     pub(super) boot: u64,
     pub(super) previous_boot: Option<u64>,
+    /// [`machine_start`](crate::time::machine_start).
+    pub(super) machine: &'a str,
     /// The length of the torn last line that was ended.
     pub(super) torn: u64,
     /// The chain so far.

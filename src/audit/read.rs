@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::event::RecordId;
 use super::format::json::MAX_LINE;
@@ -105,6 +106,7 @@ impl<'a> Head<'a> {
 pub(super) struct LogLine {
     pub(super) op: String,
     pub(super) file: Option<String>,
+    pub(super) machine: Option<String>,
     pub(super) records: Option<u64>,
     pub(super) sha256: Option<String>,
     pub(super) previous: Option<String>,
@@ -127,6 +129,12 @@ impl LogLine {
 pub(super) fn behind_torn(line: &[u8]) -> Option<&[u8]> {
     let at = line.windows(BEGIN.len()).rposition(|window| window == BEGIN).filter(|at| *at > 0)?;
     line.get(at..)
+}
+
+/// Whether this is the beginning of a record, or all of it, and nothing else.
+pub(super) fn is_begun(line: &[u8]) -> bool {
+    let json = serde_json::from_slice::<IgnoredAny>(line);
+    (line.starts_with(BEGIN) || BEGIN.starts_with(line)) && json.err().is_none_or(|error| error.is_eof())
 }
 
 /// What a file says about the log before it.
@@ -227,6 +235,14 @@ mod tests {
         assert_eq!(behind_torn(&glued), Some(record.as_slice()));
         assert_eq!(behind_torn(record), None);
         assert_eq!(behind_torn(b"torn"), None);
+    }
+
+    #[test]
+    fn knows_the_beginning_of_a_record() {
+        let record = br#"{"v":1,"type":"query","id":"1-1-2","why":"\u00e9"}"#;
+        assert!((1..=record.len()).all(|end| is_begun(&record[..end])));
+        let damaged: [&[u8]; 4] = [&record[1..], &[0; 20], b"{\"v\":1,\"type\":\"query\",\"id\":1-1", b"{\"v\":2"];
+        assert!(damaged.iter().all(|line| !is_begun(line)));
     }
 
     proptest! {

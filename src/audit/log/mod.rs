@@ -21,7 +21,7 @@ use crate::audit::read::Past;
 use crate::audit::seal::{Sealed, Sealer, link};
 use crate::audit::settings::{OnFull, Settings};
 use crate::audit::shard::{Seat, Shard, Shared};
-use crate::time::{Clock, Tick};
+use crate::time::{Clock, Tick, machine_start};
 
 /// How often the highest sequences are written; a node that is silent for two of them is dead.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -292,6 +292,7 @@ impl Log {
             why,
             boot: self.shared.boot,
             previous_boot: past.boot,
+            machine: &machine_start(),
             torn: past.torn,
             chain: self.chain.as_deref(),
             unsealed: &self.unsealed,

@@ -125,10 +125,56 @@ fn a_torn_tail_is_ended_at_start_and_found() {
     write(&mut shards[0], &clock, 1);
     drop(shards);
     log.close().unwrap();
-    assert!(directory.text().contains("\"previous_boot\":\"0000000000000001\",\"torn\":10"));
+    let text = directory.text();
+    assert!(text.contains("\"previous_boot\":\"0000000000000001\"") && text.contains("\"torn\":10"));
     let report = check(&directory);
-    assert_eq!(report.faults, [Finding::Torn { place: ("query.jsonl".into(), 6) }]);
-    assert_eq!(report.notes, [Finding::InFlight { first: unanswered, last: 4 }]);
+    let place = ("query.jsonl".to_owned(), 6);
+    let in_flight = Finding::InFlight { first: unanswered, last: 4 };
+    assert_eq!((report.faults, report.notes), (vec![], vec![Finding::Unfinished { place: place.clone() }, in_flight]));
+    // Where it cannot have been a kill, or may have been worse.
+    let good = directory.text();
+    let machine = machine_start();
+    let (before, after) = good.split_once("\"previous_boot\"").unwrap();
+    let (torn, close) = ("{\"v\":1,\"ty\n", good.lines().last().unwrap());
+    let rows = [
+        ("the machine was started anew", format!("{before}\"previous_boot\"{}", after.replace(&machine, "another"))),
+        ("nobody says that it was not", good.replace("\"machine\"", "\"other\"")),
+        ("it is no beginning of a record", good.replace(torn, &torn.replace('1', "0"))),
+        ("the process ended in order", good.replace(torn, "").replacen(close, &format!("{torn}{close}"), 1)),
+    ];
+    for (fact, text) in rows {
+        assert_ne!(text, good, "{fact}");
+        fs::write(directory.log(), text).unwrap();
+        let report = check(&directory);
+        assert!(matches!(&report.faults[..], [Finding::Torn { .. }]), "{fact}: {report}");
+    }
+}
+
+/// Another thread may have written behind what one was killed over, with or without a line feed between.
+#[test]
+fn a_line_cut_by_a_kill_is_known_by_its_process_and_time() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let (log, mut shards) = directory.open(&clock, 1, 2);
+    write(&mut shards[0], &clock, 4);
+    clock.advance(SECOND * 60);
+    write(&mut shards[1], &clock, 4);
+    mem::forget((log, shards));
+    let good = directory.text();
+    let lines: Vec<&str> = good.lines().collect();
+    assert_eq!(lines.len(), 9);
+    for (cut, end, is_fault) in [(8, "", false), (8, "\n", false), (6, "", false), (3, "", true), (4, "\n", true)] {
+        let line = |(number, line): (usize, &&str)| match number == cut {
+            true => format!("{}{end}", &line[..100]),
+            false => format!("{line}\n"),
+        };
+        fs::write(directory.log(), lines.iter().enumerate().map(line).collect::<String>()).unwrap();
+        let report = check(&directory);
+        let is_torn = |fault: &Finding| matches!(fault, Finding::Torn { .. });
+        let is_unfinished = |note: &Finding| matches!(note, Finding::Unfinished { .. });
+        let found = (report.faults.iter().any(is_torn), report.notes.iter().any(is_unfinished));
+        assert_eq!(found, (is_fault, !is_fault), "{cut} {end:?}: {report}");
+    }
 }
 
 #[test]

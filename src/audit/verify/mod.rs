@@ -18,7 +18,7 @@ pub use report::{Finding, Report};
 
 use super::archive::Archive;
 use super::error::AuditError;
-use super::read::{Head, LineRead, Lines, LogLine, behind_torn};
+use super::read::{Head, LineRead, Lines, LogLine, behind_torn, is_begun};
 use super::seal::{hex, link};
 use report::{LISTED, Place};
 use sequences::Sequences;
@@ -59,10 +59,12 @@ pub fn verify(file: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Rep
 struct Check {
     report: Report,
     sequences: Sequences,
-    /// The process of the last whole record.
-    boot: u64,
-    /// Lines that are not whole, each with the process that wrote before it.
-    torn: Vec<(u64, Place)>,
+    /// The process of the last whole record, and when that was; `None`: it was its last.
+    last: Option<(u64, u64)>,
+    /// The start of the machine that the last `open` record named.
+    machine: Option<String>,
+    /// Lines that are not whole.
+    torn: Vec<Torn>,
     /// Each archive's hash, as found.
     found: HashMap<String, String>,
     /// Each `rotate` record: file, hash, chain before, chain after.
@@ -71,6 +73,16 @@ struct Check {
     removed: HashSet<String>,
     /// The closed files that the last `open` record waits for, less those sealed since.
     unsealed: Vec<String>,
+}
+
+/// A line that is not whole.
+struct Torn {
+    place: Place,
+    /// The record before it, as in [`Check`].
+    last: Option<(u64, u64)>,
+    /// What is there is the beginning of a record, and the machine has not been started anew since, as far as is known:
+    /// then nothing that was written before it is lost.
+    plain: bool,
 }
 
 impl Check {
@@ -112,12 +124,17 @@ impl Check {
             Head::read(bytes)
         });
         if !line.ended || bytes.len() < line.bytes.len() || record.is_none() {
-            let torn = Finding::Torn { place: place() };
-            if self.torn.len() < LISTED { self.torn.push((self.boot, place())) } else { self.report.find(torn) }
+            let begun = line.bytes.get(..line.bytes.len() - bytes.len()).filter(|begun| !begun.is_empty());
+            let torn = Torn { place: place(), last: self.last, plain: is_begun(begun.unwrap_or(bytes)) };
+            if self.torn.len() < LISTED {
+                self.torn.push(torn);
+            } else {
+                self.report.find(Finding::Torn { place: torn.place });
+            }
         }
         let Some((head, id)) = record.filter(|_| line.ended) else { return };
         self.report.records += 1;
-        self.boot = id.boot;
+        self.last = Some((id.boot, head.at()));
         if !self.sequences.see(id, head.at()) {
             self.report.find(Finding::Twice { id, place: place() });
         }
@@ -130,7 +147,12 @@ impl Check {
 
     fn log(&mut self, record: LogLine, id: super::RecordId, at: u64) {
         match record.op.as_str() {
-            "open" | "reopen" => self.unsealed = record.unsealed,
+            "open" | "reopen" => {
+                self.unsealed = record.unsealed;
+                let goes_on = record.machine.is_some() && record.machine == self.machine;
+                self.torn.iter_mut().for_each(|torn| torn.plain &= goes_on);
+                self.machine = record.machine;
+            }
             "rotate" => {
                 self.unsealed.retain(|file| Some(file) != record.file.as_ref());
                 self.sealed.push(record);
@@ -138,19 +160,25 @@ impl Check {
             "removed" => self.removed.extend(record.file),
             "gap" => {
                 self.sequences.declare(id, &record.ranges);
-                for (_, place) in self.torn.extract_if(.., |(boot, _)| *boot == id.boot) {
-                    self.report.find(Finding::Cut { place });
+                let ours = |torn: &mut Torn| torn.last.is_some_and(|(boot, _)| boot == id.boot);
+                for torn in self.torn.extract_if(.., ours) {
+                    self.report.find(Finding::Cut { place: torn.place });
                 }
             }
             "heartbeat" => self.sequences.reach(id.boot, &record.sequences, at, false),
-            "close" => self.sequences.reach(id.boot, &record.sequences, at, true),
+            "close" => {
+                self.sequences.reach(id.boot, &record.sequences, at, true);
+                self.last = None;
+            }
             _ => {}
         }
     }
 
     fn conclude(mut self, archived: &[String]) -> Report {
-        for (_, place) in std::mem::take(&mut self.torn) {
-            self.report.find(Finding::Torn { place });
+        for Torn { place, last, plain } in std::mem::take(&mut self.torn) {
+            // After a `close`, or before any record, it is the first of a process that wrote no other.
+            let killed = plain && last.is_none_or(|(boot, at)| self.sequences.was_killed(boot, at));
+            self.report.find(if killed { Finding::Unfinished { place } } else { Finding::Torn { place } });
         }
         let mut chain: Option<String> = None;
         let mut known: HashSet<&str> = self.unsealed.iter().map(String::as_str).collect();

@@ -59,6 +59,11 @@ pub enum Finding {
         /// Which.
         place: Place,
     },
+    /// A line that its process was writing when it was killed: no answer had left for it.
+    Unfinished {
+        /// Which.
+        place: Place,
+    },
     /// A line is longer than any record.
     Long {
         /// Which.
@@ -105,6 +110,7 @@ impl Finding {
                 | Self::InFlight { .. }
                 | Self::BeforeKept { .. }
                 | Self::Cut { .. }
+                | Self::Unfinished { .. }
                 | Self::Unsealed { .. }
         )
     }
@@ -127,6 +133,7 @@ impl fmt::Display for Finding {
             Self::Twice { id, place } => write!(f, "{}: {id} is there twice", at(place)),
             Self::Torn { place } => write!(f, "{}: not a whole record", at(place)),
             Self::Cut { place } => write!(f, "{}: cut short, as declared", at(place)),
+            Self::Unfinished { place } => write!(f, "{}: unfinished when its process was killed", at(place)),
             Self::Long { place } => write!(f, "{}: longer than 8 KiB", at(place)),
             Self::Changed { file, records } => {
                 write!(f, "archive/{}: changed since it was closed with {records} records", visible(file))

@@ -90,6 +90,11 @@ impl Sequences {
         }
     }
 
+    /// Whether a process ended without a word so soon after this that it may have been doing then what it did last.
+    pub(super) fn was_killed(&self, boot: u64, at: u64) -> bool {
+        self.boots.get(&boot).is_some_and(|boot| !boot.closed && boot.last_at.saturating_sub(at) < ON_ITS_WAY)
+    }
+
     /// Says what every hole is.
     pub(super) fn conclude(self, report: &mut Report) {
         report.boots = self.boots.len() as u64;

@@ -18,7 +18,7 @@ use self::text::{Contexts, Reader};
 use crate::grant::Ledger;
 use crate::net::Element;
 use crate::policy::Basis;
-use crate::time::Tick;
+use crate::time::{Tick, machine_start};
 
 /// The journal of one state directory, open for appending.
 #[derive(Debug)]
@@ -58,8 +58,7 @@ impl Journal {
     /// Reads the journal of `state` for this boot of the machine into an empty ledger and opens it for appending. Lines
     /// that cannot be read (torn by a crash) give no reasons.
     pub(super) fn open(state: &Path, ledger: &mut Ledger) -> io::Result<Self> {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Self::of_boot(state.join("journal"), boot.trim(), ledger)
+        Self::of_boot(state.join("journal"), &machine_start(), ledger)
     }
 
     fn of_boot(path: PathBuf, boot: &str, ledger: &mut Ledger) -> io::Result<Self> {

@@ -54,13 +54,16 @@ impl Encoder {
 }
 
 fn begun(line: &mut Line<'_>, opened: &Opened<'_>) {
-    let Opened { ours, why, boot, previous_boot, torn, chain, unsealed } = opened;
+    let Opened { ours, why, boot, previous_boot, machine, torn, chain, unsealed } = opened;
     line.word(open!("op"), if *ours { "open" } else { "reopen" });
     line.text(open!("why"), why, SENTENCE);
     line.word(open!("version"), env!("CARGO_PKG_VERSION"));
     line.hex(open!("boot"), *boot);
     if let Some(boot) = previous_boot {
         line.hex(open!("previous_boot"), *boot);
+    }
+    if !machine.is_empty() {
+        line.text(open!("machine"), machine, WORD);
     }
     if *torn > 0 {
         line.number(key!("torn"), *torn);
