@@ -30,6 +30,7 @@ const ROOMS: &[(&str, Level)] = &[
     ("policy", Level::Core),
     ("grant", Level::Core),
     ("cache", Level::Core),
+    ("draft", Level::Core),
     ("upstream", Level::Edge),
     ("zones", Level::Edge),
     ("firewall", Level::Edge),
@@ -42,7 +43,7 @@ const ROOMS: &[(&str, Level)] = &[
 ];
 
 /// The arrows within a level. Words see each other.
-const SEES: &[(&str, &str)] = &[("grant", "policy"), ("cache", "grant"), ("cache", "policy")];
+const SEES: &[(&str, &str)] = &[("grant", "policy"), ("cache", "grant"), ("cache", "policy"), ("draft", "policy")];
 
 /// More than anybody reads in one sitting; the aim is 200 lines.
 const LONGEST: usize = 600;

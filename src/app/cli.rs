@@ -69,6 +69,14 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Write rules from another system's list: a response policy zone, a list of names, Cilium's policies
+    #[command(
+        subcommand,
+        after_help = "The rules go to standard output, what could not be carried over to standard error. Nothing is \
+                      widened.\nExit code: 0 done, 1 nothing could be carried over, 2 the file cannot be read.\n\n\
+                      Example:\n  outgate import list --action deny --segments '*' ads.txt -o policy/ads.toml"
+    )]
+    Import(verb::import::Verb),
     /// Show what a running node serves and how it is doing
     #[command(after_help = "Example:\n  outgate status --json")]
     Status {
@@ -146,6 +154,7 @@ pub fn main() -> ExitCode {
         Verb::Explain { config, client, certificate, name, kind, json } => {
             verb::explain::run(&config, (client, certificate), &name, &kind, json)
         }
+        Verb::Import(verb) => verb::import::run(verb),
         Verb::Status { config, json } => verb::node::status(&config, json),
         Verb::Grants { config, client, address, name, segment, limit, json } => {
             let filter = verb::node::Filter { client, address, name, segment, limit };

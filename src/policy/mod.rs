@@ -31,6 +31,7 @@ mod special;
 #[cfg(test)]
 mod testing;
 mod verdict;
+mod vet;
 mod warm;
 
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub use asker::{Asker, Forwarder, Identity};
 pub use decide::decide;
 pub use inspect::inspect;
 pub use load::{Settings, Source, compile};
+pub use pattern::Pattern;
 pub use rule::{Action, Https, Rule};
 pub use segment::{GrantScope, Segment};
 pub use sites::{Server, Site};
@@ -49,6 +51,7 @@ pub use verdict::{
     Basis, Cleared, Opening, Own, Permit, Reason, Refusal, ReservedIndex, RuleIndex, SegmentIndex, Shown, Verdict,
     Withheld,
 };
+pub use vet::{Objection, Vetter, is_id};
 pub use warm::{Warm, decide_warm};
 
 /// A compiled policy: immutable, numbered, shared. Made by [`compile`].

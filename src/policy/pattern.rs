@@ -16,9 +16,9 @@ use smallvec::SmallVec;
 
 use crate::name::{MAX_WIRE, NameBuf, NameError, labels, write_presentation};
 
-/// One pattern, in canonical form.
+/// One pattern, in canonical form; it is written as a rule has it.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Pattern {
+pub struct Pattern {
     pub(super) shape: Shape,
     /// The whole name where the shape is exact, else what follows the first label.
     pub(super) base: NameBuf,
@@ -39,7 +39,7 @@ pub(super) enum Shape {
 
 /// Why text is not a pattern; each is the end of a sentence that begins with the pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PatternError {
+pub enum PatternError {
     /// `*` or `**` alone.
     #[error("would match every name")]
     Everything,

@@ -78,8 +78,12 @@ impl Zones {
         for source in files {
             let (mut texts, mut found) = (Texts::new(source, open), Vec::new());
             let read = origin(&source.file, &mut found)
-                .and_then(|origin| master::read(source, origin, &mut texts, &mut found));
+                .and_then(|origin| master::read(source, origin, None, &mut texts, &mut found));
             if let Some(read) = &read {
+                if let Some(at) = read.signed {
+                    let remedy = "keep the unsigned form of the zone here: no DNSKEY, DS, RRSIG, NSEC or NSEC3 records";
+                    found.push(Fault::new(at, "the zone is signed; local zones are answered without DNSSEC", remedy));
+                }
                 let built = zone::build(read, &mut found);
                 if let Some(other) = first_file.get(&read.apex) {
                     let fact = format!("the zone {} is in {other} already", read.apex);

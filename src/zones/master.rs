@@ -42,6 +42,8 @@ pub(super) struct Master {
     pub(super) lines: Vec<Line>,
     /// An SOA was tried, so that its absence is no second mistake.
     pub(super) tried_soa: bool,
+    /// Where the first record of a signed zone stands; none of them is read.
+    pub(super) signed: Option<usize>,
 }
 
 /// Who owns a record that begins with a blank.
@@ -79,14 +81,21 @@ struct Reader<'f, 'o> {
 }
 
 /// Reads a text whose names are relative to `origin` until it says otherwise; notes every fault and goes on. `None`
-/// where an `$ORIGIN` or `$INCLUDE` is broken: what the names mean, or what else there is, is then unknown.
-pub(super) fn read(source: &Source, origin: Name, texts: &mut Texts<'_>, faults: &mut Vec<Fault>) -> Option<Master> {
+/// where an `$ORIGIN` or `$INCLUDE` is broken: what the names mean, or what else there is, is then unknown. Records that
+/// state no TTL before anything does have `ttl`, or are faults.
+pub(super) fn read(
+    source: &Source,
+    origin: Name,
+    ttl: Option<Ttl>,
+    texts: &mut Texts<'_>,
+    faults: &mut Vec<Fault>,
+) -> Option<Master> {
     let mut reader = Reader {
         texts,
         origin: origin.clone(),
         owner: Owner::Unset,
         default_ttl: None,
-        last_ttl: None,
+        last_ttl: ttl,
         broken_ttl: false,
         apex: None,
         lines: Vec::new(),
@@ -97,11 +106,8 @@ pub(super) fn read(source: &Source, origin: Name, texts: &mut Texts<'_>, faults:
     if !reader.text(&source.text, 0) {
         return None;
     }
-    if let Some(at) = reader.signed {
-        let remedy = "keep the unsigned form of the zone here: no DNSKEY, DS, RRSIG, NSEC or NSEC3 records";
-        reader.faults.push(Fault::new(at, "the zone is signed; local zones are answered without DNSSEC", remedy));
-    }
-    Some(Master { apex: reader.apex.unwrap_or(origin), lines: reader.lines, tried_soa: reader.tried_soa })
+    let Reader { apex, lines, tried_soa, signed, .. } = reader;
+    Some(Master { apex: apex.unwrap_or(origin), lines, tried_soa, signed })
 }
 
 impl Reader<'_, '_> {

@@ -11,6 +11,7 @@ mod include;
 mod load;
 mod master;
 mod rdata;
+mod records;
 mod zone;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use crate::document::Table;
 use crate::name::{Name, ancestors};
 use crate::record::{Answer, Question, Rcode, Record, RecordType};
+pub use records::Records;
 use zone::{Found, Zone};
 
 /// The longest chain of CNAMEs, within one zone or across several. A longer one is refused at load.

@@ -257,7 +257,7 @@ mod tests {
         let mut faults = Vec::new();
         let source = Source { file: Arc::from("example.org.zone"), text };
         let mut texts = Texts::new(&source, &|path| panic!("{path:?} is not to be opened"));
-        let master = master::read(&source, "example.org".parse().unwrap(), &mut texts, &mut faults).unwrap();
+        let master = master::read(&source, "example.org".parse().unwrap(), None, &mut texts, &mut faults).unwrap();
         let zone = build(&master, &mut faults);
         assert!(faults.is_empty(), "{faults:?}");
         zone.unwrap()

@@ -29,6 +29,7 @@ mod encrypted;
 mod errors;
 mod explain;
 mod forwarder;
+mod import;
 mod life;
 mod outage;
 mod packets;
