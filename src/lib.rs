@@ -55,7 +55,7 @@
 //! | level | room | what it is |
 //! |---|---|---|
 //! | app | [`app`] | wiring: configuration, start, reload, stop; one file per verb of the command line |
-//! | serve | [`serve`] | doors: UDP workers, TCP, TLS, HTTPS, the admin socket, health and metrics |
+//! | serve | [`serve`] | doors: UDP workers, TCP, TLS, HTTPS, QUIC, the admin socket, health and metrics |
 //! | gate | [`gate`] | the two paths, the reply, and the granter with its journal |
 //! | edge | [`upstream`] | forwarders over UDP, TCP, TLS and HTTPS; DNSSEC |
 //! | edge | [`zones`] | local authoritative data |

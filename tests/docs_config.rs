@@ -97,8 +97,17 @@ fn every_example_and_default_is_valid() {
             for value in [Some(row.example.as_str()), row.default()].into_iter().flatten() {
                 let text = section(&header, &rows, &row.key, value);
                 let (valid, said) = place.check(&text);
-                assert!(valid, "{header} {} = {value}: {said}\n{text}", row.key);
                 count += 1;
+                if header == "[listen]"
+                    && ["quic", "h3"].contains(&&*row.key)
+                    && value != "[]"
+                    && !cfg!(feature = "quic")
+                {
+                    let expected = format!("`{}` needs an outgate that was built with the feature `quic`", row.key);
+                    assert!(!valid && said.contains(&expected), "{said}");
+                    continue;
+                }
+                assert!(valid, "{header} {} = {value}: {said}\n{text}", row.key);
             }
         }
     }

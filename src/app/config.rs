@@ -50,6 +50,10 @@ pub(super) struct Listen {
     pub(super) tls: Vec<SocketAddr>,
     /// DNS over HTTPS.
     pub(super) https: Vec<SocketAddr>,
+    /// DNS over QUIC.
+    pub(super) quic: Vec<SocketAddr>,
+    /// DNS over HTTP/3.
+    pub(super) h3: Vec<SocketAddr>,
     /// UDP worker threads; at least 1.
     pub(super) workers: usize,
 }
@@ -133,8 +137,14 @@ fn host_name() -> String {
 
 fn read_listen(root: &Table) -> Listen {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut listen =
-        Listen { dns: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], tls: Vec::new(), https: Vec::new(), workers: 0 };
+    let mut listen = Listen {
+        dns: vec![SocketAddr::from(([127, 0, 0, 1], 5300))],
+        tls: Vec::new(),
+        https: Vec::new(),
+        quic: Vec::new(),
+        h3: Vec::new(),
+        workers: 0,
+    };
     if let Some(table) = root.table("listen") {
         let remedy = "write an address with its port: \"0.0.0.0:53\" or \"[::]:53\"";
         if table.strings("dns").is_some_and(|addresses| addresses.is_empty()) {
@@ -145,17 +155,31 @@ fn read_listen(root: &Table) -> Listen {
             Some(found.into_iter().map(|found| found.value).collect())
         };
         listen.dns = addresses("dns", remedy).unwrap_or(listen.dns);
-        for (key, port, door) in [("tls", 853, &mut listen.tls), ("https", 443, &mut listen.https)] {
+        for (key, port, door) in [
+            ("tls", 853, &mut listen.tls),
+            ("https", 443, &mut listen.https),
+            ("quic", 853, &mut listen.quic),
+            ("h3", 443, &mut listen.h3),
+        ] {
             let remedy = format!("write an address with its port: \"0.0.0.0:{port}\" or \"[::]:{port}\"");
             *door = addresses(key, &remedy).unwrap_or_default();
             if !door.is_empty() && !root.has("tls") {
                 let remedy = "add [tls] with `certificate` and `key`";
                 table.document().note(&table.span_of(key), format!("`{key}` has no certificate to show"), remedy);
             }
+            if !door.is_empty() && ["quic", "h3"].contains(&key) && !cfg!(feature = "quic") {
+                let fact =
+                    format!("`{key}` needs an outgate that was built with the feature `quic`, and this one was not");
+                table.document().note(
+                    &table.span_of(key),
+                    fact,
+                    "build it with `--features quic`, or leave the key out",
+                );
+            }
         }
         let workers = table.integer("workers", 0..=256).unwrap_or(0);
         listen.workers = usize::try_from(workers).unwrap_or(0);
-        table.finish(&["quic"]);
+        table.finish(&[]);
     }
     if listen.workers == 0 {
         listen.workers = cores();

@@ -46,14 +46,25 @@ pub(super) struct Doors {
     pub(super) tls: Vec<SocketAddr>,
     /// Over HTTPS.
     pub(super) https: Vec<SocketAddr>,
+    /// Over QUIC.
+    pub(super) quic: Vec<SocketAddr>,
+    /// Over HTTP/3.
+    pub(super) h3: Vec<SocketAddr>,
 }
 
 impl Doors {
     /// Each address with each transport that it takes.
     fn each(&self) -> impl Iterator<Item = (&SocketAddr, Transport)> {
         let dns = self.dns.iter().flat_map(|address| [(address, Transport::Udp), (address, Transport::Tcp)]);
-        let tls = self.tls.iter().map(|address| (address, Transport::Dot));
-        dns.chain(tls).chain(self.https.iter().map(|address| (address, Transport::Doh)))
+        let encrypted = [
+            (&self.tls, Transport::Dot),
+            (&self.https, Transport::Doh),
+            (&self.quic, Transport::Doq),
+            (&self.h3, Transport::Doh3),
+        ];
+        dns.chain(
+            encrypted.into_iter().flat_map(|(door, transport)| door.iter().map(move |address| (address, transport))),
+        )
     }
 }
 
@@ -61,13 +72,17 @@ impl Doors {
     /// What clients that know only our address are told of the encrypted ones.
     pub(super) fn designation(&self, identity: &Identity) -> Option<Designation> {
         let (name, addresses) = identity.names()?;
-        let tls = self.tls.first().map(|address| Door { protocols: &["dot"], port: address.port(), path: None });
-        let https = self.https.first().map(|address| Door {
-            protocols: &["h2", "http/1.1"],
-            port: address.port(),
-            path: Some("/dns-query{?dns}"),
-        });
-        Designation::new(name, addresses, &tls.into_iter().chain(https).collect::<Vec<_>>())
+        const PATH: Option<&str> = Some("/dns-query{?dns}");
+        let doors: [(_, &[&str], _); 4] = [
+            (&self.tls, &["dot"], None),
+            (&self.https, &["h2", "http/1.1"], PATH),
+            (&self.quic, &["doq"], None),
+            (&self.h3, &["h3"], PATH),
+        ];
+        let doors = doors
+            .into_iter()
+            .filter_map(|(door, protocols, path)| Some(Door { protocols, port: door.first()?.port(), path }));
+        Designation::new(name, addresses, &doors.collect::<Vec<_>>())
     }
 }
 
@@ -86,8 +101,8 @@ pub(super) struct RunningNode {
 impl RunningNode {
     pub(super) fn new(mut parts: NodeParts, warnings: Vec<Mistake>, shard: Shard) -> Self {
         let started = parts.gate.clock.now().wall;
-        let Doors { dns, tls, https } = &mut parts.doors;
-        [dns, tls, https].into_iter().for_each(|addresses| addresses.sort());
+        let Doors { dns, tls, https, quic, h3 } = &mut parts.doors;
+        [dns, tls, https, quic, h3].into_iter().for_each(|addresses| addresses.sort());
         Self {
             warnings: ArcSwap::from_pointee(warnings),
             started,

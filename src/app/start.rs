@@ -28,7 +28,7 @@ use crate::metric::{self, Registry};
 use crate::serve::tcp::{Limits, Streams};
 use crate::serve::tls::Tls;
 use crate::serve::udp::{BindError, Bound, LISTEN, Worker, bind};
-use crate::serve::{StreamDoor, admin};
+use crate::serve::{StreamDoor, admin, quic};
 use crate::time::Clock;
 use crate::upstream::Upstreams;
 
@@ -48,6 +48,7 @@ pub(super) struct Started {
     pub(super) streams: Vec<tokio::net::TcpListener>,
     pub(super) tls_streams: Vec<tokio::net::TcpListener>,
     pub(super) https_streams: Vec<tokio::net::TcpListener>,
+    pub(super) quic: Vec<quic::Door>,
     pub(super) health: Option<tokio::net::TcpListener>,
     pub(super) admin: admin::Socket,
     pub(super) stop: (watch::Sender<bool>, watch::Receiver<bool>),
@@ -97,6 +98,12 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let streams = listen(&config.listen.dns, LISTEN)?;
     let tls_streams = listen(&config.listen.tls, "[listen].tls")?;
     let https_streams = listen(&config.listen.https, "[listen].https")?;
+    let over_quic = |addresses: &[SocketAddr], key, speech| {
+        let bound = addresses.iter().map(|address| quic::Door::bind(*address, key, speech));
+        bound.collect::<Result<Vec<_>, _>>().map_err(|error| Failure::Failed(error.to_string()))
+    };
+    let doq = over_quic(&config.listen.quic, "[listen].quic", quic::Speech::Doq)?;
+    let h3 = over_quic(&config.listen.h3, "[listen].h3", quic::Speech::H3)?;
     // The workers, the runtime that the streams share, what refreshes answers and what keeps names warm have ports
     // of their own.
     let files = upstreams.sockets() * (config.listen.workers + 3) + OTHER_FILES;
@@ -118,7 +125,14 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let bound = |listeners: &[tokio::net::TcpListener]| {
         listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     };
-    let doors = Doors { dns: sockets.addresses(), tls: bound(&tls_streams), https: bound(&https_streams) };
+    let over_quic = |doors: &[quic::Door]| doors.iter().filter_map(quic::Door::address).collect();
+    let doors = Doors {
+        dns: sockets.addresses(),
+        tls: bound(&tls_streams),
+        https: bound(&https_streams),
+        quic: over_quic(&doq),
+        h3: over_quic(&h3),
+    };
     match build(Parts { config, clock, upstreams, no_upstream, loaded, sockets, doors, meter, boot }, shards) {
         Ok(built) => {
             judge_file_limit(files);
@@ -128,6 +142,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
                 streams,
                 tls_streams,
                 https_streams,
+                quic: doq.into_iter().chain(h3).collect(),
                 health,
                 admin,
                 stop: watch::channel(false),

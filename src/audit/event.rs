@@ -66,6 +66,10 @@ pub enum Transport {
     Dot,
     /// An HTTPS request.
     Doh,
+    /// A stream of QUIC.
+    Doq,
+    /// An HTTPS request over HTTP/3.
+    Doh3,
 }
 
 impl Transport {
@@ -77,6 +81,8 @@ impl Transport {
             Self::Tcp => "tcp",
             Self::Dot => "dot",
             Self::Doh => "doh",
+            Self::Doq => "doq",
+            Self::Doh3 => "doh3",
         }
     }
 }

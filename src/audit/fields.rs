@@ -26,7 +26,7 @@ pub const FIELDS: &[Field] = &[
     field("*", "node", "string", "`node` of the configuration"),
     field("query", "client", "address", "who asked; the forwarder where it names no client"),
     field("query", "port", "integer", "the port it asked from; of a client named by subnet, the forwarder's"),
-    field("query", "transport", "string", "`udp`, `tcp`, `dot` or `doh`"),
+    field("query", "transport", "string", "`udp`, `tcp`, `dot`, `doh`, `doq` or `doh3`"),
     field("query", "asked_by", "string", "the forwarder that asked for the client; absent: the client itself"),
     field(
         "query",

@@ -123,7 +123,7 @@ impl Arrival {
         message
     }
 
-    /// Judges a message that lacks its PROXY header, or has a client subnet: the word of a forwarder that names its clients
+    /// Judges a message over QUIC, one that lacks its PROXY header, or one with a client subnet: the word of a forwarder that names its clients
     /// so. Anybody else's is nothing, and not repeated.
     #[cold]
     pub(super) fn judge<'a>(
@@ -138,6 +138,19 @@ impl Arrival {
             });
         }
         let mut query = read?;
+        if self.transport == Transport::Doq {
+            // RFC 9250 §4.2.1: "the DNS Message ID MUST be set to 0", and §5.5.2: "Clients MUST NOT send the
+            // edns-tcp-keepalive EDNS(0) Option"; either is a fatal error (§4.3.3).
+            if query.echo.id != 0 {
+                return Err(faulty(&query, Fault::Id));
+            }
+            if query.echo.edns.is_some_and(|edns| edns.keepalive) {
+                return Err(faulty(&query, Fault::Keepalive));
+            }
+            if query.echo.subnet.is_none() {
+                return Ok(query);
+            }
+        }
         if matches!(self.said, Said::Nothing | Said::Certificate(_)) && policy.takes_subnet(self.sender()) {
             match query.echo.subnet.map_or(Ok(None), named_by_subnet) {
                 Ok(client) => self.said = client.map_or(Said::Nobody, Said::Subnet),

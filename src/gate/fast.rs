@@ -77,7 +77,10 @@ impl Gate {
         }
         let mut room = wire::Canonical::new();
         let mut read = wire::parse(packet, &mut room);
-        if matches!(arrival.said, Said::Unproxied) || read.as_ref().is_ok_and(|query| query.echo.subnet.is_some()) {
+        if matches!(arrival.said, Said::Unproxied)
+            || arrival.transport == Transport::Doq
+            || read.as_ref().is_ok_and(|query| query.echo.subnet.is_some())
+        {
             read = arrival.judge(policy, read);
         }
         let client = arrival.client().ip();

@@ -45,8 +45,14 @@ use crate::time::Clock;
 use crate::upstream::Upstreams;
 
 const VERDICTS: [&str; 3] = [Outcome::Allow.as_str(), Outcome::Deny.as_str(), Outcome::Error.as_str()];
-const TRANSPORTS: [&str; 4] =
-    [Transport::Udp.as_str(), Transport::Tcp.as_str(), Transport::Dot.as_str(), Transport::Doh.as_str()];
+const TRANSPORTS: [&str; 6] = [
+    Transport::Udp.as_str(),
+    Transport::Tcp.as_str(),
+    Transport::Dot.as_str(),
+    Transport::Doh.as_str(),
+    Transport::Doq.as_str(),
+    Transport::Doh3.as_str(),
+];
 const REASONS: [&str; Reason::ALL.len()] = {
     let mut words = [""; Reason::ALL.len()];
     let mut at = 0;

@@ -454,8 +454,8 @@ impl<R> Batch<R> {
             Transport::Udp => return written,
             Transport::Tcp => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: false },
             Transport::Dot => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: true },
-            // HTTP keeps its connections by its own rules.
-            Transport::Doh => wire::StreamOptions { idle: None, encrypted: true },
+            // HTTP and QUIC keep their connections by their own rules.
+            Transport::Doh | Transport::Doq | Transport::Doh3 => wire::StreamOptions { idle: None, encrypted: true },
         };
         wire::extend(&mut self.bytes, written, echo, options)
     }
@@ -530,7 +530,7 @@ impl<R> Batch<R> {
 fn limit(sealing: &Sealing<'_>, query: &Query<'_>) -> usize {
     let limit = match sealing.arrival.transport {
         Transport::Udp => query.echo.udp_limit(),
-        Transport::Tcp | Transport::Dot | Transport::Doh => wire::TCP_LIMIT,
+        Transport::Tcp | Transport::Dot | Transport::Doh | Transport::Doq | Transport::Doh3 => wire::TCP_LIMIT,
     };
     limit - wire::subnet_room(&query.echo)
 }

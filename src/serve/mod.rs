@@ -8,6 +8,8 @@ pub mod health;
 mod http;
 mod https;
 mod node;
+#[cfg_attr(not(feature = "quic"), path = "quic/none.rs")]
+pub mod quic;
 mod stream;
 pub mod tcp;
 pub mod tls;

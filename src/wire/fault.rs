@@ -48,6 +48,10 @@ pub enum Fault {
     Subnet,
     /// No PROXY header, or a broken one, where every message is to have one.
     Unproxied,
+    /// A message id over QUIC, where a stream says what a reply belongs to.
+    Id,
+    /// The EDNS option edns-tcp-keepalive over QUIC.
+    Keepalive,
     /// An EDNS version above 0.
     Version,
     /// More records in a section than are read.
@@ -82,6 +86,8 @@ impl Fault {
             Self::OptLength => "EDNS options that do not fill their record",
             Self::Subnet => "a client subnet that is none",
             Self::Unproxied => "no PROXY header, version 2",
+            Self::Id => "a message id over QUIC",
+            Self::Keepalive => "edns-tcp-keepalive over QUIC",
             Self::Version => "an EDNS version above 0",
             Self::TooManyRecords => "too many records",
             Self::Data => "record data not of the shape of its type",
@@ -94,6 +100,8 @@ impl Fault {
         match self {
             // There is no id to answer to; and answering a response invites two servers to talk forever.
             Self::Short | Self::Response => None,
+            // RFC 9250 §4.3.3: the connection ends with DOQ_PROTOCOL_ERROR.
+            Self::Id | Self::Keepalive => None,
             // RFC 1035 §4.1.1: "Not Implemented - The name server does not support the requested kind of query."
             // RFC 8945 §5.2.1 would have NOTAUTH with a TSIG of our own, which takes an implementation of TSIG.
             Self::Opcode | Self::MetaType | Self::Signed => Some(Rcode::NOTIMP),

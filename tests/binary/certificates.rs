@@ -200,6 +200,40 @@ fn a_certificate_names_the_segment_over_https() {
     site.verified();
 }
 
+#[cfg(feature = "quic")]
+#[test]
+fn a_certificate_names_the_segment_over_quic() {
+    use crate::quic::{Client, ask, run};
+
+    let authority = Authority::new("one");
+    let (site, address) = site("quic", &authority);
+    let mut node = site.start();
+    run(async {
+        for (shown, expected) in [
+            (None, "127.0.0.1 loop - NXDOMAIN"),
+            (Some(&["build.corp.example"][..]), "127.0.0.1 build build.corp.example NOERROR"),
+        ] {
+            let config = showing(&site, &[b"doq"], shown.map(|names| authority.issue(names, 2040)));
+            let client = Client::new(&config);
+            // Twice: the second session is resumed.
+            for _ in 0..2 {
+                let connection = client.connect(address).await.unwrap();
+                ask(&connection, a("www.corp.example")).await;
+                assert_eq!(last(&site), expected);
+            }
+        }
+        let stranger = Authority::new("other").issue(&["build.corp.example"], 2040);
+        let connected = Client::new(&showing(&site, &[b"doq"], Some(stranger))).connect(address).await;
+        if let Ok(connection) = connected {
+            // TLS 1.3: the client learns of it later.
+            connection.closed().await;
+        }
+        until("it is counted", || site.metric("outgate_streams_closed_total{why=\"handshake\"}") == 1.0);
+    });
+    assert_eq!(node.stop(), Some(0));
+    site.verified();
+}
+
 #[test]
 fn certificates_are_checked_and_explained() {
     let (site, _) = site("tls", &Authority::new("one"));

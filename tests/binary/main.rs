@@ -12,6 +12,8 @@ mod harness;
 mod knot;
 #[path = "../programs/mod.rs"]
 mod programs;
+#[cfg(feature = "quic")]
+mod quic;
 mod tls;
 mod upstream;
 
@@ -24,6 +26,10 @@ mod differential;
 mod disk;
 mod dnssec;
 mod doh;
+#[cfg(feature = "quic")]
+mod doh3;
+#[cfg(feature = "quic")]
+mod doq;
 mod dot;
 mod encrypted;
 mod errors;

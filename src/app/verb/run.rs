@@ -26,8 +26,8 @@ const LOG_TICK: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_secs(6);
 
 /// What is shown where RUST_LOG does not say. The validator prints whole messages of whoever sends forged ones; records tell
-/// of those.
-const DIAGNOSTICS: &str = "info,hickory_net=off,hickory_proto=off";
+/// of those. What peers send wrong over QUIC is counted.
+const DIAGNOSTICS: &str = "info,hickory_net=off,hickory_proto=off,quinn_proto=error,quinn_udp=warn";
 
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
@@ -74,7 +74,7 @@ impl Signals {
 }
 
 fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let Started { built, log, streams, tls_streams, https_streams, health, admin, stop, lock } = started;
+    let Started { built, log, streams, tls_streams, https_streams, quic, health, admin, stop, lock } = started;
     let Built { node, workers, granter, stream_door, stream_limits, tls, refresher } = built;
     announce(&node);
     runtime.block_on(node.record_start());
@@ -87,6 +87,10 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
     if let Some(tls) = tls {
         listeners.extend(tls_streams.into_iter().map(|listener| (listener, Speech::Dot(Arc::clone(&tls)))));
         listeners.extend(https_streams.into_iter().map(|listener| (listener, Speech::Doh(Arc::clone(&tls)))));
+        for door in quic {
+            let (gate, limits, stopped) = (Arc::clone(&stream_door), Arc::clone(&stream_limits), stopped.clone());
+            doors.push(runtime.spawn(door.serve(Arc::clone(&tls), gate, limits, stopped)));
+        }
     }
     for (listener, speech) in listeners {
         let (door, limits, stopped) = (Arc::clone(&stream_door), Arc::clone(&stream_limits), stopped.clone());
@@ -232,7 +236,7 @@ fn announce(node: &RunningNode) {
     if let Some(address) = config.health {
         tracing::info!(%address, "health and metrics");
     }
-    let Doors { dns, tls, https } = node.doors();
+    let Doors { dns, tls, https, quic, h3 } = node.doors();
     for address in dns {
         tracing::info!(%address, workers = config.listen.workers, "serving DNS over UDP and TCP");
     }
@@ -241,6 +245,12 @@ fn announce(node: &RunningNode) {
     }
     for address in https {
         tracing::info!(%address, "serving DNS over HTTPS");
+    }
+    for address in quic {
+        tracing::info!(%address, "serving DNS over QUIC");
+    }
+    for address in h3 {
+        tracing::info!(%address, "serving DNS over HTTPS with HTTP/3");
     }
     let local = local_addresses();
     if config.firewalls.iter().any(|firewall| firewall.plan.local_clients_only()) && local.is_empty() {

@@ -18,7 +18,7 @@ const MEDIA_TYPE: &str = "application/dns-message";
 
 /// Why a request does not reach the gate, or its reply not the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(in crate::serve) enum Refusal {
     /// There is no message in it, or one that deserves no reply.
     NoMessage,
     /// Another path.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -21,15 +21,15 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use self::exchange::Refusal;
+pub(super) use self::exchange::Refusal;
 use super::stopped;
 use super::tcp::{Caller, Ending, Frames, Limits, Round, StreamGate};
 use super::tls::Encrypted;
 
 /// Requests of one connection at a time. RFC 9113 §6.5.2: "It is recommended that this value be no smaller than 100".
-const STREAMS: u32 = 100;
+pub(super) const STREAMS: u32 = 100;
 /// The largest head of a request, in octets: the longest message in base64url fits.
-const HEAD: u32 = 8 * 1024;
+pub(super) const HEAD: u32 = 8 * 1024;
 /// What a client may send of one body, and of all bodies of a connection, before they are read.
 const WINDOWS: [u32; 2] = [8 * 1024, 64 * 1024];
 /// What waits to be sent of one response: the largest message.
@@ -49,7 +49,7 @@ pub(super) async fn run<G: StreamGate>(
         let (gate, caller, limits, use_) = (Arc::clone(gate), caller.clone(), *limits, Arc::clone(&use_));
         service_fn(move |request| {
             let (gate, caller) = (Arc::clone(&gate), caller.clone());
-            let client = Client { gate, caller, limits, _working: working.clone() };
+            let client = Client::new(gate, caller, limits, working.clone());
             let busy = Busy::new(&use_);
             async move {
                 let response = client.serve(request).await;
@@ -177,8 +177,8 @@ async fn idle(use_: &Mutex<Use>, patience: Duration) {
     }
 }
 
-/// Who sent a request, and what it takes to answer.
-struct Client<G> {
+/// Who sent a request, over whichever version, and what it takes to answer.
+pub(super) struct Client<G> {
     gate: Arc<G>,
     caller: Caller,
     limits: Limits,
@@ -186,8 +186,24 @@ struct Client<G> {
     _working: mpsc::Sender<()>,
 }
 
+impl<G> Clone for Client<G> {
+    fn clone(&self) -> Self {
+        let Self { gate, caller, limits, _working } = self;
+        Self { gate: Arc::clone(gate), caller: caller.clone(), limits: *limits, _working: _working.clone() }
+    }
+}
+
 impl<G: StreamGate> Client<G> {
-    async fn serve(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    /// One request's; what `working` sends to has no sender any more once all queries are recorded.
+    pub(super) const fn new(gate: Arc<G>, caller: Caller, limits: Limits, working: mpsc::Sender<()>) -> Self {
+        Self { gate, caller, limits, _working: working }
+    }
+
+    /// Answers its request, whatever is asked.
+    pub(super) async fn serve<B>(self, request: Request<B>) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    {
         let message = exchange::message(request, self.limits.message, self.limits.receive).await;
         let reply = match message {
             Ok(message) => self.ask(&message).await,
@@ -196,7 +212,8 @@ impl<G: StreamGate> Client<G> {
         reply.map_or_else(Refusal::response, exchange::answer)
     }
 
-    async fn ask(self, message: &[u8]) -> Result<Vec<u8>, Refusal> {
+    /// The reply to one message; its query is recorded whatever becomes of this future.
+    pub(super) async fn ask(self, message: &[u8]) -> Result<Vec<u8>, Refusal> {
         let mut round = Round::new(1);
         self.gate.answer(&mut Frames::of(message), &self.caller, &mut round);
         if let Some(job) = round.take_job() {

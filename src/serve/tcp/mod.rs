@@ -16,6 +16,8 @@ use std::time::Duration;
 
 pub use frames::Frames;
 pub use round::Round;
+#[cfg(feature = "quic")]
+pub(super) use streams::Seat;
 pub use streams::{Ending, Limits, Standing, Streams};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;

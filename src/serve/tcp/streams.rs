@@ -58,7 +58,7 @@ impl Default for Limits {
 pub enum Ending {
     /// The client closed it.
     Peer,
-    /// The TLS handshake failed, or was not complete within [`Limits::handshake`].
+    /// The handshake failed, or was not complete within [`Limits::handshake`].
     Handshake,
     /// A forwarder's PROXY header was missing, broken, or not complete within [`Limits::receive`].
     Unproxied,
@@ -72,7 +72,7 @@ pub enum Ending {
     Oversize,
     /// An answer was not taken within [`Limits::send`].
     Stalled,
-    /// Reading or writing failed.
+    /// Reading or writing failed, or what came is not what is spoken there.
     Broken,
     /// The node stops.
     Stopped,
@@ -158,6 +158,12 @@ impl Streams {
         })
     }
 
+    /// What each of them may take.
+    #[cfg(feature = "quic")]
+    pub(in crate::serve) const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// How many connections are open.
     #[must_use]
     pub fn open(&self) -> usize {
@@ -169,7 +175,7 @@ impl Streams {
         Ending::ALL.into_iter().zip(self.endings.iter().map(|count| count.load(Relaxed)))
     }
 
-    pub(super) fn count(&self, ending: Ending) {
+    pub(in crate::serve) fn count(&self, ending: Ending) {
         let counts = Ending::ALL.iter().zip(&self.endings).filter(|(each, _)| **each == ending);
         counts.for_each(|(_, count)| _ = count.fetch_add(1, Relaxed));
     }
@@ -178,7 +184,7 @@ impl Streams {
     ///
     /// # Errors
     /// [`Ending::Full`] or [`Ending::Client`].
-    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr, standing: Standing) -> Result<Seat, Ending> {
+    pub(in crate::serve) fn admit(self: &Arc<Self>, peer: IpAddr, standing: Standing) -> Result<Seat, Ending> {
         let peer = host(peer);
         let most = if standing == Standing::Forwarder { self.limits.per_forwarder } else { self.limits.per_client };
         let stranger = standing == Standing::Stranger;
@@ -200,19 +206,19 @@ impl Streams {
 
 /// One connection's place, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(in crate::serve) struct Seat {
     streams: Arc<Streams>,
     peer: IpAddr,
     stranger: bool,
 }
 
 impl Seat {
-    pub(super) fn limits(&self) -> &Limits {
+    pub(in crate::serve) fn limits(&self) -> &Limits {
         &self.streams.limits
     }
 
     /// Gives the place back and counts why.
-    pub(super) fn leave(self, ending: Ending) {
+    pub(in crate::serve) fn leave(self, ending: Ending) {
         self.streams.count(ending);
     }
 }

@@ -105,11 +105,11 @@ struct Chain {
 }
 
 impl Named {
-    fn shown(&self) -> String {
+    pub(super) fn shown(&self) -> String {
         self.path.display().to_string()
     }
 
-    fn mistake(&self, fact: impl Into<String>, remedy: impl Into<String>) -> Mistake {
+    pub(super) fn mistake(&self, fact: impl Into<String>, remedy: impl Into<String>) -> Mistake {
         Mistake::at(self.place.clone(), fact, remedy)
     }
 

@@ -6,6 +6,8 @@
 
 mod certificate;
 mod files;
+#[cfg(feature = "quic")]
+mod quic;
 
 use std::io;
 use std::net::IpAddr;
@@ -95,6 +97,8 @@ pub struct Identity {
     own: Certificate,
     dot: Arc<ServerConfig>,
     http: Arc<ServerConfig>,
+    #[cfg(feature = "quic")]
+    quic: quic::Protocols,
 }
 
 impl Identity {
@@ -110,7 +114,16 @@ impl Identity {
             Arc::new(config)
         };
         let trusted = Arc::new(AtomicBool::new(true));
-        Ok(Self { digest, ca_digest, trusted, own, dot: speaking(Alpn::Dot), http: speaking(Alpn::Http) })
+        Ok(Self {
+            digest,
+            ca_digest,
+            trusted,
+            own,
+            dot: speaking(Alpn::Dot),
+            http: speaking(Alpn::Http),
+            #[cfg(feature = "quic")]
+            quic: quic::Protocols::new(&config).map_err(|error| vec![settings.certificate.no_quic(&error)])?,
+        })
     }
 }
 
