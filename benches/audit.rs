@@ -96,6 +96,7 @@ impl Specimen {
             transport: Transport::Udp,
             asked_by: None,
             certificate: None,
+            cookie: None,
             segment: Some(("build", "")),
             qid: Some(n as u16),
             stated,

@@ -189,6 +189,7 @@ fn records() -> Turn {
                 transport: Transport::Udp,
                 asked_by: None,
                 certificate: None,
+                cookie: None,
                 segment: Some(("shop", r#"{"service":"shop","stage":"bench"}"#)),
                 qid: Some(4711),
                 stated: Stated::Rendered(rendered),

@@ -159,6 +159,7 @@ impl Parts {
             transport: if self.has(0) { Transport::Udp } else { Transport::Tcp },
             asked_by: self.has(1).then_some(self.word(0)),
             certificate: self.has(1).then_some(self.word(0)),
+            cookie: self.has(2).then_some("invalid"),
             segment: self.has(2).then_some((self.word(1), self.tags.as_str())),
             qid: self.has(3).then_some(small),
             stated,

@@ -2,6 +2,7 @@
 
 pub mod cli;
 mod config;
+mod cookies;
 mod load;
 mod node;
 mod start;

@@ -9,11 +9,12 @@ use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 
 use crate::app::config::Config;
+use crate::app::cookies;
 use crate::app::load::{self, Loaded};
 use crate::audit::{Event, Meter, PolicyEvent, Shard, Transport};
 use crate::cache;
 use crate::document::Mistake;
-use crate::gate::{Designation, Door, EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook};
+use crate::gate::{Designation, Door, EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook, Secrets};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
 use crate::policy::Policy;
@@ -153,12 +154,16 @@ impl RunningNode {
         let node = Arc::clone(self);
         // Reading and compiling a million names takes a while: not on a thread of the runtime.
         let now = gate.clock.now().wall;
-        let loaded =
-            tokio::task::spawn_blocking(move || load::load(&node.parts.config, &node.parts.gate.upstreams, now)).await;
+        let load = move || {
+            let config = &node.parts.config;
+            let loaded = load::load(config, &node.parts.gate.upstreams, now)?;
+            Ok((loaded, cookies::secrets(&config.state).map_err(|mistake| vec![mistake])?))
+        };
+        let loaded = tokio::task::spawn_blocking(load).await;
         let loaded =
             loaded.unwrap_or_else(|error| Err(vec![Mistake::general(format!("the load broke off: {error}"), "")]));
         let result = match loaded {
-            Ok(loaded) => self.swap(loaded, &before).await,
+            Ok((loaded, secrets)) => self.swap(loaded, secrets, &before).await,
             Err(mistakes) => Err(mistakes),
         };
         match result {
@@ -191,13 +196,18 @@ impl RunningNode {
     }
 
     /// Swaps it in; the rulebook in force and how many grants went.
-    async fn swap(&self, loaded: Loaded, before: &Rulebook) -> Result<(Arc<Rulebook>, u64), Vec<Mistake>> {
+    async fn swap(
+        &self,
+        loaded: Loaded,
+        secrets: Secrets,
+        before: &Rulebook,
+    ) -> Result<(Arc<Rulebook>, u64), Vec<Mistake>> {
         let gate = &self.parts.gate;
         let now = gate.clock.now().wall;
         let Loaded { policy, zones, identity, warnings } = loaded;
         let designation = identity.as_ref().and_then(|identity| self.parts.doors.designation(identity));
         let rulebook = Rulebook::new(policy, zones, before.epoch + 1, now, self.parts.registry.tallies());
-        let rulebook = Arc::new(rulebook.designating(designation));
+        let rulebook = Arc::new(rulebook.designating(designation).giving_cookies(secrets));
         let revoked = gate.swap(Arc::clone(&rulebook)).await.map_err(|(name, error)| {
             vec![Mistake::general(format!("firewall \"{name}\" refused the new policy: {error}"), "")]
         })?;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::app::cli::Failure;
 use crate::app::config::Config;
+use crate::app::cookies;
 use crate::app::load::{self, Loaded};
 use crate::app::node::{Doors, NodeParts, RunningNode};
 use crate::audit::{Log, Meter, Shard};
@@ -21,7 +22,8 @@ use crate::cache::{Answers, Cover, Failures, LOCAL_BYTES, Named};
 use crate::document::Mistake;
 use crate::firewall;
 use crate::gate::{
-    Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Refresher, Refreshes, Rulebook, Slots, WORDS, WarmCounts,
+    Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Refresher, Refreshes, Rulebook, Secrets, Slots, WORDS,
+    WarmCounts,
 };
 use crate::grant::{Caps, Ledger};
 use crate::metric::{self, Registry};
@@ -74,6 +76,7 @@ struct Parts {
     upstreams: Upstreams,
     no_upstream: Option<Mistake>,
     loaded: Loaded,
+    secrets: Secrets,
     sockets: Bound,
     doors: Doors,
     meter: Meter,
@@ -88,6 +91,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let upstreams = Upstreams::new(upstream_settings, &clock).map_err(Failure::Mistakes)?;
     let loaded = load::load(&config, &upstreams, clock.now().wall).map_err(Failure::Mistakes)?;
     let lock = lock_state(&config.state)?;
+    let secrets = cookies::secrets(&config.state).map_err(|mistake| Failure::Failed(mistake.to_string()))?;
 
     // The stream listeners first: unlike the UDP sockets they do not share their port, so that a second process on
     // the same port is found out here.
@@ -133,7 +137,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
         quic: over_quic(&doq),
         h3: over_quic(&h3),
     };
-    match build(Parts { config, clock, upstreams, no_upstream, loaded, sockets, doors, meter, boot }, shards) {
+    match build(Parts { config, clock, upstreams, no_upstream, loaded, secrets, sockets, doors, meter, boot }, shards) {
         Ok(built) => {
             judge_file_limit(files);
             Ok(Started {
@@ -160,14 +164,15 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
 
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
-    let Parts { config, clock, upstreams, no_upstream, loaded, sockets, doors, meter, boot } = parts;
+    let Parts { config, clock, upstreams, no_upstream, loaded, secrets, sockets, doors, meter, boot } = parts;
     let Loaded { policy, zones, identity, warnings } = loaded;
     let mut shards = shards.into_iter();
     let mut shard = || shards.next().ok_or_else(|| Failure::Failed("the log gave too few shards".into()));
 
     let registry = Registry::new(WORDS);
     let rulebook = Rulebook::new(policy, zones, 1, clock.now().wall, registry.tallies())
-        .designating(identity.as_ref().and_then(|identity| doors.designation(identity)));
+        .designating(identity.as_ref().and_then(|identity| doors.designation(identity)))
+        .giving_cookies(secrets);
     let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
     let build = |settings: &firewall::Settings| {
         let name = &settings.common.name;

@@ -160,6 +160,8 @@ pub struct QueryEvent<'a> {
     pub asked_by: Option<&'a str>,
     /// The name in the client's certificate that named its segment.
     pub certificate: Option<&'a str>,
+    /// What its cookie proves.
+    pub cookie: Option<&'static str>,
     /// The segment's name, and its tags as one JSON object (empty: none).
     pub segment: Option<(&'a str, &'a str)>,
     /// The DNS id; `None` where the packet is too short to have one.

@@ -34,6 +34,12 @@ pub const FIELDS: &[Field] = &[
         "string",
         "the name in the client's certificate that named its segment; absent: its address did",
     ),
+    field(
+        "query",
+        "cookie",
+        "string",
+        "`valid`: the query shows a server cookie that was given to this address within the hour, so the address is not forged; `invalid`: it shows another; absent: none (RFC 7873)",
+    ),
     field("query", "segment", "string", "the client's segment; absent: none"),
     field("query", "tags", "object", "the segment's tags; absent: none, or more than 3,072 bytes of them"),
     field("query", "qid", "integer", "the DNS id; absent: the packet was too short"),

@@ -58,6 +58,7 @@ pub(super) fn query(at: Wall) -> Event<'static> {
         transport: Transport::Udp,
         asked_by: None,
         certificate: None,
+        cookie: None,
         segment: Some(("checkout", "{\"service\":\"checkout\"}")),
         qid: Some(4711),
         stated: Stated::Plain(statement()),

@@ -96,6 +96,14 @@ impl Arrival {
         SocketAddr::new(canonical(address), port)
     }
 
+    /// To whom a cookie is given: who sent it, or whom a PROXY header names, which is who hears the reply.
+    pub(super) const fn hearer(&self) -> IpAddr {
+        match self.said {
+            Said::Proxied(client) => canonical(client.ip()),
+            _ => self.sender(),
+        }
+    }
+
     /// Who asks under `policy`; `None`: nobody of a segment.
     #[must_use]
     pub fn asker(&self, policy: &Policy) -> Option<Asker> {

@@ -6,6 +6,7 @@
 //! the kernel.
 
 mod arrival;
+mod cookie;
 mod designation;
 mod fast;
 mod granter;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 pub use arrival::{Arrival, Said, Shown};
+pub use cookie::Secrets;
 pub use designation::{Designation, Door};
 pub use fast::{Fast, Finished, Job};
 pub use granter::{

@@ -12,6 +12,7 @@ use crate::audit::{
     AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shard, Stated, Statement, Transport,
 };
 use crate::cache::{Covered, Local, Reply, Until};
+use crate::gate::cookie::Proof;
 use crate::gate::designation::Designation;
 use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
 use crate::grant::{Granted, answer_ttl};
@@ -20,7 +21,7 @@ use crate::net::{Service, Services};
 use crate::policy::{Asker, Own, Reason, Refusal, Shown};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Clock, Now, Tick, Ttl};
-use crate::wire::{self, Malformed, Query, Template, Written};
+use crate::wire::{self, Fault, Malformed, Query, Template, Written};
 
 /// A granted answer, ready to be told to any client it was granted to, for as long as its [`Covered`] says.
 #[derive(Debug, PartialEq, Eq)]
@@ -235,6 +236,8 @@ struct Told<'a> {
     reason: Reason,
     rcode: Option<Rcode>,
     written: Written,
+    /// What the query's cookie proves, where it shows the server's half.
+    proof: Option<Proof>,
     cache: Option<CacheUse>,
     ttl: Ttl,
     open_until: Option<Tick>,
@@ -384,8 +387,8 @@ impl<R> Batch<R> {
         let start = self.bytes.len();
         let rcode = told.rcode.unwrap_or(Rcode::SERVFAIL);
         let written = wire::write_refusal(&mut self.bytes, &query.echo, rcode, told.ede, limit(sealing, query));
-        let written = self.extend(written, &query.echo, sealing.arrival.transport);
-        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &Told { written, ..told });
+        let (written, proof) = self.extend(written, &query.echo, sealing);
+        self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &Told { written, proof, ..told });
         self.replies.push((start..self.bytes.len(), route()));
     }
 
@@ -405,10 +408,11 @@ impl<R> Batch<R> {
             _ => &prepared.template,
         };
         let written = template.write(&mut self.bytes, &query.echo, ttl, limit(sealing, query));
-        let written = self.extend(written, &query.echo, sealing.arrival.transport);
+        let (written, proof) = self.extend(written, &query.echo, sealing);
         let told = Told {
             rcode: Some(prepared.template.rcode()),
             written,
+            proof,
             cache: Some(cache),
             ttl,
             open_until: until.open(),
@@ -435,29 +439,41 @@ impl<R> Batch<R> {
         {
             // What a subnet is worth is not known yet.
             let echo = &wire::Echo { subnet: None, ..*echo };
-            told.written = wire::write_refusal(&mut self.bytes, echo, *rcode, None, wire::UDP_SIZE_PLAIN.into());
-            told.written = self.extend(told.written, echo, sealing.arrival.transport);
-            told.rcode = Some(*rcode);
+            let mut rcode = *rcode;
+            if malformed.why == Fault::CookieAlone {
+                (told.outcome, told.reason) = (Outcome::Allow, Reason::Local);
+                // RFC 7873 §5.4, of a wrong server cookie.
+                let proof = cookie(sealing, echo).and_then(|(_, proof)| proof);
+                rcode = if proof == Some(Proof::Invalid) { Rcode::BADCOOKIE } else { rcode };
+            }
+            told.written = wire::write_refusal(&mut self.bytes, echo, rcode, None, wire::UDP_SIZE_PLAIN.into());
+            (told.written, told.proof) = self.extend(told.written, echo, sealing);
+            told.rcode = Some(rcode);
             self.replies.push((start..self.bytes.len(), route()));
         }
         let asked = malformed.name.zip(malformed.kind);
         self.record(sealing, malformed.id, asked, &told);
     }
 
-    /// Adds to the reply just written for whom it is, where its query says so, and what only streams are told.
-    fn extend(&mut self, written: Written, echo: &wire::Echo<'_>, transport: Transport) -> Written {
+    /// Adds to the reply just written for whom it is, where its query says so, the cookie that it has, and what only
+    /// streams are told; what the query's cookie proves.
+    fn extend(&mut self, written: Written, echo: &wire::Echo<'_>, sealing: &Sealing<'_>) -> (Written, Option<Proof>) {
         let written = match echo.subnet {
             Some(_) => wire::echo_subnet(&mut self.bytes, written, echo),
             None => written,
         };
-        let options = match transport {
-            Transport::Udp => return written,
+        let (written, proof) = match cookie(sealing, echo) {
+            Some((server, proof)) => (wire::echo_cookie(&mut self.bytes, written, echo, server), proof),
+            None => (written, None),
+        };
+        let options = match sealing.arrival.transport {
+            Transport::Udp => return (written, proof),
             Transport::Tcp => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: false },
             Transport::Dot => wire::StreamOptions { idle: Some(STREAM_IDLE), encrypted: true },
             // HTTP and QUIC keep their connections by their own rules.
             Transport::Doh | Transport::Doq | Transport::Doh3 => wire::StreamOptions { idle: None, encrypted: true },
         };
-        wire::extend(&mut self.bytes, written, echo, options)
+        (wire::extend(&mut self.bytes, written, echo, options), proof)
     }
 
     fn record(&mut self, sealing: &Sealing<'_>, qid: Option<u16>, asked: Option<(&[u8], RecordType)>, told: &Told<'_>) {
@@ -477,6 +493,7 @@ impl<R> Batch<R> {
             }
             .map(|name| &**name),
             certificate: asker.and_then(|asker| policy.certificate(asker)).map(|name| &**name),
+            cookie: told.proof.map(Proof::as_str),
             segment: segment.map(|segment| (&*segment.name, &*segment.tags_json)),
             qid,
             stated: match told.rendered {
@@ -532,7 +549,13 @@ fn limit(sealing: &Sealing<'_>, query: &Query<'_>) -> usize {
         Transport::Udp => query.echo.udp_limit(),
         Transport::Tcp | Transport::Dot | Transport::Doh | Transport::Doq | Transport::Doh3 => wire::TCP_LIMIT,
     };
-    limit - wire::subnet_room(&query.echo)
+    limit - wire::subnet_room(&query.echo) - wire::cookie_room(&query.echo)
+}
+
+/// The server's half of the query's cookie, where it has one and we give some, and what it proves.
+fn cookie(sealing: &Sealing<'_>, echo: &wire::Echo<'_>) -> Option<(wire::ServerCookie, Option<Proof>)> {
+    let (secrets, shown) = (sealing.rulebook.cookies.as_ref(), echo.cookie?);
+    secrets.map(|secrets| secrets.answer(shown, sealing.arrival.hearer(), sealing.now.wall))
 }
 
 impl<'a> Told<'a> {
@@ -542,6 +565,7 @@ impl<'a> Told<'a> {
             reason,
             rcode: None,
             written: SILENCE,
+            proof: None,
             cache: None,
             ttl: Ttl::ZERO,
             open_until: None,

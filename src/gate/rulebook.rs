@@ -9,7 +9,7 @@ use arc_swap::Guard;
 
 use crate::cache::{Flush, Flushed};
 use crate::firewall::FirewallError;
-use crate::gate::{Designation, Gate};
+use crate::gate::{Designation, Gate, Secrets};
 use crate::metric::{SegmentSlot, Tallies};
 use crate::policy::{Asker, Policy};
 use crate::time::Wall;
@@ -34,6 +34,8 @@ pub struct Rulebook {
     pub loaded: Wall,
     /// What is told of our encrypted doors.
     pub designation: Option<Arc<Designation>>,
+    /// What cookies are made with; `None`: none are.
+    pub cookies: Option<Arc<Secrets>>,
     /// The places of the segments' counters, in the order of the policy's segments.
     slots: Box<[SegmentSlot]>,
 }
@@ -51,6 +53,7 @@ impl Rulebook {
             flushes: AtomicU64::new(0),
             loaded: now,
             designation: None,
+            cookies: None,
         }
     }
 
@@ -58,6 +61,12 @@ impl Rulebook {
     #[must_use]
     pub fn designating(self, designation: Option<Designation>) -> Self {
         Self { designation: designation.map(Arc::new), ..self }
+    }
+
+    /// The same, with what cookies are made with.
+    #[must_use]
+    pub fn giving_cookies(self, secrets: Secrets) -> Self {
+        Self { cookies: Some(Arc::new(secrets)), ..self }
     }
 
     /// What a thread keeps for itself stands under this number, which never comes twice: there are fewer than 2^32 loads,

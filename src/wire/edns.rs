@@ -1,8 +1,9 @@
 //! EDNS (RFC 6891): the OPT record and the options that we read and write: Extended DNS Errors (RFC 8914), client subnet
-//! (RFC 7871) where a forwarder names its clients by it and, on streams, keepalive (RFC 7828) and padding (RFC 7830).
+//! (RFC 7871) where a forwarder names its clients by it, cookies (RFC 7873) and, on streams, keepalive (RFC 7828) and padding (RFC 7830).
 
 use std::time::Duration;
 
+use super::cookie::read_cookie;
 use super::reader::{RawRecord, Reader};
 use super::{Echo, Fault, TCP_LIMIT, UDP_SIZE, UDP_SIZE_PLAIN, Written};
 use crate::record::{ExtendedError, Rcode, RecordType};
@@ -14,7 +15,7 @@ const EDE_HEAD: usize = 6;
 
 const DNSSEC_OK: u16 = 0x8000;
 pub(super) const OPTION_SUBNET: u16 = 8;
-const OPTION_COOKIE: u16 = 10;
+pub(super) const OPTION_COOKIE: u16 = 10;
 const OPTION_KEEPALIVE: u16 = 11;
 const OPTION_PADDING: u16 = 12;
 const OPTION_EDE: u16 = 15;
@@ -45,6 +46,13 @@ pub struct StreamOptions {
     pub idle: Option<Duration>,
     /// Nobody on the way can read it, but anybody can measure it.
     pub encrypted: bool,
+}
+
+/// The data of a client's options, as in [`Echo`].
+#[derive(Default)]
+pub(super) struct Told<'a> {
+    pub(super) subnet: Option<&'a [u8]>,
+    pub(super) cookie: Option<&'a [u8]>,
 }
 
 /// An OPT record as it stands.
@@ -91,20 +99,20 @@ impl<'a> Opt<'a> {
         })
     }
 
-    /// Reads what a client's options ask for; the others are passed over (RFC 6891 §6.1.2). The data of the client subnet
-    /// among them, as [`Echo::subnet`].
-    pub(super) fn read_options(&self, edns: &mut Edns) -> Result<Option<&'a [u8]>, Fault> {
-        let mut subnet = None;
+    /// Reads what a client's options ask for; the others are passed over (RFC 6891 §6.1.2).
+    pub(super) fn read_options(&self, edns: &mut Edns) -> Result<Told<'a>, Fault> {
+        let Told { mut subnet, mut cookie } = Told::default();
         for option in self.options() {
             match option? {
                 (OPTION_KEEPALIVE, _) => edns.keepalive = true,
                 (OPTION_PADDING, _) => edns.padding = true,
                 // Who sends two leaves open which one counts: no data is no option's.
                 (OPTION_SUBNET, data) => subnet = Some(if subnet.is_none() { data } else { &[] }),
+                (OPTION_COOKIE, data) if cookie.is_none() => cookie = Some(read_cookie(data)?),
                 _ => {}
             }
         }
-        Ok(subnet)
+        Ok(Told { subnet, cookie })
     }
 
     /// The first Extended DNS Error, its text made valid UTF-8.
@@ -288,7 +296,7 @@ mod tests {
         let rows: [(&str, Option<&[u8]>, StreamOptions, &[u16]); 9] = [
             ("no EDNS", None, TLS, &[]),
             ("nothing is asked", Some(b""), TLS, &[15]),
-            ("an option of no concern", Some(b"\0\x0a\0\x01x"), TLS, &[15]),
+            ("an option of no concern", Some(b"\0\x64\0\x01x"), TLS, &[15]),
             ("keepalive", Some(KEEPALIVE), TLS, &[15, 11]),
             ("keepalive in clear", Some(KEEPALIVE), TCP, &[15, 11]),
             ("keepalive over HTTP", Some(KEEPALIVE), HTTPS, &[15]),

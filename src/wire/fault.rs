@@ -46,6 +46,10 @@ pub enum Fault {
     OptLength,
     /// A client subnet that does not have the shape of one.
     Subnet,
+    /// A cookie that is too short or too long for one.
+    Cookie,
+    /// A cookie and no question, which asks for the server's half (RFC 7873 §5.4).
+    CookieAlone,
     /// No PROXY header, or a broken one, where every message is to have one.
     Unproxied,
     /// A message id over QUIC, where a stream says what a reply belongs to.
@@ -85,6 +89,8 @@ impl Fault {
             Self::OptOwner => "an OPT record not owned by the root",
             Self::OptLength => "EDNS options that do not fill their record",
             Self::Subnet => "a client subnet that is none",
+            Self::Cookie => "a cookie that is none",
+            Self::CookieAlone => "a cookie and no question",
             Self::Unproxied => "no PROXY header, version 2",
             Self::Id => "a message id over QUIC",
             Self::Keepalive => "edns-tcp-keepalive over QUIC",
@@ -110,6 +116,8 @@ impl Fault {
             // RFC 6891 §6.1.3: "If a responder does not implement the VERSION level of the request, then it MUST
             // respond with RCODE=BADVERS."
             Self::Version => Some(Rcode::BADVERS),
+            // RFC 7873 §5.4, unless the server's half in it is wrong.
+            Self::CookieAlone => Some(Rcode::NOERROR),
             Self::QuestionCount
             | Self::NoSuchQuestion
             | Self::Sections
@@ -123,6 +131,7 @@ impl Fault {
             | Self::OptOwner
             | Self::OptLength
             | Self::Subnet
+            | Self::Cookie
             | Self::TooManyRecords
             | Self::Data => Some(Rcode::FORMERR),
         }

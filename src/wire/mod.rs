@@ -13,6 +13,7 @@
 //! - [`encode_query`] is a function of its arguments alone (I2), and so are [`pad_query`] and [`show_cookie`]; [`parse_message`] reads what came back.
 
 mod compression;
+mod cookie;
 mod edns;
 mod fault;
 mod message;
@@ -25,6 +26,7 @@ mod subnet;
 #[cfg(test)]
 mod tests;
 
+pub use cookie::{CLIENT_COOKIE, ServerCookie, cookie_room, echo_cookie};
 pub use edns::{Edns, Glance, StreamOptions, extend, glance, pad_query, show_cookie};
 pub use fault::Fault;
 pub use message::{Message, MessageEdns, encode_query, freshness, parse_message, parse_reply};

@@ -47,6 +47,8 @@ pub struct Echo<'a> {
     /// The data of its client subnet option, which its reply repeats; of two, none that can be read. Nobody's word unless
     /// it is known whose it is.
     pub subnet: Option<&'a [u8]>,
+    /// The data of its first cookie option, of a length that a cookie can have.
+    pub cookie: Option<&'a [u8]>,
 }
 
 impl Echo<'_> {
@@ -61,6 +63,7 @@ impl Echo<'_> {
             question: &[],
             edns: None,
             subnet: None,
+            cookie: None,
         }
     }
 
@@ -176,6 +179,11 @@ fn read<'a>(
     // RFC 9619 §4: "A DNS message with OPCODE = 0 and QDCOUNT > 1 MUST be treated as an incorrectly formatted
     // message."
     let (1, Some(Asked { kind, class, .. })) = (questions, asked.as_ref()) else {
+        // RFC 7873 §5.4: "the QUERY opcode behavior is extended to support queries with an empty Question Section [...],
+        // provided that an OPT record is present with a COOKIE option."
+        if questions == 0 && answers + authority == 0 && octets.is_ok() && echo.cookie.is_some() {
+            return Err(Fault::CookieAlone);
+        }
         return Err(octets.err().filter(|_| questions == 1).unwrap_or(Fault::QuestionCount));
     };
     octets?;
@@ -228,7 +236,8 @@ fn read_records<'a>(reader: &mut Reader<'a>, counts: [u32; 2], echo: &mut Echo<'
                 if opt.version != 0 {
                     return Err(Fault::Version);
                 }
-                echo.subnet = opt.read_options(edns)?;
+                let told = opt.read_options(edns)?;
+                (echo.subnet, echo.cookie) = (told.subnet, told.cookie);
             }
             RecordType::TSIG => return Err(Fault::Signed),
             _ => {}
@@ -289,6 +298,7 @@ mod tests {
                 question: QUESTION,
                 edns: Some(Edns { size: 1232, dnssec_ok: true, keepalive: false, padding: false }),
                 subnet: None,
+                cookie: None,
             }
         );
         assert_eq!(query.echo.udp_limit(), 1232);

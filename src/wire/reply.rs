@@ -361,6 +361,7 @@ mod tests {
             question: ASKED,
             edns,
             subnet: None,
+            cookie: None,
         }
     }
 

@@ -111,8 +111,8 @@ mod tests {
         let subnet = |options: &[u8]| {
             parse(&query(options), &mut Canonical::new()).unwrap().echo.subnet.map(|data| named_by_subnet(data).ok())
         };
-        assert_eq!(subnet(b"\0\x0a\0\0"), None);
-        assert_eq!(subnet(&[b"\0\x0a\0\0", one].concat()), Some(Some(Some([192, 0, 2, 7].into()))));
+        assert_eq!(subnet(b"\0\x64\0\0"), None);
+        assert_eq!(subnet(&[b"\0\x64\0\0", one].concat()), Some(Some(Some([192, 0, 2, 7].into()))));
         assert_eq!(subnet(&[one, one].concat()), Some(None));
     }
 

@@ -79,6 +79,7 @@ fn echo() -> impl Strategy<Value = (Question, Echo<'static>)> {
                 question: in_case(&question, bits),
                 edns: edns.map(|(size, dnssec_ok)| Edns { size, dnssec_ok, keepalive: false, padding: false }),
                 subnet: None,
+                cookie: None,
             };
             (question, echo)
         },
@@ -232,6 +233,7 @@ fn compression_stops_at_its_caps_and_stays_right() {
         question: in_case(&question, 0),
         edns: None,
         subnet: None,
+        cookie: None,
     };
     let mut out = Vec::new();
     assert!(!template.write(&mut out, &echo, Ttl::ZERO, TCP_LIMIT).truncated);

@@ -21,8 +21,8 @@ use outgate::cache::{self, Answers, Cover, Failures, Named};
 use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
 use outgate::gate::{
-    Arrival, Deadlines, Fast, Finished, Gate, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook, Slots, WORDS,
-    WarmCounts, Warmer,
+    Arrival, Deadlines, Fast, Finished, Gate, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook, Secrets,
+    Slots, WORDS, WarmCounts, Warmer,
 };
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
@@ -36,6 +36,9 @@ use serde_json::Value;
 
 pub(crate) use packet::{Ask, Reply};
 pub(crate) use upstream::{Act, Answer, Server};
+
+/// What its cookies are made with.
+const SECRET: [u8; 16] = *b"a secret of ours";
 
 /// What a gate is built from.
 #[derive(Clone, Debug, Default)]
@@ -184,7 +187,8 @@ impl World {
         let lines = File::open(directory.0.join("query.jsonl")).unwrap();
         let [granter_shard, outbox_shard] = <[_; 2]>::try_from(shards).expect("two shards");
         let registry = Registry::new(WORDS);
-        let rulebook = Rulebook::new(Arc::new(policy), compiled, 1, clock.now().wall, registry.tallies());
+        let rulebook = Rulebook::new(Arc::new(policy), compiled, 1, clock.now().wall, registry.tallies())
+            .giving_cookies(Secrets::new(SECRET));
         let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
         let memory = Memory::new("memory", clock.clone());
         let firewall = memory.handle();
@@ -372,7 +376,8 @@ impl World {
     pub(crate) fn reload(&mut self, files: &[policy::Source]) -> Result<u64, Vec<Mistake>> {
         let (policy, zones) = compile(files, &self.zones, &self.forwarders, &self.own_addresses, &self.routes)?;
         let epoch = self.gate.rulebook().epoch + 1;
-        let rulebook = Rulebook::new(Arc::new(policy), zones, epoch, self.clock.now().wall, self.registry.tallies());
+        let rulebook = Rulebook::new(Arc::new(policy), zones, epoch, self.clock.now().wall, self.registry.tallies())
+            .giving_cookies(Secrets::new(SECRET));
         let revoked = self.runtime.block_on(self.gate.swap(Arc::new(rulebook)));
         self.runtime.block_on(self.warmer.settle());
         revoked.map_err(|(name, error)| vec![Mistake::general(format!("{name}: {error}"), "")])

@@ -8,7 +8,7 @@ use hickory_proto::serialize::binary::{BinDecodable, BinEncodable};
 use serde_json::Value;
 
 use super::script::{addresses, name, number_of, rdata};
-use super::traffic::subnet;
+use super::traffic::{octets, subnet};
 use crate::gate::Reply;
 
 /// A comparison with a number.
@@ -40,6 +40,8 @@ pub(crate) struct Wanted {
     pub(crate) ede: Option<(u16, String)>,
     /// The data of the client subnet option.
     pub(crate) subnet: Option<Vec<u8>>,
+    /// The data of the cookie option.
+    pub(crate) cookie: Option<Vec<u8>>,
     pub(crate) flags: Option<Vec<String>>,
     pub(crate) truncated: bool,
     pub(crate) bytes: Option<Bound>,
@@ -74,6 +76,9 @@ impl Wanted {
             (None, None) => {}
             (Some((code, part)), Some((got, text))) if *code == got && text.contains(part) => {}
             (wanted, got) => return Err(format!("expected the extended error {wanted:?}, got {got:?}")),
+        }
+        if reply.option(10) != self.cookie.as_deref() {
+            return Err(format!("expected the cookie {:02x?}, got {:02x?}", self.cookie, reply.option(10)));
         }
         if reply.option(8) != self.subnet.as_deref() {
             return Err(format!("expected the client subnet {:?}, got {:?}", self.subnet, reply.option(8)));
@@ -145,6 +150,7 @@ pub(super) fn read_expect(words: &[String]) -> Result<Wanted, String> {
                 let found = addresses(next()?)?.into_iter().map(|address| (word.clone(), address.to_string()));
                 wanted.answers.extend(found);
             }
+            "cookie" => wanted.cookie = Some(octets(next()?)?),
             "subnet" => {
                 let mut data = subnet(next()?)?;
                 // The scope is as long as the source.

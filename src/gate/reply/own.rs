@@ -52,8 +52,8 @@ impl<R> Batch<R> {
             Some(template) => template.write(&mut self.bytes, &query.echo, told.ttl, limit),
             None => wire::write_refusal(&mut self.bytes, &query.echo, Rcode::NOERROR, None, limit),
         };
-        let written = self.extend(written, &query.echo, sealing.arrival.transport);
-        let told = Told { rcode: Some(Rcode::NOERROR), written, ..told };
+        let (written, proof) = self.extend(written, &query.echo, sealing);
+        let told = Told { rcode: Some(Rcode::NOERROR), written, proof, ..told };
         self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
         self.replies.push((start..self.bytes.len(), route()));
     }

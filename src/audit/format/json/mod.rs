@@ -129,6 +129,9 @@ impl Encoder {
         line.word(open!("transport"), event.transport.as_str());
         line.text_of(open!("asked_by"), event.asked_by, WORD);
         line.text_of(open!("certificate"), event.certificate, WORD);
+        if let Some(cookie) = event.cookie {
+            line.word(open!("cookie"), cookie);
+        }
         if let Some((segment, tags)) = event.segment {
             line.text(open!("segment"), segment, WORD);
             if !tags.is_empty() && tags.len() <= TAGS {
