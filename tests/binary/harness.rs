@@ -245,6 +245,10 @@ impl Node {
         kill(Pid::from_raw(i32::try_from(self.running.0.id()).unwrap()), signal).unwrap();
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.running.0.id()
+    }
+
     pub(crate) fn has_ended(&mut self) -> bool {
         self.running.0.try_wait().unwrap().is_some()
     }

@@ -36,6 +36,7 @@ mod errors;
 mod explain;
 mod forwarder;
 mod import;
+mod keytrap;
 mod life;
 mod outage;
 mod packets;

@@ -1,7 +1,7 @@
 //! An upstream server on loopback that counts what it is asked.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -113,25 +113,29 @@ fn serve_udp(socket: &UdpSocket, asked: &AtomicUsize, stop: &AtomicBool, says: &
 
 fn serve_tcp(listener: &TcpListener, asked: &AtomicUsize, stop: &AtomicBool, says: &Arc<Says>) {
     listener.set_nonblocking(true).unwrap();
-    while !stop.load(Ordering::SeqCst) {
-        let mut stream = match listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                std::thread::sleep(LOOK);
-                continue;
+    std::thread::scope(|scope| {
+        while !stop.load(Ordering::SeqCst) {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    scope.spawn(|| serve_connection(stream, asked, says));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(LOOK),
+                Err(error) => panic!("{error}"),
             }
-            Err(error) => panic!("{error}"),
-        };
-        stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        let mut length = [0; 2];
-        while stream.read_exact(&mut length).is_ok() {
-            let mut question = vec![0; u16::from_be_bytes(length).into()];
-            stream.read_exact(&mut question).unwrap();
-            asked.fetch_add(1, Ordering::SeqCst);
-            if let Some(reply) = says(&Message::from_vec(&question).unwrap(), true) {
-                let _ = stream.write_all(&framed(&reply));
-            }
+        }
+    });
+}
+
+fn serve_connection(mut stream: TcpStream, asked: &AtomicUsize, says: &Arc<Says>) {
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let mut length = [0; 2];
+    while stream.read_exact(&mut length).is_ok() {
+        let mut question = vec![0; u16::from_be_bytes(length).into()];
+        stream.read_exact(&mut question).unwrap();
+        asked.fetch_add(1, Ordering::SeqCst);
+        if let Some(reply) = says(&Message::from_vec(&question).unwrap(), true) {
+            let _ = stream.write_all(&framed(&reply));
         }
     }
 }

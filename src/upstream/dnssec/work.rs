@@ -10,8 +10,10 @@ use std::sync::Arc;
 use futures_util::stream::{Stream, once};
 use hickory_net::NetError;
 use hickory_net::proto::ProtoError;
+use hickory_net::proto::dnssec::PublicKey;
+use hickory_net::proto::dnssec::rdata::DNSSECRData;
 use hickory_net::proto::op::{DnsRequest, DnsResponse, Message, Query};
-use hickory_net::proto::rr::{Name as HickoryName, RecordType as Kind};
+use hickory_net::proto::rr::{Name as HickoryName, RData, RecordType as Kind};
 use hickory_net::runtime::TokioRuntimeProvider;
 use hickory_net::xfer::DnsHandle;
 use tokio::time::Instant;
@@ -37,6 +39,10 @@ const MAX_PER_SET: usize = 8;
 const MAX_NSEC3: usize = 8;
 /// Keys of one message.
 const MAX_KEYS: usize = 16;
+/// Octets of a key. RFC 3110 §2: "For interoperability, the exponent and modulus are each limited to 4096 bits in length";
+/// exponents have five octets at most, where one is said of what length. The time that a signature takes grows with the
+/// square of it.
+const MAX_KEY: usize = 1 + 5 + 512;
 
 tokio::task_local! {
     /// The validation that this task is at.
@@ -66,6 +72,7 @@ pub(super) enum Excess {
     SignaturesOfSet,
     Nsec3,
     Keys,
+    Key,
 }
 
 impl fmt::Display for Excess {
@@ -75,6 +82,7 @@ impl fmt::Display for Excess {
             Self::SignaturesOfSet => write!(f, "a record set has more than {MAX_PER_SET} signatures"),
             Self::Nsec3 => write!(f, "a reply has more than {MAX_NSEC3} NSEC3 records"),
             Self::Keys => write!(f, "a reply has more than {MAX_KEYS} keys"),
+            Self::Key => f.write_str("a key is longer than one of RSA with 4,096 bits"),
         }
     }
 }
@@ -117,28 +125,8 @@ impl Work {
 
     /// Counts what a message would have to be computed for.
     fn count(&self, message: &Message) -> Result<(), Excess> {
-        let mut sets: HashMap<(&HickoryName, Kind), usize> = HashMap::new();
-        let (mut signatures, mut nsec3, mut keys) = (0, 0, 0);
-        for record in message.answers.iter().chain(&message.authorities) {
-            match record.record_type() {
-                Kind::RRSIG => {
-                    signatures += 1;
-                    let covered = super::link::covered(record).unwrap_or(Kind::ZERO);
-                    *sets.entry((&record.name, covered)).or_default() += 1;
-                }
-                Kind::NSEC3 => nsec3 += 1,
-                Kind::DNSKEY => keys += 1,
-                _ => {}
-            }
-        }
-        self.signatures.set(self.signatures.get() + signatures);
-        match () {
-            () if sets.values().any(|signatures| *signatures > MAX_PER_SET) => Err(Excess::SignaturesOfSet),
-            () if nsec3 > MAX_NSEC3 => Err(Excess::Nsec3),
-            () if keys > MAX_KEYS => Err(Excess::Keys),
-            () if self.signatures.get() > MAX_SIGNATURES => Err(Excess::Signatures),
-            () => Ok(()),
-        }
+        self.signatures.set(self.signatures.get() + weigh(message)?);
+        if self.signatures.get() > MAX_SIGNATURES { Err(Excess::Signatures) } else { Ok(()) }
     }
 
     /// Takes one of the questions that this may ask; why not, where it may not.
@@ -161,6 +149,35 @@ impl Work {
 
 /// Exchanges under way, each with how often everything had been forgotten when it began.
 type UnderWay = Inflight<(u64, Question), Arc<[u8]>>;
+
+/// How many signatures a message has, where it has no more of anything than an honest one.
+fn weigh(message: &Message) -> Result<usize, Excess> {
+    let mut sets: HashMap<(&HickoryName, Kind), usize> = HashMap::new();
+    let (mut signatures, mut nsec3, mut keys, mut longest) = (0, 0, 0, 0);
+    for record in message.answers.iter().chain(&message.authorities) {
+        match &record.data {
+            RData::DNSSEC(DNSSECRData::NSEC3(_)) => nsec3 += 1,
+            RData::DNSSEC(DNSSECRData::DNSKEY(key)) => {
+                keys += 1;
+                longest = longest.max(key.public_key().public_bytes().len());
+            }
+            _ if record.record_type() == Kind::RRSIG => {
+                signatures += 1;
+                let covered = super::link::covered(record).unwrap_or(Kind::ZERO);
+                *sets.entry((&record.name, covered)).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+    match () {
+        () if sets.values().any(|signatures| *signatures > MAX_PER_SET) => Err(Excess::SignaturesOfSet),
+        () if nsec3 > MAX_NSEC3 => Err(Excess::Nsec3),
+        () if keys > MAX_KEYS => Err(Excess::Keys),
+        () if longest > MAX_KEY => Err(Excess::Key),
+        () if signatures > MAX_SIGNATURES => Err(Excess::Signatures),
+        () => Ok(signatures),
+    }
+}
 
 /// What the validator asks: the link under proof, what was asked before, the upstream.
 #[derive(Clone)]
@@ -232,7 +249,11 @@ impl Asker {
             why: format!("what is said of its keys cannot be read: {error}").into(),
         };
         let response = DnsResponse::from_buffer(reply.message).map_err(bogus)?;
-        let message: Arc<[u8]> = asked_for(&response, query).to_vec().map_err(bogus)?.into();
+        let told = asked_for(&response, query);
+        // What is known is not counted again: so what is too much is not kept.
+        weigh(&told)
+            .map_err(|excess| UpstreamError::Bogus { name: question.name.clone(), why: excess.to_string().into() })?;
+        let message: Arc<[u8]> = told.to_vec().map_err(bogus)?.into();
         self.keys.put(question.clone(), Arc::clone(&message), self.clock.tick(), reply.answer.ttl(), *clears);
         Ok(message)
     }
@@ -241,10 +262,10 @@ impl Asker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_net::proto::dnssec::rdata::{DNSKEY, DNSSECRData, NSEC3, RRSIG, SigInput};
+    use hickory_net::proto::dnssec::rdata::{DNSKEY, NSEC3, RRSIG, SigInput};
     use hickory_net::proto::dnssec::{Algorithm, Nsec3HashAlgorithm, PublicKeyBuf};
     use hickory_net::proto::op::OpCode;
-    use hickory_net::proto::rr::{RData, Record, SerialNumber};
+    use hickory_net::proto::rr::{Record, SerialNumber};
     use std::str::FromStr;
 
     fn signature(of: Kind) -> RData {
@@ -285,11 +306,16 @@ mod tests {
         let of_many = |count: usize| response((0..count).map(|number| (name(number), signature(Kind::A))));
         let denials = |count: usize| response((0..count).map(|number| (name(number), nsec3.clone())));
         let keys = |count: usize| response((0..count).map(|_| (name(0), key.clone())));
+        let long = |length: usize| {
+            let key = DNSKEY::new(true, true, false, PublicKeyBuf::new(vec![1; length], Algorithm::RSASHA256));
+            response([(name(0), RData::DNSSEC(DNSSECRData::DNSKEY(key)))])
+        };
         for (most, excess, made) in [
             (MAX_PER_SET, Excess::SignaturesOfSet, &of_one as &dyn Fn(usize) -> DnsResponse),
             (MAX_SIGNATURES, Excess::Signatures, &of_many),
             (MAX_NSEC3, Excess::Nsec3, &denials),
             (MAX_KEYS, Excess::Keys, &keys),
+            (MAX_KEY, Excess::Key, &long),
         ] {
             assert!(work(&made(most)).is_ok(), "{excess}");
             assert_eq!(work(&made(most + 1)).err(), Some(excess));
