@@ -41,17 +41,17 @@ const CORP: &str = "www A 192.0.2.80\nwww AAAA 2001:db8::80\nfour A 192.0.2.4\nf
 const CLUSTER: &str = "api.shop.svc A 192.0.2.81\ndb.data.svc A 192.0.2.82\n";
 
 /// As Debian's installer writes it.
-const PLAIN: &str = "nameserver 127.0.0.1\n";
+pub(super) const PLAIN: &str = "nameserver 127.0.0.1\n";
 /// As a kubelet does.
-const CLUSTERED: &str =
+pub(super) const CLUSTERED: &str =
     "search shop.svc.cluster.example svc.cluster.example cluster.example\nnameserver 127.0.0.1\noptions ndots:5\n";
 
 /// Name, what `getaddrinfo` tells, how many queries it makes.
-type Row = (&'static str, &'static str, usize);
+pub(super) type Row = (&'static str, &'static str, usize);
 
-const BOTH: &str = "192.0.2.80 2001:db8::80";
+pub(super) const BOTH: &str = "192.0.2.80 2001:db8::80";
 
-const PLAIN_ROWS: [Row; 8] = [
+pub(super) const PLAIN_ROWS: [Row; 8] = [
     ("www.corp.example", BOTH, 2),
     ("www.corp.example.", BOTH, 2),
     ("WWW.Corp.Example", BOTH, 2),
@@ -64,7 +64,7 @@ const PLAIN_ROWS: [Row; 8] = [
     ("a.b.corp.example", "NODATA", 2),
 ];
 
-const CLUSTERED_ROWS: [Row; 8] = [
+pub(super) const CLUSTERED_ROWS: [Row; 8] = [
     // Found with the first suffix, with the second, with the third.
     ("api", "192.0.2.81", 2),
     ("db.data", "192.0.2.82", 4),
@@ -79,7 +79,7 @@ const CLUSTERED_ROWS: [Row; 8] = [
 
 /// A machine: a network and a file system view of its own, where 127.0.0.1:53 is a node. Skipped, as without root, where
 /// one of these programs is missing.
-fn on_a_machine(programs: &[&str], test: impl FnOnce(&Site) + Send) {
+pub(super) fn on_a_machine(programs: &[&str], test: impl FnOnce(&Site) + Send) {
     if !are_here(programs) || !privileged() {
         return;
     }
@@ -107,12 +107,12 @@ fn on_a_machine(programs: &[&str], test: impl FnOnce(&Site) + Send) {
 }
 
 /// Writes into the file that is mounted: another one in its place would not be seen.
-fn resolv_conf(site: &Site, text: &str) {
+pub(super) fn resolv_conf(site: &Site, text: &str) {
     fs::write(site.path("resolv.conf"), text).unwrap();
 }
 
 /// What a program printed, its words sorted, and the questions that it asked meanwhile.
-fn looked_up(site: &Site, command: &mut Command) -> (String, Vec<String>) {
+pub(super) fn looked_up(site: &Site, command: &mut Command) -> (String, Vec<String>) {
     let before = site.queries().len();
     let ended = end(command);
     let mut words: Vec<&str> = ended.stdout.split_whitespace().collect();
@@ -125,7 +125,7 @@ fn looked_up(site: &Site, command: &mut Command) -> (String, Vec<String>) {
 }
 
 /// Looks up every row; `differs` names what this resolver makes of a row otherwise.
-fn check(site: &Site, what: &str, rows: &[Row], differs: &[Row], lookup: impl Fn(&str) -> Command) {
+pub(super) fn check(site: &Site, what: &str, rows: &[Row], differs: &[Row], lookup: impl Fn(&str) -> Command) {
     for row in rows {
         let (name, told, count) = differs.iter().find(|other| other.0 == row.0).unwrap_or(row);
         let (words, asked) = looked_up(site, &mut lookup(name));
@@ -136,7 +136,7 @@ fn check(site: &Site, what: &str, rows: &[Row], differs: &[Row], lookup: impl Fn
 }
 
 /// The lookup program, made by a compiler and its C library.
-fn compiled(site: &Site, compiler: &str, options: &[&str]) -> PathBuf {
+pub(super) fn compiled(site: &Site, compiler: &str, options: &[&str]) -> PathBuf {
     let program = site.path(compiler);
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/binary/clients/lookup.c");
     let made =
@@ -145,7 +145,7 @@ fn compiled(site: &Site, compiler: &str, options: &[&str]) -> PathBuf {
     program
 }
 
-fn with_name(program: &Path, arguments: &[&str], name: &str) -> Command {
+pub(super) fn with_name(program: &Path, arguments: &[&str], name: &str) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).arg(name);
     command
