@@ -64,7 +64,7 @@ const BYPASS: &str = include_str!("bypass.txt");
 /// Every entry, and who serves names here.
 #[derive(Debug)]
 pub(super) struct Reserved {
-    /// The index has those from the third on by their places here.
+    /// The index has those behind [`ISATAP`] by their places here.
     entries: Vec<Entry>,
     pub(super) sites: Sites,
 }
@@ -95,7 +95,7 @@ impl Reserved {
             let text = format!("{name} is on the bypass list: it leads round this resolver");
             entry(What::Bypass, name, text)
         }));
-        for (number, entry) in (0..).zip(&entries).skip(3) {
+        for (number, entry) in (0..).zip(&entries).filter(|(number, _)| *number > ISATAP.0) {
             index.reserve(&entry.name, number);
         }
         Self { entries, sites: Sites::default() }

@@ -20,13 +20,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::connection::{Job, PENDING, Reply, STALLED};
 use super::failure::{Failure, HttpFault};
 use super::tcp::Encrypted;
+use crate::wire::TCP_LIMIT;
 
 /// RFC 8484 §6.
 const MEDIA_TYPE: &str = "application/dns-message";
-/// The longest message, and so the longest body.
-const LONGEST: usize = 65_535;
-/// What a server may send of one body, and of all bodies, before they are read.
-const WINDOWS: [u32; 2] = [LONGEST as u32 + 1, 1 << 20];
+/// What a server may send of one body, the longest message, and of all bodies, before they are read.
+const WINDOWS: [u32; 2] = [TCP_LIMIT as u32 + 1, 1 << 20];
 /// The largest head of a response, in octets.
 const HEAD: u32 = 16 * 1024;
 
@@ -136,7 +135,7 @@ async fn fetch(sender: &mut SendRequest<Full<Bytes>>, request: Request<Full<Byte
     if !kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(MEDIA_TYPE)) {
         return Err(Failure::Http(HttpFault::MediaType));
     }
-    let body = Limited::new(response.into_body(), LONGEST).collect().await;
+    let body = Limited::new(response.into_body(), TCP_LIMIT).collect().await;
     match body {
         Ok(body) => Ok(body.to_bytes().into()),
         Err(error) => Err(match error.downcast_ref::<hyper::Error>() {

@@ -1,16 +1,18 @@
 //! Wire: bytes ↔ [`Query`] / reply bytes / upstream [`Message`]s.
 //!
 //! Pure: no I/O, no clock, no logging; every loop is bounded by the packet's length, nothing recurses, and no
-//! byte of a packet can panic it. Five things are promised:
+//! byte of a packet can panic it. What is promised:
 //!
-//! - [`parse`] reads a client's packet without allocating or copying more than the name, in lower case. What cannot become a [`Query`] is a [`Malformed`]
-//!   that carries all its record and its reply need: the [`Fault`], the id, name and type as far as they could
-//!   be read, and the rcode and [`Echo`] to answer with, or none where silence is the answer.
+//! - [`parse`] reads a client's packet without allocating or copying more than the name, in lower case. What cannot
+//!   become a [`Query`] is a [`Malformed`] that carries all its record and its reply need: the [`Fault`], the id, name and
+//!   type as far as they could be read, and the rcode and [`Echo`] to answer with, or none where silence is the answer.
+//! - [`read_proxy`] and [`named_by_subnet`] read whom a forwarder names, and [`echo_subnet`] repeats it.
 //! - [`Template`] is the encoded body of an answer, independent of id, case, flags, EDNS and TTL;
 //!   [`Template::write`] makes it a reply to one [`Echo`] without allocating (given capacity in `out`).
 //! - [`write_refusal`] is the same for replies without records: errors, and refusals with their SOA.
 //! - [`extend`] adds to either what a stream's client asked for and a datagram's cannot be told.
-//! - [`encode_query`] is a function of its arguments alone (I2), and so are [`pad_query`] and [`show_cookie`]; [`parse_message`] reads what came back.
+//! - [`encode_query`] is a function of its arguments alone (I2), and so are [`pad_query`] and [`show_cookie`];
+//!   [`parse_reply`] reads what came back, [`glance`] no more of it than its code and its cookie.
 
 mod compression;
 mod cookie;

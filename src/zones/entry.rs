@@ -43,7 +43,7 @@ impl Token<'_> {
                 b'\\' => match rest.next()? {
                     first @ b'0'..=b'9' => {
                         let digits = [first, rest.next()?, rest.next()?];
-                        std::str::from_utf8(&digits).ok().filter(|text| !text.contains('+'))?.parse().ok()?
+                        std::str::from_utf8(&digits).ok()?.parse().ok()?
                     }
                     other => other,
                 },

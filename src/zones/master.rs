@@ -11,9 +11,6 @@ use crate::name::Name;
 use crate::record::{Record, RecordType};
 use crate::time::Ttl;
 
-/// The longest TTL (RFC 2181 §8).
-const MAX_TTL: u32 = 0x7fff_ffff;
-
 /// The types of a signed zone.
 const DNSSEC: &[RecordType] = &[
     RecordType::DS,
@@ -319,7 +316,7 @@ fn is_class(text: &str) -> bool {
 
 fn ttl(token: Token<'_>) -> Result<Ttl, Fault> {
     match parse_ttl(token.raw) {
-        Ok(seconds) if seconds <= MAX_TTL => Ok(Ttl::from_wire(seconds)),
+        Ok(seconds) if seconds <= Ttl::MAX.seconds() => Ok(Ttl::from_wire(seconds)),
         _ => {
             let fact = format!("\"{}\" is not a TTL", token.raw);
             Err(Fault::new(token.at, fact, "write seconds up to 2147483647, or e.g. 90s, 15m, 1h30m, 7d"))

@@ -1,5 +1,6 @@
 //! DNS over TCP (RFC 7766) and over TLS (RFC 7858): connections under limits, queries answered in the order in which
-//! answers are ready.
+//! answers are ready. Those of DNS over HTTPS are accepted here too, under the same limits, and handed to
+//! `serve::https`.
 //!
 //! RFC 7766 §5: "All general-purpose DNS implementations MUST support both UDP and TCP transport". A connection
 //! is any byte stream, so the same code serves both; TLS only has a handshake before it.
@@ -176,7 +177,7 @@ async fn converse<G: StreamGate>(
     }
 }
 
-/// It holds a seat like any connection, and has no longer than a message.
+/// It holds a seat like any connection, and has a limit of its own.
 async fn handshake(
     tls: &Tls,
     protocol: Alpn,

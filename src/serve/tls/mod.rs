@@ -125,9 +125,7 @@ impl Identity {
             quic: quic::Protocols::new(&config).map_err(|error| vec![settings.certificate.no_quic(&error)])?,
         })
     }
-}
 
-impl Identity {
     /// The first name of a host in the certificate, and all its addresses.
     #[must_use]
     pub fn names(&self) -> Option<(&Name, &[IpAddr])> {
