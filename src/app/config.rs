@@ -1,11 +1,10 @@
 //! `outgate.toml`: the sum of the rooms' settings.
 
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::app::cli::ConfigFile;
-use crate::document::{Document, Mistake, Table};
+use crate::document::{Document, Mistake, Table, read_text};
 use crate::grant::Terms;
 use crate::policy::Identity;
 use crate::serve::tls;
@@ -13,9 +12,6 @@ use crate::{audit, cache, firewall, policy, upstream, zones};
 
 /// The file that is read where none is named.
 const DEFAULT_FILE: &str = "outgate.toml";
-
-/// The largest configuration read: far above any; policies have files of their own.
-const LARGEST_FILE: u64 = 16 << 20;
 
 /// The whole configuration. Paths are relative to the file's directory.
 pub(super) struct Config {
@@ -118,16 +114,6 @@ impl Config {
             file,
         })
     }
-}
-
-/// Reads a whole file, which may be a pipe but not endless.
-fn read_text(file: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    let read = std::fs::File::open(file)?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
-    if read as u64 > LARGEST_FILE {
-        return Err(std::io::Error::other(format!("it is larger than {} MiB", LARGEST_FILE >> 20)));
-    }
-    Ok(text)
 }
 
 fn host_name() -> String {

@@ -3,6 +3,7 @@
 //! [`Document::parse`] gives a [`Table`]; each accessor takes a key, notes a [`Mistake`] where the value has the
 //! wrong shape and returns `None`; [`Table::finish`] notes every key that nobody asked for, by name.
 
+mod file;
 mod list;
 mod place;
 mod quantity;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+pub use file::{read_file, read_text};
 use list::{Items, Rest};
 pub use place::{Lines, Mistake, Place};
 use quantity::parse_size;

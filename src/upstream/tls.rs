@@ -27,7 +27,7 @@ use tokio_rustls::rustls::{
 use super::endpoint::{Pin, Proof};
 use super::failure::{Failure, TlsFault};
 use super::settings::Authorities;
-use crate::document::Mistake;
+use crate::document::{Mistake, read_file};
 use crate::time::Wall;
 
 /// How many names of a certificate are told where none of them is the one wanted, and how many octets.
@@ -106,9 +106,12 @@ pub(super) fn authorities(of: Option<&Authorities>) -> Result<Arc<RootCertStore>
     };
     let shown = path.display();
     let mistake = |fact, remedy: &str| Mistake::at(place.clone(), fact, remedy);
-    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let certificates = certificates
-        .map_err(|error| mistake(format!("{shown} cannot be read: {error}"), "name a readable file in PEM"))?;
+    let unreadable = |error: &dyn std::fmt::Display| {
+        mistake(format!("{shown} cannot be read: {error}"), "name a readable file in PEM")
+    };
+    let pem = read_file(path).map_err(|error| unreadable(&error))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let certificates = certificates.map_err(|error| unreadable(&error))?;
     store.add_parsable_certificates(certificates);
     if store.is_empty() {
         let fact = format!("{shown} holds no certificate of an authority");

@@ -83,7 +83,8 @@ fn a_server_of_another_name_is_not_asked_and_the_record_says_so() {
 #[test]
 fn check_names_what_is_wrong_with_authorities() {
     for (file, expected) in [
-        ("missing.pem", "cannot be read"),
+        ("missing.pem", "cannot be read: No such file or directory (os error 2)"),
+        ("/dev/zero", "cannot be read: it is larger than 16 MiB"),
         ("empty.pem", "holds no certificate of an authority"),
         ("tls/key.pem", "holds no certificate of an authority"),
     ] {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hickory_net::proto::dnssec::TrustAnchors;
 
-use crate::document::{Found, Table};
+use crate::document::{Found, Table, read_text};
 use crate::name::Name;
 use crate::upstream::query::Wanted;
 
@@ -104,7 +104,7 @@ pub(in crate::upstream) fn read_mode(table: &Table, base: &Path) -> Mode {
 fn read_anchors(table: &Table, base: &Path, file: &Found<String>) -> Anchors {
     const REMEDY: &str = "write DNSKEY records, one a line, as in `. 3600 IN DNSKEY 257 3 13 <base64>`";
     let path = base.join(&file.value);
-    let read = std::fs::read_to_string(&path).map_err(|error| error.to_string());
+    let read = read_text(&path).map_err(|error| error.to_string());
     read.and_then(|text| Anchors::parse(&text)).unwrap_or_else(|error| {
         let fact = format!("the trust anchors in {} cannot be used: {error}", path.display());
         table.document().note(&file.span, fact, REMEDY);
