@@ -59,7 +59,7 @@ pub enum Finding {
         /// Which.
         place: Place,
     },
-    /// A line that its process was writing when it was killed: no answer had left for it.
+    /// A line that its process was writing when it was killed, or is writing now: no answer has left for it.
     Unfinished {
         /// Which.
         place: Place,
@@ -133,7 +133,9 @@ impl fmt::Display for Finding {
             Self::Twice { id, place } => write!(f, "{}: {id} is there twice", at(place)),
             Self::Torn { place } => write!(f, "{}: not a whole record", at(place)),
             Self::Cut { place } => write!(f, "{}: cut short, as declared", at(place)),
-            Self::Unfinished { place } => write!(f, "{}: unfinished when its process was killed", at(place)),
+            Self::Unfinished { place } => {
+                write!(f, "{}: unfinished; its process was killed, or is writing it", at(place))
+            }
             Self::Long { place } => write!(f, "{}: longer than 8 KiB", at(place)),
             Self::Changed { file, records } => {
                 write!(f, "archive/{}: changed since it was closed with {records} records", visible(file))
