@@ -96,6 +96,14 @@ impl Sub<Duration> for Tick {
     }
 }
 
+impl Now {
+    /// The tick at which the wall clock will show `wall`, as both run now; now where that is past.
+    #[must_use]
+    pub fn tick_at(&self, wall: Wall) -> Tick {
+        self.tick + Duration::from_micros(wall.0.saturating_sub(self.wall.0))
+    }
+}
+
 impl Wall {
     /// A date of the Gregorian calendar and the seconds since its midnight, in UTC; what lies before 1970 is 1970.
     #[must_use]

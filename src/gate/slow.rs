@@ -13,7 +13,7 @@ use crate::gate::{Finished, Gate, Job, NotGranted, Rulebook, who};
 use crate::grant::Granted;
 use crate::policy::{Permit, Reason, Verdict, decide, inspect};
 use crate::record::{Answer, ExtendedError, Proof, Question, Rcode};
-use crate::time::{Now, Tick, Ttl};
+use crate::time::{Tick, Ttl, Wall};
 use crate::upstream::{Ports, Upstream, UpstreamError};
 use crate::wire::REFUSAL_TTL;
 
@@ -97,24 +97,21 @@ impl Gate {
         for _ in 0..MAX_STALE {
             // A policy that was loaded since the fast path decides: the client has been told nothing yet.
             let rulebook = self.rulebook.load_full();
-            let (permit, observing) = match decided.take().filter(|permit| still_decides(&rulebook, permit)) {
-                Some(permit) => (permit, false),
+            let wall = self.clock.now().wall;
+            let permit = match decided.take().filter(|permit| still_decides(&rulebook, permit, wall)) {
+                Some(permit) => permit,
                 None => {
                     let Some(asker) = job.arrival.asker(&rulebook.policy) else {
                         return Ok((Conclusion::NoSegment, rulebook));
                     };
-                    let (name, wall) = (job.question.name.as_wire(), self.clock.now().wall);
-                    match decide(&rulebook.policy, asker, name, job.question.kind, wall) {
-                        Verdict::Permit(permit) => {
-                            let observing = permit.segment().observes(wall);
-                            (permit, observing)
-                        }
+                    match decide(&rulebook.policy, asker, job.question.name.as_wire(), job.question.kind, wall) {
+                        Verdict::Permit(permit) => permit,
                         Verdict::Refuse(refusal) => return Ok((Conclusion::Refused(refusal), rulebook)),
                         Verdict::Answer(own) => return Ok((Conclusion::Answered(own), rulebook)),
                     }
                 }
             };
-            let Some(opened) = self.open(&rulebook, permit, observing, &asking).await? else { continue };
+            let Some(opened) = self.open(&rulebook, permit, &asking).await? else { continue };
             let Opened { granted, source, flushes } = opened;
             self.name_addresses(&rulebook, &granted);
             let covered = self.prepare(&rulebook, &granted, &source);
@@ -126,23 +123,22 @@ impl Gate {
         Err(Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy is changing too fast; ask again"))
     }
 
-    /// Resolves what is permitted, inspects it and has it opened; `None` where it has to be decided anew. `observing`: the
-    /// permit stands on the segment's observing.
+    /// Resolves what is permitted, inspects it and has it opened; `None` where it has to be decided anew.
     pub(super) async fn open(
         &self,
         rulebook: &Rulebook,
         permit: Permit,
-        observing: bool,
         asking: &Asking<'_>,
     ) -> Result<Option<Opened>, Failure> {
         let flushes = self.cover.flushes();
         let Resolved { answer, told_until, source } = self.resolve_chain(rulebook, &permit, asking).await?;
         let now = self.clock.now();
-        if observing && !permit.segment().observes(now.wall) {
-            // What may pass while a segment observes may not any more, and nothing would be opened for it.
-            return Ok(None);
-        }
-        let told_until = until_observed_ends(&permit, told_until, now);
+        let told_until = match permit.ends() {
+            // What a rule opened, or a segment let pass while it observed, it does not any more.
+            Some(ends) if ends <= now.wall => return Ok(None),
+            Some(ends) => told_until.min(now.tick_at(ends)),
+            None => told_until,
+        };
         let cleared = inspect(permit, answer);
         let told_until = match cleared.withheld() {
             // Like any refusal it may be kept for a moment only: a corrected rule shows soon.
@@ -184,8 +180,8 @@ impl Gate {
     /// Renews what was told on this permit, where it still stands. Where that fails, nothing has changed.
     pub(super) async fn renew(&self, permit: Permit, asking: &Asking<'_>) {
         let rulebook = self.rulebook.load_full();
-        if still_decides(&rulebook, &permit)
-            && let Ok(Some(Opened { granted, source, flushes })) = self.open(&rulebook, permit, false, asking).await
+        if still_decides(&rulebook, &permit, self.clock.now().wall)
+            && let Ok(Some(Opened { granted, source, flushes })) = self.open(&rulebook, permit, asking).await
             && source.lasts
         {
             self.keep(&rulebook, &granted, self.prepare(&rulebook, &granted, &source), flushes);
@@ -408,20 +404,9 @@ impl Resolved {
     }
 }
 
-/// Whether what the fast path permitted would be permitted now: by the same policy, of a segment where time changes
-/// nothing.
-fn still_decides(rulebook: &Rulebook, permit: &Permit) -> bool {
-    Arc::ptr_eq(permit.policy(), &rulebook.policy) && permit.segment().observe_until.is_none()
-}
-
-/// What an observe segment lets pass is told no longer than the segment observes.
-fn until_observed_ends(permit: &Permit, told_until: Tick, now: Now) -> Tick {
-    match permit.segment().observe_until {
-        Some(end) if end > now.wall => {
-            told_until.min(now.tick + Duration::from_micros(end.0.saturating_sub(now.wall.0)))
-        }
-        _ => told_until,
-    }
+/// Whether what the fast path permitted would be permitted now: by the same policy, before any of what permits it ends.
+fn still_decides(rulebook: &Rulebook, permit: &Permit, now: Wall) -> bool {
+    Arc::ptr_eq(permit.policy(), &rulebook.policy) && permit.ends().is_none_or(|ends| now < ends)
 }
 
 /// The proof of a chain of two parts: that of both, where both have one.

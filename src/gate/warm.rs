@@ -112,7 +112,7 @@ impl Warmer {
             let known = before.remove(&warm).unwrap_or(Kept { due: Some(now), ..Kept::default() });
             (warm, Kept { due: known.due.map(|_| now), lives_until: Tick(0), ..known })
         };
-        self.names = rulebook.policy.warm().into_iter().map(kept).collect();
+        self.names = rulebook.policy.warm(self.gate.clock.now().wall).into_iter().map(kept).collect();
         self.count();
     }
 
@@ -138,6 +138,12 @@ impl Warmer {
         let Some(kept) = self.names.get_mut(&warm) else { return };
         if epoch != self.epoch {
             kept.due = Some(now);
+            return;
+        }
+        if decide_warm(&self.gate.rulebook().policy, &warm, self.gate.clock.now().wall).is_none() {
+            // Its rules have ended.
+            self.names.remove(&warm);
+            self.count();
             return;
         }
         let Warm { segment, question } = &warm;
@@ -175,9 +181,9 @@ impl Gate {
     /// Resolves a warm name and opens it for its segment; until when its answer lives.
     async fn warm_up(&self, rulebook: &Rulebook, warm: &Warm, ports: &Ports, renews: Tick) -> Result<Tick, Failure> {
         let changed = || Failure::new(Reason::Rule, ExtendedError::NOT_READY, "the policy changed meanwhile");
-        let permit = decide_warm(&rulebook.policy, warm).ok_or_else(changed)?;
+        let permit = decide_warm(&rulebook.policy, warm, self.clock.now().wall).ok_or_else(changed)?;
         let asking = Asking { id: None, ports, deadline: Instant::now() + self.deadlines.query, renews };
-        let opened = self.open(rulebook, permit, false, &asking).await?.ok_or_else(changed)?;
+        let opened = self.open(rulebook, permit, &asking).await?.ok_or_else(changed)?;
         match opened.granted.cleared().withheld() {
             Some(withheld) => Err(Failure::new(withheld.reason, ExtendedError::FILTERED, withheld.why.clone())),
             None => Ok(opened.granted.told_until()),

@@ -54,11 +54,12 @@ impl Terms {
     }
 
     /// The lease of an address in an answer that is told at `now` at the earliest and until `told_until` at the
-    /// latest, under rules that ask for `hold`.
+    /// latest, under rules that ask for `hold` and end at `ends`. What is told past their end is no concern of theirs.
     #[must_use]
-    pub fn lease(&self, told_until: Tick, hold: Option<Duration>, now: Tick) -> Lease {
+    pub fn lease(&self, told_until: Tick, hold: Option<Duration>, ends: Option<Tick>, now: Tick) -> Lease {
         let told_until = told_until.max(now);
         let open_until = (told_until + self.grace).max(now + hold.unwrap_or(self.hold).max(self.hold));
+        let open_until = ends.map_or(open_until, |ends| open_until.min(ends).max(told_until));
         Lease { told_until, open_until }
     }
 
@@ -66,14 +67,14 @@ impl Terms {
     /// at most is missing, of the hold too. So an address that is asked for all the time is renewed once in that time.
     #[must_use]
     pub fn covers(&self, in_force: Tick, lease: Lease) -> bool {
-        in_force + self.grace / 2 >= lease.open_until
+        in_force >= lease.told_until && in_force + self.grace / 2 >= lease.open_until
     }
 
     /// The latest end that a process before this one may have told for an address that it left open until
-    /// `open_until`: what [`Terms::covers`] let pass is in no journal.
+    /// `open_until`: what [`Terms::covers`] let pass is in no journal, and what a rule ends is told to its very end.
     #[must_use]
     pub fn told_at_most(&self, open_until: Tick, now: Tick) -> Tick {
-        (open_until - self.grace / 2).min(now + self.ttl_max + LESS_THAN_A_SECOND)
+        open_until.min(now + self.ttl_max + LESS_THAN_A_SECOND)
     }
 }
 
@@ -94,6 +95,7 @@ mod tests {
         fn the_told_ttl_never_outlives_the_opening(
             ttl in any::<u32>(), age in 0u64..400_000_000, grace in 0u64..600, hold in 0u64..86_400,
             min in 1u64..60, span in 0u64..3600, rule in prop::option::of(0u64..86_400),
+            left in prop::option::of(0u64..90_000_000_000),
         ) {
             let terms = Terms {
                 ttl_min: Duration::from_secs(min),
@@ -105,14 +107,22 @@ mod tests {
             let now = fetched + Duration::from_micros(age);
             let told = terms.told_until(Ttl::from_wire(ttl), fetched);
             prop_assert!(answer_ttl(told, fetched).duration() <= Duration::from_secs(min + span));
-            let lease = terms.lease(told, rule.map(Duration::from_secs), now);
+            // The gate tells nothing past the end of the rules.
+            let ends = left.map(|left| now + Duration::from_micros(left));
+            let told = ends.map_or(told, |ends| told.min(ends));
+            let lease = terms.lease(told, rule.map(Duration::from_secs), ends, now);
             let ttl = answer_ttl(told, now);
             prop_assert!(now + ttl.duration() <= lease.told_until);
             prop_assert!(lease.told_until <= lease.open_until);
-            prop_assert!(lease.open_until.since(now) >= Duration::from_secs(hold));
-            // What covers a lease lasts as long as it is told, and half the grace; what is told under it is bounded.
-            let least = lease.open_until - terms.grace / 2;
-            prop_assert!(terms.covers(least, lease) && least >= lease.told_until + terms.grace / 2);
+            match ends {
+                None => prop_assert!(lease.open_until.since(now) >= Duration::from_secs(hold)),
+                Some(ends) => prop_assert!(lease.open_until <= ends.max(now)),
+            }
+            // What covers a lease lasts as long as it is told, and of the grace half what the rules leave of it; what is
+            // told under it is bounded.
+            let least = (lease.open_until - terms.grace / 2).max(lease.told_until);
+            prop_assert!(terms.covers(least, lease) && least >= lease.told_until);
+            prop_assert!(ends.is_some() || least >= lease.told_until + terms.grace / 2);
             prop_assert!(!terms.covers(least - Duration::from_micros(1), lease));
             prop_assert!(lease.told_until <= terms.told_at_most(lease.open_until, now));
         }

@@ -1,5 +1,6 @@
 //! [`decide`]: may this question be resolved?
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -16,6 +17,20 @@ use crate::time::Wall;
 
 /// Rules that admit a question, the most specific first.
 pub(super) type Rules = SmallVec<[RuleIndex; 4]>;
+
+/// Whose question it is, and when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Case {
+    pub(super) segment: SegmentIndex,
+    pub(super) client: IpAddr,
+    pub(super) now: Wall,
+}
+
+impl Asker {
+    pub(super) const fn case(&self, now: Wall) -> Case {
+        Case { segment: self.segment, client: self.client, now }
+    }
+}
 
 /// What the rules of a segment say of a question, whether they are enforced or not.
 pub(super) enum Ruling {
@@ -46,7 +61,7 @@ pub fn decide(policy: &Arc<Policy>, asker: Asker, name: &[u8], kind: RecordType,
     }
     let segment = policy.segment(asker);
     let observing = segment.observes(now);
-    let (rules, observed) = match policy.rule_on(asker.segment, name, kind) {
+    let (rules, observed) = match policy.rule_on(asker.case(now), name, kind) {
         Ruling::Allowed(rules) => (rules, None),
         // Observing lets pass what a rule would refuse; it does not make IPv6 where there is none.
         Ruling::Refused { rule, overruled: Some(_), .. }
@@ -65,7 +80,7 @@ pub fn decide(policy: &Arc<Policy>, asker: Asker, name: &[u8], kind: RecordType,
     };
     let Ok(name) = Name::from_wire(name) else { return Verdict::Refuse(malformed(asker)) };
     let question = Question { name, kind };
-    Verdict::Permit(Permit { policy: Arc::clone(policy), asker, question, rules, observed, observing })
+    Verdict::Permit(Permit { policy: Arc::clone(policy), asker, question, rules, observed, observing, decided: now })
 }
 
 const fn malformed(asker: Asker) -> Refusal {
@@ -106,10 +121,11 @@ struct Voices {
 
 impl Policy {
     /// The one place where rules are weighed: [`decide`], `cname = "inspect"` and [`Policy::upholds`] all ask here.
-    pub(super) fn rule_on(&self, segment: SegmentIndex, name: &[u8], kind: RecordType) -> Ruling {
+    pub(super) fn rule_on(&self, case: Case, name: &[u8], kind: RecordType) -> Ruling {
+        let segment = case.segment;
         let found = self.index.find(name);
         if let Some((bar, reserved)) = self.reserved.bar(&found, segment, name, kind) {
-            return self.rule_on_reserved(&found, segment, name, kind, (bar, reserved));
+            return self.rule_on_reserved(&found, case, name, kind, (bar, reserved));
         }
         let refused = |rule, reason, shown| {
             let overruled = Some(Rules::new());
@@ -118,7 +134,7 @@ impl Policy {
         if found.is_stranger() {
             return refused(None, Reason::Default, self.shown(&found, segment, name));
         }
-        let voices = self.voices(&found, segment, name, kind, Bar::None);
+        let voices = self.voices(&found, case, name, kind, Bar::None);
         if voices.denied.is_some() {
             return self.denied_by(&found, segment, name, voices);
         }
@@ -153,12 +169,13 @@ impl Policy {
     fn rule_on_reserved(
         &self,
         found: &Found<'_>,
-        segment: SegmentIndex,
+        case: Case,
         name: &[u8],
         kind: RecordType,
         (bar, reserved): (Bar, ReservedIndex),
     ) -> Ruling {
-        let voices = self.voices(found, segment, name, kind, bar);
+        let segment = case.segment;
+        let voices = self.voices(found, case, name, kind, bar);
         if voices.denied.is_some() {
             let ruling = self.denied_by(found, segment, name, voices);
             return if bar == Bar::All { ruling.never_passes() } else { ruling };
@@ -170,7 +187,7 @@ impl Policy {
             let why = self.reserved.entry(reserved).told.text.clone();
             return Ruling::Answered(Own { reason: Reason::Special, records, why });
         }
-        let overruled = Some(self.voices(found, segment, name, kind, Bar::None).allowed);
+        let overruled = Some(self.voices(found, case, name, kind, Bar::None).allowed);
         if let Some(rule) = voices.other_types {
             if kind == RecordType::ANY {
                 return Ruling::Answered(Own::any(name));
@@ -187,24 +204,24 @@ impl Policy {
     }
 
     /// Why a CNAME may not lead to this name: the deny rule that is the nearest to it, or the bypass list.
-    pub(super) fn condemns(&self, segment: SegmentIndex, name: &[u8]) -> Option<Condemned<'_>> {
+    pub(super) fn condemns(&self, case: Case, name: &[u8]) -> Option<Condemned<'_>> {
         let found = self.index.find(name);
         let bypass = |(_, index): &(Bar, ReservedIndex)| matches!(self.reserved.entry(*index).what, What::Bypass);
-        let bar = self.reserved.bar(&found, segment, name, RecordType::A).filter(bypass);
-        let voices = self.voices(&found, segment, name, RecordType::A, bar.map_or(Bar::None, |(bar, _)| bar));
+        let bar = self.reserved.bar(&found, case.segment, name, RecordType::A).filter(bypass);
+        let voices = self.voices(&found, case, name, RecordType::A, bar.map_or(Bar::None, |(bar, _)| bar));
         let opened = !voices.allowed.is_empty() || voices.other_types.is_some();
         let barred = bar.filter(|_| !opened).map(|(_, index)| Condemned::Barred(&self.reserved.entry(index).told.text));
         voices.denied.map(Condemned::Rule).or(barred)
     }
 
-    fn voices(&self, found: &Found<'_>, segment: SegmentIndex, name: &[u8], kind: RecordType, bar: Bar) -> Voices {
+    fn voices(&self, found: &Found<'_>, case: Case, name: &[u8], kind: RecordType, bar: Bar) -> Voices {
         let mut denied: Option<(u16, RuleIndex)> = None;
         let mut wholly = false;
         let mut allowed: SmallVec<[(u16, RuleIndex); 4]> = SmallVec::new();
         let mut other_types: Option<(u16, RuleIndex)> = None;
-        for hit in found.hits(&self.rules, segment) {
+        for hit in found.hits(&self.rules, case.segment) {
             let rule = self.rule(hit.rule);
-            if rule.except.contains(name) {
+            if !rule.is_heard(&case) || rule.except.contains(name) {
                 continue;
             }
             let near = (hit.rank, hit.rule);

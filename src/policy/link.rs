@@ -9,7 +9,7 @@ use super::guard::{Guard, Row};
 use super::index::Audience;
 use super::load::{Placed, number};
 use super::reserved::{Entry, Reserved};
-use super::rule::{Rule, RuleDraft};
+use super::rule::{Action, Rule, RuleDraft};
 use super::segment::{GrantScope, Segment, SegmentDraft};
 use super::verdict::{RuleIndex, SegmentIndex};
 use crate::document::{Mistake, Place};
@@ -142,6 +142,7 @@ impl Linker {
             }
             self.check_private(&draft);
             let audience = self.choose(&draft, &mut choices);
+            self.check_audience(&draft, &audience, segments);
             numbers.insert(draft.number, number(rules.len(), RuleIndex));
             rules.push(Rule { audience, ..draft.rule });
         }
@@ -186,6 +187,30 @@ impl Linker {
         listed.sort_unstable();
         listed.dedup();
         Audience::Listed(choices.shared(listed))
+    }
+
+    /// Where a segment shares what is opened it shares replies too, so nothing is said there to single clients. What is
+    /// denied of networks is denied to all.
+    fn check_audience(&mut self, draft: &RuleDraft, audience: &Audience, segments: &[Segment]) {
+        let Rule { clients, networks, action, .. } = &draft.rule;
+        let mut concerned = (0..).map(SegmentIndex).zip(segments).filter(|(index, _)| audience.contains(*index));
+        if !clients.is_empty()
+            && let Some((_, shared)) = concerned.find(|(_, segment)| segment.scope == GrantScope::Segment)
+        {
+            let fact = format!(
+                "the rule {} is for single clients, and the segment {} ({}) opens for everyone in it",
+                draft.rule.id, shared.name, shared.place
+            );
+            self.mistake(&draft.choice, fact, "leave that segment out, or remove `clients`");
+        }
+        if *action == Action::Deny && !networks.is_empty() && *audience != Audience::All {
+            let fact = format!("the rule {} denies networks to some segments only", draft.rule.id);
+            self.mistake(
+                &draft.choice,
+                fact,
+                "write segments = [\"*\"]; what no rule allows is closed to the others already",
+            );
+        }
     }
 
     /// `private` never lifts what is never granted.

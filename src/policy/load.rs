@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 
-use super::Policy;
 use super::asker::Forwarder;
 use super::explain::Sentences;
+use super::group::Groups;
 use super::guard::Guard;
 use super::index::{self, Audience};
 use super::link::Linker;
@@ -17,6 +17,8 @@ use super::reserved::Reserved;
 use super::rule::{self, Rule, RuleDraft};
 use super::segment::{self, Segment};
 use super::sites::{Site, Sites};
+use super::verdict::RuleIndex;
+use super::{Action, Policy};
 use crate::document::{Document, Found, Mistake, Place, Table};
 use crate::net::Prefix;
 
@@ -67,22 +69,38 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
     let mut index = index::Reader::default();
     let mut reserved = Reserved::new(&mut index);
     let mut revision = Revision::default();
+    let mut groups = Groups::default();
     let mut read = 0;
-    for source in files {
-        revision.add(&source);
-        let (document, root) = Document::parse(&source.file, source.text);
-        segments.extend(root.tables("segment").into_iter().filter_map(segment::read));
+    let mut rules_of = |document: Document, root: Table, groups: &Groups, linker: &mut Linker| {
         for table in root.tables("rule") {
-            drafts.extend(rule::read(table, read, &mut index, &reserved));
+            drafts.extend(rule::read(table, read, &mut index, &reserved, groups));
             read += 1;
         }
-        root.finish(&["group"]);
+        root.finish(&[]);
         linker.mistakes.extend(document.take_mistakes());
+    };
+    // Files that name groups are read when all groups are known.
+    let mut waiting = Vec::new();
+    for source in files {
+        revision.add(&source);
+        let waits = Groups::may_be_named_in(&source.text);
+        let (document, root) = Document::parse(&source.file, source.text);
+        segments.extend(root.tables("segment").into_iter().filter_map(segment::read));
+        root.tables("group").into_iter().for_each(|table| groups.read(table));
+        if waits {
+            waiting.push((document, root));
+        } else {
+            rules_of(document, root, &groups, &mut linker);
+        }
     }
+    for (document, root) in waiting {
+        rules_of(document, root, &groups, &mut linker);
+    }
+    linker.warnings.extend(groups.unused());
     let (mut segments, directory) = linker.link_segments(segments);
     reserved.sites = Sites::new(&settings.sites, &segments);
     linker.warn_of_special_names(&drafts, &reserved);
-    let (mut rules, numbers) = linker.link_rules(drafts, &segments);
+    let (rules, numbers) = linker.link_rules(drafts, &segments);
     let directory = linker.link_forwarders(&settings.forwarders, &segments, directory);
     linker.check_warm(&segments, &rules);
     linker.warn_of_idle_segments(&segments, &rules);
@@ -93,12 +111,16 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
         return Err(linker.mistakes);
     }
     linker.warnings.sort();
-    spread_networks(&mut segments, &mut rules);
+    spread_networks(&mut segments, &rules);
+    let denies = |rule: &Rule| rule.action == Action::Deny && !rule.networks.is_empty();
+    let denials =
+        rules.iter().enumerate().filter(|(_, rule)| denies(rule)).map(|(at, _)| number(at, RuleIndex)).collect();
     Ok(Policy {
         revision: revision.finish(),
         index: index.finish(&rules, &numbers),
         directory,
         guard: linker.guard,
+        denials,
         reserved,
         sentences: Sentences::new(&segments, &rules),
         warnings: linker.warnings,
@@ -170,10 +192,10 @@ pub(super) fn number<T>(index: usize, make: impl Fn(u32) -> T) -> T {
 }
 
 /// Gives each segment the networks that static rules open for it.
-fn spread_networks(segments: &mut [Segment], rules: &mut [Rule]) {
+fn spread_networks(segments: &mut [Segment], rules: &[Rule]) {
     for rule in rules.iter().filter(|rule| !rule.networks.is_empty()) {
-        let opened: Vec<_> =
-            rule.networks.iter().flat_map(|prefix| rule.ports.iter().map(move |ports| (*prefix, *ports))).collect();
+        let opened = |prefix| rule.ports.iter().map(move |ports| (prefix, *ports, rule.expires));
+        let opened: Vec<_> = rule.networks.iter().copied().flat_map(opened).collect();
         match &rule.audience {
             Audience::All => segments.iter_mut().for_each(|segment| segment.networks.extend(&opened)),
             Audience::Listed(listed) => {
@@ -335,6 +357,64 @@ guard    = "override"
         let expected = "a.toml:3:1: more than 256 patterns with `*` inside a label are on example.org\n  write fewer and \
                         wider ones, or whole names\n";
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn says_what_of_a_rule_with_an_end_or_for_single_clients_or_networks_cannot_be() {
+        let text = r#"
+[[segment]]
+name    = "office"
+clients = ["192.0.2.0/24"]
+[[segment]]
+name    = "hall"
+clients = ["198.51.100.0/24"]
+scope   = "segment"
+[[rule]]
+id       = "some"
+action   = "allow"
+segments = ["*"]
+names    = ["a.example.com"]
+clients  = ["198.51.100.1"]
+expires  = "2027-01-01"
+[[rule]]
+id       = "bad"
+action   = "deny"
+segments = ["office"]
+networks = ["203.0.113.66"]
+[[rule]]
+id       = "worse"
+action   = "deny"
+segments = ["*"]
+names    = ["b.example.com"]
+networks = []
+clients  = []
+[[rule]]
+id       = "warm"
+action   = "allow"
+segments = ["office"]
+names    = ["c.example.com"]
+clients  = ["192.0.2.1"]
+warm     = true
+"#;
+        let told = told(&[("a.toml", text)], &Settings::default());
+        let expected = r#"a.toml:12:12: the rule some is for single clients, and the segment hall (a.toml:5:1) opens for everyone in it
+  leave that segment out, or remove `clients`
+a.toml:15:12: `expires` is a string
+  write expires = 2026-12-31T00:00:00Z
+a.toml:19:12: the rule bad denies networks to some segments only
+  write segments = ["*"]; what no rule allows is closed to the others already
+a.toml:25:12: `names` beside `networks`
+  make it a rule of its own
+a.toml:26:12: `networks` is empty
+  name at least one, or remove it
+a.toml:27:12: `clients` in a rule for `networks`: it is for all
+  remove it
+a.toml:27:12: `clients` is empty
+  name at least one, or remove it
+a.toml:33:12: `clients` beside `warm`, which opens for whole segments
+  remove one
+"#;
+        assert_eq!(told, expected, "\n{told}");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 mod asker;
 mod decide;
 mod explain;
+mod group;
 mod guard;
 mod index;
 mod inspect;
@@ -34,6 +35,7 @@ mod verdict;
 mod vet;
 mod warm;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::document::Mistake;
@@ -66,6 +68,8 @@ pub struct Policy {
     index: index::Index,
     reserved: reserved::Reserved,
     guard: guard::Guard,
+    /// The deny rules for networks.
+    denials: Vec<RuleIndex>,
     sentences: explain::Sentences,
     warnings: Vec<Mistake>,
 }
@@ -75,6 +79,8 @@ pub struct Policy {
 pub struct Layout {
     /// Every segment, sorted by name.
     pub segments: Vec<SegmentLayout>,
+    /// What is closed to everybody, whatever else is open (deny rules for `networks`); sorted.
+    pub denied: Vec<Prefix>,
 }
 
 /// One segment as a firewall sees it.
@@ -151,15 +157,32 @@ impl Policy {
             name: Arc::clone(&segment.name),
             observe: segment.observes(now),
             sources: segment.sources.clone(),
-            networks: segment.networks.clone(),
+            networks: segment.open_networks(now),
         });
-        Layout { segments: segments.collect() }
+        let mut denied: Vec<Prefix> = self.denying(now).flat_map(|(_, rule)| &rule.networks).copied().collect();
+        denied.sort_unstable();
+        denied.dedup();
+        Layout { segments: segments.collect(), denied }
     }
 
-    /// The next moment after `now` at which a segment begins to enforce.
+    /// The next moment after `now` at which a segment begins to enforce, or a rule ends.
     #[must_use]
     pub fn next_change(&self, now: Wall) -> Option<Wall> {
-        self.segments.iter().filter_map(|segment| segment.observe_until).filter(|until| *until > now).min()
+        let segments = self.segments.iter().filter_map(|segment| segment.observe_until);
+        let rules = self.rules.iter().filter_map(|rule| rule.expires);
+        segments.chain(rules).filter(|end| *end > now).min()
+    }
+
+    /// The deny rules for networks that count now.
+    fn denying(&self, now: Wall) -> impl Iterator<Item = (RuleIndex, &Rule)> {
+        let rules = self.denials.iter().map(|rule| (*rule, self.rule(*rule)));
+        rules.filter(move |(_, rule)| rule.lives(now))
+    }
+
+    /// The deny rule for networks that closes this address now.
+    fn denies_address(&self, address: IpAddr, now: Wall) -> Option<RuleIndex> {
+        let holds = |(_, rule): &(RuleIndex, &Rule)| rule.networks.iter().any(|prefix| prefix.contains(&address));
+        self.denying(now).find(holds).map(|(rule, _)| rule)
     }
 }
 

@@ -222,7 +222,7 @@ fn check_cleared(policy: &Policy, cleared: &Cleared, specs: &[Spec], segment: us
     }
     for opening in cleared.openings() {
         assert!(told.contains(&opening.element.to), "opened and not told: {opening:?}");
-        assert!(policy.upholds(cleared.basis(), &opening.element).is_some(), "not upheld: {opening:?}");
+        assert!(policy.upholds(cleared.basis(), &opening.element, NOW).is_some(), "not upheld: {opening:?}");
     }
     let kind = cleared.permit().question().kind;
     for to in told {
@@ -299,7 +299,7 @@ fn check_services(
     let opened: BTreeSet<_> = cleared.openings().iter().map(|opening| opening.element.to).collect();
     prop_assert_eq!(&told, &opened, "told and opened are the same");
     for opening in cleared.openings() {
-        prop_assert!(policy.upholds(cleared.basis(), &opening.element).is_some(), "not upheld: {:?}", opening);
+        prop_assert!(policy.upholds(cleared.basis(), &opening.element, NOW).is_some(), "not upheld: {:?}", opening);
     }
     for to in told {
         let text = ADDRESSES.iter().find(|text| address(text) == to);

@@ -4,17 +4,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::decide::Case;
+use super::group::Groups;
 use super::index::{self, Audience};
 use super::load::{Placed, in_alphabet, read_prefixes};
 use super::opened::{Opened, Special};
 use super::pattern::{Pattern, Reach, Shape};
 use super::patterns::{Collector, MAX_GLOBS, Patterns, Read, Refused};
 use super::reserved::Reserved;
-use super::segment::one_of;
+use super::segment::{one_of, wall};
 use crate::document::{Document, Found, MAX_MISTAKES, Place, Span, Table};
 use crate::name::Name;
 use crate::net::{Prefix, Services};
 use crate::record::RecordType;
+use crate::time::Wall;
 
 /// The most ports that one rule opens: each is one element in the firewall for each address.
 const MAX_PORTS: usize = 128;
@@ -27,7 +30,7 @@ const MAX_HOLD: Duration = Duration::from_secs(86_400);
 const NAME_KEYS: [&str; 9] =
     ["types", "https", "cname", "within", "private", "hold", "guard", "allow_tenant_wildcard", "warm"];
 /// Keys that the interface plans and this version does not build.
-const PLANNED: &[&str] = &["expires", "group", "label_budget", "label_action"];
+const PLANNED: &[&str] = &["label_budget", "label_action"];
 
 /// One rule.
 #[derive(Debug)]
@@ -52,7 +55,11 @@ pub struct Rule {
     pub https: Https,
     /// The minimum life of its grants.
     pub hold: Option<Duration>,
-    /// Of a static rule: what it opens without any query.
+    /// When it ends, and what was granted under it.
+    pub expires: Option<Wall>,
+    /// Clients of its segments that it is for; empty: all.
+    pub clients: Vec<Prefix>,
+    /// Of a static rule: what it opens without any query, or of a deny what it closes whatever else opens it.
     pub networks: Vec<Prefix>,
     pub(super) audience: Audience,
     pub(super) except: Patterns,
@@ -95,6 +102,20 @@ impl Https {
     }
 }
 
+impl Rule {
+    /// Whether it counts at this time.
+    #[must_use]
+    pub fn lives(&self, now: Wall) -> bool {
+        self.expires.is_none_or(|end| now < end)
+    }
+
+    /// Whether it says something to this client now; its segments are not looked at.
+    pub(super) fn is_heard(&self, case: &Case) -> bool {
+        self.lives(case.now)
+            && (self.clients.is_empty() || self.clients.iter().any(|prefix| prefix.contains(&case.client)))
+    }
+}
+
 /// Which CNAME chains a rule accepts.
 #[derive(Debug)]
 pub(super) enum Cname {
@@ -123,7 +144,13 @@ pub(super) struct RuleDraft {
 }
 
 /// Reads one `[[rule]]`, its names into `index`; mistakes go to its document. `None` where it has no usable id or action.
-pub(super) fn read(table: Table, number: u32, index: &mut index::Reader, reserved: &Reserved) -> Option<RuleDraft> {
+pub(super) fn read(
+    table: Table,
+    number: u32,
+    index: &mut index::Reader,
+    reserved: &Reserved,
+    groups: &Groups,
+) -> Option<RuleDraft> {
     let document = table.document().clone();
     let id = table.required_string("id").filter(|id| {
         let right = in_alphabet(&id.value);
@@ -137,13 +164,13 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader, reserve
     let allows = action != Some(Action::Deny);
     let has_networks = table.has("networks");
     let static_rule = has_networks && !table.has("names");
-    refuse_misplaced(&table, allows, static_rule);
+    refuse_misplaced(&table, allows, has_networks);
 
     let tenants = table.boolean("allow_tenant_wildcard").unwrap_or(false);
     note_empty(&table, "names");
     let reach = (action == Some(Action::Allow)).then_some(tenants);
     let mut opened = Opened::new(&table, reserved);
-    read_patterns(&table, "names", |entry, name| {
+    read_patterns(&table, "names", groups, |entry, name| {
         let read = index.read(number, action.unwrap_or(Action::Deny), name)?;
         if let Some(tenants) = reach
             && !opened.check(entry, name, index.reserved())
@@ -154,11 +181,9 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader, reserve
     });
     let special = opened.finish(allows);
     let mut except = Collector::default();
-    read_patterns(&table, "except", |_, name| except.put_once(name));
+    read_patterns(&table, "except", groups, |_, name| except.put_once(name));
     let networks = read_prefixes(&table, "networks").unwrap_or_default();
-    if static_rule && allows {
-        note_empty(&table, "networks");
-    }
+    note_empty(&table, "networks");
     if !has_networks && !table.has("names") {
         document.note(table.span(), "the rule names nothing", "add names = [\"…\"], or networks = [\"…\"]");
     }
@@ -167,17 +192,19 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader, reserve
         one_of(&table, "https", &[Https::NoData, Https::Filter, Https::Pass].map(|https| (https.as_str(), https)));
     let https = https.unwrap_or(Https::NoData);
     let mut types = if allows && !static_rule { read_types(&table) } else { Vec::new() };
-    let warm = if allows && !static_rule { read_warm(&table, &types) } else { Vec::new() };
+    let warm = if allows && !static_rule { read_warm(&table, &types, groups) } else { Vec::new() };
     if https != Https::NoData && !types.is_empty() {
         types.extend([RecordType::HTTPS, RecordType::SVCB]);
     }
-    let cname = read_cname(&table);
+    let cname = read_cname(&table, groups);
     let within = read_prefixes(&table, "within").unwrap_or_default();
     if allows {
         note_empty(&table, "within");
     }
     let private = read_prefixes(&table, "private").unwrap_or_default();
     let hold = table.duration("hold", Duration::from_secs(1)..=MAX_HOLD);
+    let expires = table.datetime("expires").map(|found| wall(&found.value));
+    let clients = read_clients(&table);
     let [owner, reason, ticket] = ["owner", "reason", "ticket"].map(|key| read_note(&table, key));
 
     let segments = table.strings("segments").map(|found| {
@@ -209,6 +236,8 @@ pub(super) fn read(table: Table, number: u32, index: &mut index::Reader, reserve
         types,
         https,
         hold,
+        expires,
+        clients: values(&clients),
         networks: values(&networks),
         audience: Audience::All,
         except: except.finish_set(),
@@ -234,7 +263,7 @@ fn read_action(table: &Table) -> Option<Action> {
 }
 
 /// Keys that a deny rule, or a static one, does not have.
-fn refuse_misplaced(table: &Table, allows: bool, static_rule: bool) {
+fn refuse_misplaced(table: &Table, allows: bool, has_networks: bool) {
     let note = |key: &'static str, fact: &str, remedy: &str| {
         if table.has(key) {
             table.document().note(&table.span_of(key), fact.replace("{}", key), remedy);
@@ -244,13 +273,21 @@ fn refuse_misplaced(table: &Table, allows: bool, static_rule: bool) {
         for key in NAME_KEYS.into_iter().chain(["ports"]) {
             note(key, "`{}` in a deny: it refuses the name altogether", "remove it");
         }
-        note("networks", "`{}` in a deny: what no rule allows is closed already", "remove it");
-    } else if static_rule {
-        for key in NAME_KEYS.into_iter().chain(["except"]) {
+        if has_networks {
+            note("names", "`{}` beside `networks`", "make it a rule of its own");
+            for key in ["except", "clients"] {
+                note(key, "`{}` in a rule for `networks`: it is for all", "remove it");
+            }
+        }
+    } else if has_networks && !table.has("names") {
+        for key in NAME_KEYS.into_iter().chain(["except", "clients"]) {
             note(key, "`{}` in a rule for `networks`: no name is asked for", "remove it");
         }
     } else {
         note("networks", "`{}` beside `names`", "make it a rule of its own; to narrow the answers write `within`");
+        if table.has("warm") {
+            note("clients", "`{}` beside `warm`, which opens for whole segments", "remove one");
+        }
     }
 }
 
@@ -264,23 +301,37 @@ fn note_empty(table: &Table, key: &'static str) {
 fn read_patterns(
     table: &Table,
     key: &'static str,
+    groups: &Groups,
     mut put: impl FnMut(&Found<&str>, &Pattern) -> Result<Read, Refused>,
 ) {
     let document = table.document();
     let mut again = Vec::new();
-    for entry in table.each(key).into_iter().flatten() {
-        let Some(pattern) = read_pattern(document, &entry) else { continue };
-        match put(&entry, &pattern) {
-            Ok(Read::New) => {}
-            Ok(Read::Again) => again.push(entry),
+    let mut full = false;
+    let mut put = |entry: &Found<&str>, pattern: &Pattern| {
+        let put = put(entry, pattern);
+        match put {
             Err(Refused::Crowded) => {
                 let fact = format!("more than {MAX_GLOBS} patterns with `*` inside a label are on {}", pattern.base);
                 document.note(table.span(), fact, "write fewer and wider ones, or whole names");
             }
-            Err(Refused::Full) => {
+            Err(Refused::Full) if !full => {
+                full = true;
                 document.note(&entry.span, "the names of the policy take more than 4 GiB", "write wildcards instead");
-                break;
             }
+            _ => {}
+        }
+        put == Ok(Read::Again)
+    };
+    for entry in table.each(key).into_iter().flatten() {
+        if let Some(group) = groups.named(document, &entry) {
+            // What is named beside the group as well is no mistake.
+            for (text, pattern) in group {
+                put(&Found { value: text, span: entry.span.clone() }, pattern);
+            }
+        } else if let Some(pattern) = read_pattern(document, &entry)
+            && put(&entry, &pattern)
+        {
+            again.push(entry);
         }
     }
     if !again.is_empty() {
@@ -303,7 +354,10 @@ fn note_repeated(table: &Table, key: &'static str, again: &[Found<&str>]) {
     }
     for entry in again {
         let pattern = written(entry);
-        let first = first.get(&pattern).and_then(Option::as_ref).unwrap_or(&entry.span);
+        // A group of the list has it too.
+        let Some(first) = first.get(&pattern).and_then(Option::as_ref).filter(|first| **first != entry.span) else {
+            continue;
+        };
         let fact = format!("\"{pattern}\" is in this list already, at {}", document.place(first));
         document.note(&entry.span, fact, "remove one");
     }
@@ -385,7 +439,7 @@ fn read_types(table: &Table) -> Vec<RecordType> {
 }
 
 /// The names of a rule that keeps them warm.
-fn read_warm(table: &Table, types: &[RecordType]) -> Vec<Name> {
+fn read_warm(table: &Table, types: &[RecordType], groups: &Groups) -> Vec<Name> {
     let mut names = Vec::new();
     if table.boolean("warm") != Some(true) {
         return names;
@@ -395,17 +449,23 @@ fn read_warm(table: &Table, types: &[RecordType]) -> Vec<Name> {
         let fact = "`warm` opens addresses, and `types` has neither A nor AAAA";
         document.note(&table.span_of("warm"), fact, "add one of them, or remove `warm`");
     }
-    for entry in table.each("names").into_iter().flatten() {
-        // What is no pattern was noted before.
-        let Ok(pattern) = Pattern::parse(entry.value) else { continue };
+    let mut take = |entry: &Found<&str>, pattern: &Pattern| {
         if pattern.shape == Shape::Exact {
             names.push(pattern.base.to_name());
         } else {
             let fact = format!("\"{}\" is no whole name, and the rule keeps its names warm", entry.value);
             document.note(&entry.span, fact, "write the names that are meant, or remove `warm`");
         }
-    }
+        Ok(Read::New)
+    };
+    read_patterns(table, "names", groups, &mut take);
     names
+}
+
+/// The clients of its segments that a rule is for.
+fn read_clients(table: &Table) -> Vec<Placed<Prefix>> {
+    note_empty(table, "clients");
+    read_prefixes(table, "clients").unwrap_or_default()
 }
 
 /// Types that are not data of a name, or are only proof beside other data: no rule can allow them, and no observing
@@ -424,7 +484,7 @@ pub(super) const fn is_no_data(kind: RecordType) -> bool {
         )
 }
 
-fn read_cname(table: &Table) -> Cname {
+fn read_cname(table: &Table, groups: &Groups) -> Cname {
     match table.string_or_strings("cname") {
         None => Cname::Trust,
         Some(Ok(word)) => match word.value.as_str() {
@@ -439,7 +499,7 @@ fn read_cname(table: &Table) -> Cname {
         Some(Err(_)) => {
             note_empty(table, "cname");
             let mut pins = Collector::default();
-            read_patterns(table, "cname", |_, name| pins.put_once(name).map(|_| Read::New));
+            read_patterns(table, "cname", groups, |_, name| pins.put_once(name).map(|_| Read::New));
             Cname::Pinned(pins.finish_set())
         }
     }

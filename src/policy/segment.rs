@@ -39,8 +39,8 @@ pub struct Segment {
     pub refusal: Shown,
     /// Where its flows come from, sorted: its clients, unless others connect for them, and who connects for them.
     pub sources: Vec<Prefix>,
-    /// What the static rules (`networks`) open for it, sorted.
-    pub networks: Vec<(Prefix, Services)>,
+    /// What the static rules (`networks`) open for it, sorted, each with the end of its rule.
+    pub networks: Vec<(Prefix, Services, Option<Wall>)>,
     /// AAAA is NODATA for it: its way out has no IPv6.
     pub filter_aaaa: bool,
     /// Its clients connect themselves, and nobody else has to.
@@ -63,6 +63,14 @@ impl Segment {
     #[must_use]
     pub fn observes(&self, now: Wall) -> bool {
         self.observe_until.is_some_and(|until| now < until)
+    }
+
+    /// What the static rules open for it at this time.
+    pub(super) fn open_networks(&self, now: Wall) -> Vec<(Prefix, Services)> {
+        let lives = |(_, _, end): &&(Prefix, Services, Option<Wall>)| end.is_none_or(|end| now < end);
+        let mut open: Vec<_> = self.networks.iter().filter(lives).map(|(prefix, ports, _)| (*prefix, *ports)).collect();
+        open.dedup();
+        open
     }
 
     /// True where a source of the segment has the family of `address`.
@@ -266,7 +274,7 @@ fn read_tags(table: &Table) -> (Vec<(String, String)>, Box<str>) {
 }
 
 /// A date-time with offset as microseconds since 1970; what lies before is 1970.
-fn wall(moment: &toml::value::Datetime) -> Wall {
+pub(super) fn wall(moment: &toml::value::Datetime) -> Wall {
     let (Some(date), Some(time)) = (moment.date, moment.time) else { return Wall(0) };
     let offset = match moment.offset {
         Some(toml::value::Offset::Custom { minutes }) => i64::from(minutes),

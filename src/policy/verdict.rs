@@ -13,7 +13,7 @@ use crate::name::Name;
 use crate::net::Element;
 use crate::policy::{Asker, Policy, Segment};
 use crate::record::{Answer, Origin, Question, Record, RecordType};
-use crate::time::Ttl;
+use crate::time::{Ttl, Wall};
 
 /// Why a query got the verdict it got; the `reason` of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -217,6 +217,8 @@ pub struct Permit {
     pub(in crate::policy) observed: Option<(Option<RuleIndex>, Reason)>,
     /// The segment observed when this was decided: what `inspect` finds is told, not enforced.
     pub(in crate::policy) observing: bool,
+    /// When.
+    pub(in crate::policy) decided: Wall,
 }
 
 impl Permit {
@@ -255,6 +257,13 @@ impl Permit {
     pub fn rule(&self) -> Option<RuleIndex> {
         self.rules.first().copied()
     }
+
+    /// When it has to be decided anew: the first of its rules ends, or the segment begins to enforce.
+    #[must_use]
+    pub fn ends(&self) -> Option<Wall> {
+        let rules = self.rules.iter().filter_map(|rule| self.policy.rule(*rule).expires);
+        rules.chain(self.segment().observe_until.filter(|_| self.observing)).min()
+    }
 }
 
 /// One opening that an inspected answer needs.
@@ -264,6 +273,8 @@ pub struct Opening {
     pub element: Element,
     /// The minimum life that the rules ask for (`hold`), before `[grant].hold` is considered.
     pub hold: Option<Duration>,
+    /// When the last of the rules that open it ends; `None`: one of them has no end.
+    pub ends: Option<Wall>,
 }
 
 /// Why an address was granted: everything needed to decide it again under another policy (I6).

@@ -15,6 +15,7 @@ use super::verdict::{Basis, Permit, SegmentIndex};
 use super::{Action, Asker, Policy};
 use crate::document::Mistake;
 use crate::record::{Question, RecordType};
+use crate::time::Wall;
 
 /// The most names that are kept warm, each counted once a segment: each is asked for again and again (guessed; at a TTL of
 /// 30 s they are some 350 questions a second).
@@ -36,21 +37,22 @@ pub struct Warm {
 /// A warm name may be resolved and opened for its segment, under the warm rules that name it and no other; `None` where
 /// `policy` keeps it warm no more.
 #[must_use]
-pub fn decide_warm(policy: &Arc<Policy>, warm: &Warm) -> Option<Permit> {
+pub fn decide_warm(policy: &Arc<Policy>, warm: &Warm, now: Wall) -> Option<Permit> {
     let segment = policy.place_of(&warm.segment)?;
     let Question { name, kind } = &warm.question;
-    let Ruling::Allowed(rules) = policy.rule_on(segment, name.as_wire(), *kind) else { return None };
-    let rules: SmallVec<_> = rules.into_iter().filter(|rule| policy.rule(*rule).warm.contains(name)).collect();
     let asker = Asker { client: NOBODY, named: false, segment, voucher: None };
+    let Ruling::Allowed(rules) = policy.rule_on(asker.case(now), name.as_wire(), *kind) else { return None };
+    let rules: SmallVec<_> = rules.into_iter().filter(|rule| policy.rule(*rule).warm.contains(name)).collect();
     let question = warm.question.clone();
-    let permit = Permit { policy: Arc::clone(policy), asker, question, rules, observed: None, observing: false };
+    let permit =
+        Permit { policy: Arc::clone(policy), asker, question, rules, observed: None, observing: false, decided: now };
     (!permit.rules.is_empty()).then_some(permit)
 }
 
 impl Policy {
     /// The names that are kept warm, each once a segment and type, and only where the segment has a source of that family.
     #[must_use]
-    pub fn warm(self: &Arc<Self>) -> Vec<Warm> {
+    pub fn warm(self: &Arc<Self>, now: Wall) -> Vec<Warm> {
         let mut found = BTreeSet::new();
         for rule in self.rules.iter().filter(|rule| !rule.warm.is_empty()) {
             for (segment, kind) in self.segments.iter().enumerate().flat_map(|segment| {
@@ -68,7 +70,7 @@ impl Policy {
             let segment = Arc::clone(&self.segments.get(place)?.name);
             Some(Warm { segment, question: Question { name, kind } })
         });
-        warm.filter(|warm| decide_warm(self, warm).is_some()).collect()
+        warm.filter(|warm| decide_warm(self, warm, now).is_some()).collect()
     }
 }
 
@@ -113,7 +115,7 @@ mod tests {
     use super::*;
     use crate::name::Name;
     use crate::net::{Element, Scope, SegmentId, Service};
-    use crate::policy::testing::{address, answer, policy, upstream};
+    use crate::policy::testing::{NOW, address, answer, policy, upstream};
     use crate::policy::{Settings, Source, compile, inspect};
 
     const TEXT: &str = r#"
@@ -145,7 +147,7 @@ names    = ["no.example.com"]
     #[test]
     fn each_name_is_warm_for_each_segment_in_each_family_it_has() {
         let policy = policy(TEXT);
-        let told: Vec<_> = policy.warm().iter().map(|warm| format!("{} {}", warm.segment, warm.question)).collect();
+        let told: Vec<_> = policy.warm(NOW).iter().map(|warm| format!("{} {}", warm.segment, warm.question)).collect();
         assert_eq!(told, ["shop api.example.com A", "till api.example.com A", "till api.example.com AAAA"]);
         assert!(policy.asker(NOBODY).is_none());
     }
@@ -154,8 +156,8 @@ names    = ["no.example.com"]
     #[test]
     fn opens_for_the_segment_what_the_warm_rule_opens() {
         let before = policy(TEXT);
-        let warm = before.warm().remove(0);
-        let permit = decide_warm(&before, &warm).unwrap();
+        let warm = before.warm(NOW).remove(0);
+        let permit = decide_warm(&before, &warm, NOW).unwrap();
         let cleared = inspect(permit, answer(upstream(&[]), &["api.example.com 192.88.98.1"]));
         let element = Element {
             from: Scope::Segment(SegmentId::of("shop")),
@@ -174,10 +176,10 @@ names    = ["no.example.com"]
             ("192.0.2.0/24", "2001:db8:1::/48", false),
         ] {
             let after = policy(&TEXT.replace(from, to).replace("[\"shop\"]", "[\"till\"]"));
-            assert_eq!(after.upholds(cleared.basis(), &element).is_some(), upheld, "{from} → {to}");
+            assert_eq!(after.upholds(cleared.basis(), &element, NOW).is_some(), upheld, "{from} → {to}");
         }
         let other = Element { service: Service::Tcp(22), ..element };
-        assert!(before.upholds(cleared.basis(), &other).is_none(), "what other rules open is for who asks");
+        assert!(before.upholds(cleared.basis(), &other, NOW).is_none(), "what other rules open is for who asks");
     }
 
     fn mistakes(rule: &str) -> Vec<String> {
@@ -217,7 +219,7 @@ names    = ["no.example.com"]
     #[test]
     fn the_same_name_of_two_rules_is_warm_once() {
         let twice = TEXT.replace("id       = \"more\"", "id       = \"more\"\nwarm = true").replace("**.", "api.");
-        let names: Vec<Name> = policy(&twice).warm().into_iter().map(|warm| warm.question.name).collect();
+        let names: Vec<Name> = policy(&twice).warm(NOW).into_iter().map(|warm| warm.question.name).collect();
         assert_eq!(names.len(), 3);
     }
 }

@@ -99,7 +99,7 @@ pub(crate) fn segment(name: &str, sources: &[&str], networks: &[(&str, &str)]) -
 }
 
 pub(crate) fn layout(segments: Vec<SegmentLayout>) -> Layout {
-    Layout { segments }
+    Layout { segments, ..Layout::default() }
 }
 
 pub(crate) fn forward() -> Settings {

@@ -21,7 +21,8 @@ use outgate::cache::{self, Answers, Cover, Failures, Named};
 use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
 use outgate::gate::{
-    Arrival, Deadlines, Fast, Finished, Gate, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook, Secrets,
+    Arrival, Deadlines, Fast, Finished, Gate, GrantQuery, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook,
+    Secrets,
     Slots, WORDS, WarmCounts, Warmer,
 };
 use outgate::grant::{Caps, Ledger, Terms};
@@ -370,6 +371,8 @@ impl World {
     pub(crate) fn pass(&mut self, time: Duration) {
         self.clock.advance(time);
         self.runtime.block_on(self.warmer.settle());
+        // What the time ends in the granter has ended when it answers.
+        let _ = self.runtime.block_on(self.gate.granter.list(GrantQuery::default()));
     }
 
     /// Another policy takes the place of the one in force, as on a reload; how many reasons for grants went.

@@ -451,7 +451,8 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_written_again() {
-        let old = Layout { segments: vec![segment("a", "192.0.2.0/24"), segment("b", "198.51.100.0/24")] };
+        let segments = vec![segment("a", "192.0.2.0/24"), segment("b", "198.51.100.0/24")];
+        let old = Layout { segments, ..Layout::default() };
         let mut new = old.clone();
         new.segments[1].observe = true;
         new.segments.push(segment("c", "203.0.113.0/24"));

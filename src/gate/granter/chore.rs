@@ -59,7 +59,7 @@ impl Listing {
 
 impl Desk {
     /// Begins to revoke. One that is under way begins anew: what it has been through was asked of an older policy.
-    pub(super) fn begin_revocation(&mut self, reply: oneshot::Sender<u64>) {
+    pub(super) fn begin_revocation(&mut self, reply: Option<oneshot::Sender<u64>>) {
         let under_way = self.chores.iter_mut().find_map(|chore| match chore {
             Chore::Revoke(revocation) => Some(revocation),
             _ => None,
@@ -67,9 +67,12 @@ impl Desk {
         match under_way {
             Some(revocation) => {
                 revocation.next = 0;
-                revocation.replies.push(reply);
+                revocation.replies.extend(reply);
             }
-            None => self.chores.push_back(Chore::Revoke(Revocation { replies: vec![reply], ..Revocation::default() })),
+            None => {
+                let replies = reply.into_iter().collect();
+                self.chores.push_back(Chore::Revoke(Revocation { replies, ..Revocation::default() }));
+            }
         }
     }
 
@@ -119,8 +122,10 @@ impl Desk {
         let policy = Arc::clone(&self.rulebook.load().policy);
         let mut revoked = Vec::new();
         let next = self.sweep(revocation.next, end, |desk, slots| {
-            revoked
-                .extend(desk.ledger.revoke(slots, now.tick, |basis, element| policy.upholds(basis, element).is_some()));
+            revoked.extend(
+                desk.ledger
+                    .revoke(slots, now.tick, |basis, element| policy.upholds(basis, element, now.wall).is_some()),
+            );
             revoked.len() < super::desk::BATCH
         });
         let changes = self.ledger.take_batch();

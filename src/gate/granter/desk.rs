@@ -171,7 +171,7 @@ impl Desk {
         match order {
             Order::Offer(offer) => self.grant(&mut vec![offer]),
             Order::Arrange { rulebook, reply } => drop(reply.send(self.arrange(&rulebook.policy))),
-            Order::Revoke { reply } => self.begin_revocation(reply),
+            Order::Revoke { reply } => self.begin_revocation(Some(reply)),
             Order::List { query, reply } => self.chores.push_back(Chore::List(Listing::new(query, reply))),
             Order::Stop => {
                 // What was revoked must close.
@@ -294,7 +294,7 @@ impl Desk {
                 drop(reply.send(Err(NotGranted::Stale)));
                 continue;
             }
-            match self.ledger.offer(cleared, told_until, now.tick) {
+            match self.ledger.offer(cleared, told_until, now) {
                 Ok(offered) => waiting.push(Waiting { offered, query, reply }),
                 Err(full) => drop(reply.send(Err(NotGranted::Full(full)))),
             }
@@ -347,10 +347,12 @@ impl Desk {
         if self.layout_ends.is_some_and(|end| end <= now.wall) {
             let laid = Arc::clone(&self.laid);
             if let Err((firewall, error)) = self.arrange(&laid) {
-                tracing::error!(%firewall, %error, "an observe segment ended and could not be enforced in the firewall yet; answers fail closed until it is");
+                tracing::error!(%firewall, %error, "a rule or an observe segment ended and that could not be enforced in the firewall yet; answers fail closed until it is");
                 // The firewall is not usable now; its repair lays the layout of that moment.
                 self.layout_ends = laid.next_change(now.wall);
             }
+            // What was granted under a rule ends with it by itself; not so where the rule had another end at the time.
+            self.begin_revocation(None);
         }
         self.count();
     }
@@ -375,7 +377,7 @@ impl Desk {
         for (element, until) in found.iter().flatten() {
             self.ledger.confirm(element, *until);
         }
-        self.ledger.adopt(now.tick, |basis, element| policy.upholds(basis, element).is_some());
+        self.ledger.adopt(now.tick, |basis, element| policy.upholds(basis, element, now.wall).is_some());
         let closed = self.enforcers.even_out(&found, &self.ledger, now.tick).map_err(unusable)?;
         if !self.ledger.is_empty() || closed > 0 {
             tracing::info!(adopted = self.ledger.len(), closed, "took over the grants of the process before");

@@ -40,7 +40,7 @@ use self::table::{Slot, Table};
 use crate::grant::{Change, Lease, Terms};
 use crate::net::{Element, SegmentId};
 use crate::policy::{Basis, Cleared};
-use crate::time::Tick;
+use crate::time::{Now, Tick};
 
 /// One live element, for listings and snapshots.
 #[derive(Clone, Copy, Debug)]
@@ -140,13 +140,15 @@ impl Ledger {
     ///
     /// # Errors
     /// A cap is met and too little of that owner is in grace: nothing was added, nobody's grant was cut.
-    pub fn offer(&mut self, cleared: Cleared, told_until: Tick, now: Tick) -> Result<Offered, Full> {
+    pub fn offer(&mut self, cleared: Cleared, told_until: Tick, at: Now) -> Result<Offered, Full> {
+        let now = at.tick;
         let told_until = told_until.max(now);
         let segment = SegmentId::of(&cleared.basis().segment);
         self.make_room(cleared.openings(), segment, now)?;
         let mut added = SmallVec::new();
         for opening in cleared.openings() {
-            let lease = self.terms.lease(told_until, opening.hold, now);
+            let ends = opening.ends.map(|ends| at.tick_at(ends));
+            let lease = self.terms.lease(told_until, opening.hold, ends, now);
             added.extend(self.add(opening.element, cleared.basis(), lease, segment, now));
         }
         Ok(Offered { cleared, told_until, added, revocations: self.revocations })

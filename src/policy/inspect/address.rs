@@ -1,5 +1,6 @@
 //! Addresses: which rules admit one, for whom it is opened, and what of it.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -8,14 +9,18 @@ use smallvec::SmallVec;
 use super::{Admitted, Held};
 use crate::net::{Element, Prefix, Scope, Service};
 use crate::policy::asker::Asker;
-use crate::policy::decide::Rules;
+use crate::policy::decide::{Case, Rules};
 use crate::policy::guard::Guarded;
-use crate::policy::verdict::{Opening, Reason, RuleIndex};
+use crate::policy::verdict::{Opening, Permit, Reason, RuleIndex};
 use crate::policy::{GrantScope, Policy, Rule};
 use crate::record::{AddressTrust, Origin, Record};
+use crate::time::Wall;
 
 /// The most addresses of one answer that are told and opened.
 pub(super) const MAX_ADDRESSES: usize = 16;
+
+/// The end of a rule that has none, for comparisons.
+const NEVER: Wall = Wall(u64::MAX);
 
 /// What one rule says of one address.
 enum Admission {
@@ -27,15 +32,17 @@ enum Admission {
 /// The addresses of one answer that are told, and what is opened for them.
 pub(super) struct Told<'a> {
     pub(super) policy: &'a Policy,
-    pub(super) asker: Asker,
+    pub(super) case: Case,
     pub(super) origin: &'a Origin,
+    asker: Asker,
     addresses: SmallVec<[IpAddr; MAX_ADDRESSES]>,
     pub(super) openings: Vec<Opening>,
 }
 
 impl<'a> Told<'a> {
-    pub(super) fn none(policy: &'a Policy, asker: Asker, origin: &'a Origin) -> Self {
-        Self { policy, asker, origin, addresses: SmallVec::new(), openings: Vec::new() }
+    pub(super) fn none(policy: &'a Policy, permit: &Permit, origin: &'a Origin) -> Self {
+        let (asker, case) = (permit.asker, permit.asker.case(permit.decided));
+        Self { policy, case, origin, asker, addresses: SmallVec::new(), openings: Vec::new() }
     }
 
     pub(super) fn holds(&self, address: IpAddr) -> bool {
@@ -49,9 +56,17 @@ impl<'a> Told<'a> {
     /// Opens an address for the rules that admit it.
     pub(super) fn add(&mut self, admitting: &[RuleIndex], address: IpAddr) -> Result<(), Held> {
         let from = self.policy.scope(self.asker, address)?;
-        self.policy.open(admitting, from, address, &mut self.openings);
-        self.addresses.push(address);
-        Ok(())
+        let opening = self.policy.opening(admitting, from);
+        let Some(rule) = admitting.first().filter(|_| opening.is_empty()) else {
+            self.policy.open(&opening, from, address, &mut self.openings);
+            self.addresses.push(address);
+            return Ok(());
+        };
+        let why = format!(
+            "rule {} is for single clients, and {address} could only be opened for the whole segment",
+            self.policy.rule_id(*rule)
+        );
+        Err(Held::new(Reason::Family, Some(*rule), why))
     }
 
     /// How far it is, to go back to.
@@ -71,12 +86,10 @@ impl Policy {
     pub(super) fn admit_addresses(
         &self,
         rules: &[RuleIndex],
-        asker: Asker,
-        origin: &Origin,
+        mut told: Told<'_>,
         records: &[Record],
     ) -> Result<Admitted, Held> {
         let mut kept = Vec::with_capacity(records.len());
-        let mut told = Told::none(self, asker, origin);
         let mut trimmed = None;
         for record in records {
             let Some(address) = record.address() else {
@@ -84,7 +97,7 @@ impl Policy {
                 continue;
             };
             // Every address is judged, also those past the cap: one bad address condemns its RRset.
-            let admitting = self.admitting_rules(rules, origin, address)?;
+            let admitting = self.admitting_rules(rules, told.origin, address, told.case.now)?;
             if admitting.is_empty() {
                 trimmed = Some(address);
             } else if !told.is_full() && !told.holds(address) {
@@ -106,7 +119,17 @@ impl Policy {
     }
 
     /// The rules that admit this address, perhaps none; `Err` where the guard forbids it to all of them.
-    pub(super) fn admitting_rules(&self, rules: &[RuleIndex], origin: &Origin, address: IpAddr) -> Result<Rules, Held> {
+    pub(super) fn admitting_rules(
+        &self,
+        rules: &[RuleIndex],
+        origin: &Origin,
+        address: IpAddr,
+        now: Wall,
+    ) -> Result<Rules, Held> {
+        if let Some(rule) = self.denies_address(address, now) {
+            let why = format!("rule {} denies {address}", self.rule_id(rule));
+            return Err(Held::new(Reason::Address, Some(rule), why));
+        }
         let mut admitting = Rules::new();
         let mut outside = false;
         let mut forbidden = None;
@@ -156,17 +179,30 @@ impl Policy {
         }
     }
 
+    /// Those of the rules that open an address for `from`: a rule for single clients opens nothing for a segment.
+    pub(super) fn opening(&self, admitting: &[RuleIndex], from: Scope) -> Rules {
+        let for_all = |rule: &RuleIndex| matches!(from, Scope::Client(_)) || self.rule(*rule).clients.is_empty();
+        admitting.iter().copied().filter(for_all).collect()
+    }
+
     /// Adds what the rules open of one address. `any` stands for every other service.
-    fn open(&self, admitting: &[RuleIndex], from: Scope, to: IpAddr, openings: &mut Vec<Opening>) {
-        let rules = admitting.iter().map(|rule| self.rule(*rule));
+    fn open(&self, opening: &[RuleIndex], from: Scope, to: IpAddr, openings: &mut Vec<Opening>) {
+        let rules = opening.iter().map(|rule| self.rule(*rule));
         let hold: Option<Duration> = rules.clone().filter_map(|rule| rule.hold).max();
-        let mut services: Vec<Service> =
-            rules.flat_map(|rule| rule.ports.iter()).flat_map(|ports| ports.expand()).collect();
-        if services.contains(&Service::Any) {
-            services = vec![Service::Any];
+        let opened = rules.flat_map(|rule| {
+            rule.ports.iter().flat_map(|ports| ports.expand()).map(|service| (service, rule.expires.unwrap_or(NEVER)))
+        });
+        let mut services: Vec<(Service, Wall)> = opened.collect();
+        if services.iter().any(|(service, _)| *service == Service::Any) {
+            services.retain(|(service, _)| *service == Service::Any);
         }
-        services.sort_unstable();
-        services.dedup();
-        openings.extend(services.into_iter().map(|service| Opening { element: Element { from, to, service }, hold }));
+        // Of what several rules open the last end counts.
+        services.sort_unstable_by_key(|(service, ends)| (*service, Reverse(*ends)));
+        services.dedup_by_key(|(service, _)| *service);
+        openings.extend(services.into_iter().map(|(service, ends)| Opening {
+            element: Element { from, to, service },
+            hold,
+            ends: Some(ends).filter(|ends| *ends != NEVER),
+        }));
     }
 }

@@ -10,10 +10,11 @@ mod uphold;
 
 use std::sync::Arc;
 
+use self::address::Told;
 use super::Policy;
-use super::decide::{Condemned, Rules, Ruling};
+use super::decide::{Case, Condemned, Rules, Ruling};
 use super::rule::Cname;
-use super::verdict::{Basis, Cleared, Opening, Permit, Reason, RuleIndex, SegmentIndex, Withheld};
+use super::verdict::{Basis, Cleared, Opening, Permit, Reason, RuleIndex, Withheld};
 use crate::name::Name;
 use crate::record::{Answer, Origin, Rcode, Record, RecordType};
 
@@ -129,34 +130,28 @@ impl Policy {
         origin: &Origin,
         records: &[Record],
     ) -> Result<Admitted, Held> {
-        let asker = permit.asker;
+        let case = permit.asker.case(permit.decided);
         let kind = permit.question.kind;
-        let rules = self.trusting(asker.segment, &permit.rules, kind, chain)?;
+        let rules = self.trusting(case, &permit.rules, kind, chain)?;
         if kind.is_address() {
-            self.admit_addresses(&rules, asker, origin, records)
+            self.admit_addresses(&rules, Told::none(self, permit, origin), records)
         } else if kind.is_service() {
-            self.admit_services(&rules, asker, origin, records)
+            self.admit_services(&rules, Told::none(self, permit, origin), records)
         } else if kind == RecordType::MX || kind == RecordType::SRV {
-            self.admit_hosts(asker.segment, records)
+            self.admit_hosts(case, records)
         } else {
             Ok(Admitted { records: records.to_vec(), ..Admitted::default() })
         }
     }
 
     /// The rules that accept this CNAME chain.
-    fn trusting(
-        &self,
-        segment: SegmentIndex,
-        rules: &[RuleIndex],
-        kind: RecordType,
-        chain: &[Name],
-    ) -> Result<Rules, Held> {
+    fn trusting(&self, case: Case, rules: &[RuleIndex], kind: RecordType, chain: &[Name]) -> Result<Rules, Held> {
         if chain.len() > MAX_CHAIN {
             let why = format!("a chain of {} names is longer than {MAX_CHAIN}", chain.len());
             return Err(Held::new(Reason::Cname, None, why));
         }
         for name in chain {
-            let (rule, why) = match self.condemns(segment, name.as_wire()) {
+            let (rule, why) = match self.condemns(case, name.as_wire()) {
                 None => continue,
                 Some(Condemned::Rule(rule)) => {
                     (Some(rule), format!("the answer leads to {name}, which rule {} denies", self.rule_id(rule)))
@@ -168,7 +163,7 @@ impl Policy {
         let distrusted = |rule: RuleIndex| {
             chain.iter().find(|name| match &self.rule(rule).cname {
                 Cname::Trust => false,
-                Cname::Inspect => !matches!(self.rule_on(segment, name.as_wire(), kind), Ruling::Allowed(_)),
+                Cname::Inspect => !matches!(self.rule_on(case, name.as_wire(), kind), Ruling::Allowed(_)),
                 Cname::Pinned(pins) => !pins.contains(name.as_wire()),
             })
         };

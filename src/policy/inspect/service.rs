@@ -14,10 +14,10 @@ use super::target::Kept;
 use super::{Admitted, Held};
 use crate::name::Name;
 use crate::net::{Service as Port, Services};
-use crate::policy::decide::Rules;
+use crate::policy::Policy;
+use crate::policy::decide::{Case, Rules};
 use crate::policy::rule::Https;
-use crate::policy::verdict::{Reason, RuleIndex, SegmentIndex};
-use crate::policy::{Asker, Policy};
+use crate::policy::verdict::{Reason, RuleIndex};
 use crate::record::service::{Service, hints, key, protocols};
 use crate::record::{Origin, Record, RecordType};
 
@@ -33,13 +33,11 @@ impl Policy {
     pub(super) fn admit_services(
         &self,
         rules: &[RuleIndex],
-        asker: Asker,
-        origin: &Origin,
+        mut told: Told<'_>,
         records: &[Record],
     ) -> Result<Admitted, Held> {
         let rules = self.telling_services(rules);
         let passes = rules.iter().any(|rule| self.rule(*rule).https == Https::Pass);
-        let mut told = Told::none(self, asker, origin);
         let mut kept = Kept::default();
         let mut targets: Vec<Name> = Vec::new();
         let mut count = 0;
@@ -98,19 +96,19 @@ impl Policy {
     /// The rules that admit an address that a service hints at: those that would if its type were asked for.
     pub(super) fn admitting_hint(
         &self,
-        segment: SegmentIndex,
+        case: Case,
         rules: &[RuleIndex],
         origin: &Origin,
         address: IpAddr,
     ) -> Result<Rules, Held> {
         let kind = if address.is_ipv4() { RecordType::A } else { RecordType::AAAA };
-        if address.is_ipv6() && self.filters_aaaa(segment) {
-            let name = self.segments.get(segment.0 as usize).map_or("", |segment| &*segment.name);
+        if address.is_ipv6() && self.filters_aaaa(case.segment) {
+            let name = self.segments.get(case.segment.0 as usize).map_or("", |segment| &*segment.name);
             return Err(Held::new(Reason::Family, None, format!("segment {name} filters AAAA")));
         }
         let of_kind: Rules = rules.iter().copied().filter(|rule| self.rule(*rule).types.contains(&kind)).collect();
         let Some(rule) = rules.first().filter(|_| of_kind.is_empty()) else {
-            return self.admitting_rules(&of_kind, origin, address);
+            return self.admitting_rules(&of_kind, origin, address, case.now);
         };
         let why = format!("it hints at {address}, and rule {} does not allow {kind}", self.rule_id(*rule));
         Err(Held::new(Reason::Type, Some(*rule), why))
@@ -223,7 +221,7 @@ fn hint(told: &mut Told<'_>, rules: &[RuleIndex], address: IpAddr) -> Result<Hin
     if told.holds(address) {
         return Ok(Hint::Told);
     }
-    let admitting = told.policy.admitting_hint(told.asker.segment, rules, told.origin, address)?;
+    let admitting = told.policy.admitting_hint(told.case, rules, told.origin, address)?;
     if admitting.is_empty() {
         return Ok(Hint::Outside);
     }
@@ -240,7 +238,7 @@ fn crowded() -> Held {
 
 fn check_target(told: &Told<'_>, owner: &Name, service: &Service<'_>) -> Result<(), Held> {
     let target = &service.target;
-    let refused = if is_own(target, owner) { None } else { told.policy.refuses_target(told.asker.segment, target) };
+    let refused = if is_own(target, owner) { None } else { told.policy.refuses_target(told.case, target) };
     refused.map_or(Ok(()), Err)
 }
 

@@ -3,8 +3,8 @@
 use super::{Admitted, Held};
 use crate::name::Name;
 use crate::policy::Policy;
-use crate::policy::decide::Ruling;
-use crate::policy::verdict::{Reason, SegmentIndex};
+use crate::policy::decide::{Case, Ruling};
+use crate::policy::verdict::Reason;
 use crate::record::{Record, RecordType};
 
 /// Records that are kept of an answer, and why others are not.
@@ -52,7 +52,7 @@ impl Kept {
 
 impl Policy {
     /// An answer of MX or SRV records: those whose host this segment may ask for itself.
-    pub(super) fn admit_hosts(&self, segment: SegmentIndex, records: &[Record]) -> Result<Admitted, Held> {
+    pub(super) fn admit_hosts(&self, case: Case, records: &[Record]) -> Result<Admitted, Held> {
         let mut kept = Kept::default();
         for record in records {
             if record.kind == RecordType::CNAME {
@@ -65,7 +65,7 @@ impl Policy {
                 continue;
             };
             // RFC 7505 §3 and RFC 2782: a host that is the root says that there is no such service.
-            match if host == Name::root() { None } else { self.refuses_target(segment, &host) } {
+            match if host == Name::root() { None } else { self.refuses_target(case, &host) } {
                 None => kept.keep(record.clone()),
                 Some(held) => kept.leave_out(held),
             }
@@ -74,10 +74,10 @@ impl Policy {
     }
 
     /// Why a client of this segment is not sent to `target`: it may not ask for an address of it itself.
-    pub(super) fn refuses_target(&self, segment: SegmentIndex, target: &Name) -> Option<Held> {
+    pub(super) fn refuses_target(&self, case: Case, target: &Name) -> Option<Held> {
         let mut denied = None;
         for kind in [RecordType::A, RecordType::AAAA] {
-            match self.rule_on(segment, target.as_wire(), kind) {
+            match self.rule_on(case, target.as_wire(), kind) {
                 Ruling::Allowed(_) => return None,
                 Ruling::Refused { rule, reason, .. } => denied = rule.filter(|_| reason == Reason::Rule),
                 // Loopback and the like: an answer from elsewhere has no business there.

@@ -3,7 +3,7 @@
 use super::inspect;
 use crate::net::{Element, Scope, Service};
 use crate::policy::Reason;
-use crate::policy::testing::{address, answer, permit, policy, summary, upstream, zone};
+use crate::policy::testing::{NOW, address, answer, permit, policy, summary, upstream, zone};
 use crate::record::{Origin, RecordType};
 
 const TEXT: &str = r#"
@@ -81,7 +81,7 @@ fn check(rows: &[Row<'_>]) {
         assert_eq!(got_opened, *opened, "opened: {client} {asked} {given:?}");
         assert_eq!(got_withheld.unwrap_or_default(), *withheld, "withheld: {client} {asked} {given:?}");
         for opening in cleared.openings() {
-            assert!(policy.upholds(cleared.basis(), &opening.element).is_some(), "{opening:?}");
+            assert!(policy.upholds(cleared.basis(), &opening.element, NOW).is_some(), "{opening:?}");
         }
     }
 }
@@ -288,7 +288,7 @@ fn a_grant_is_upheld_only_by_what_would_make_it_again() {
     ];
     for (from, to, upheld) in edits {
         let after = policy(&TEXT.replace(from, to));
-        assert_eq!(after.upholds(cleared.basis(), &element).is_some(), upheld, "{from} → {to}");
+        assert_eq!(after.upholds(cleared.basis(), &element, NOW).is_some(), upheld, "{from} → {to}");
     }
     // Neither another service, nor another address that the guard forbids, nor another client.
     let others = [
@@ -297,6 +297,6 @@ fn a_grant_is_upheld_only_by_what_would_make_it_again() {
         Element { from: Scope::Client(address("192.0.2.2")), ..element },
     ];
     for other in others {
-        assert_eq!(before.upholds(cleared.basis(), &other), None, "{other:?}");
+        assert_eq!(before.upholds(cleared.basis(), &other, NOW), None, "{other:?}");
     }
 }

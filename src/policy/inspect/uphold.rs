@@ -1,39 +1,41 @@
 //! [`Policy::upholds`]: would this policy grant what is open already?
 
 use crate::net::{Element, Scope};
-use crate::policy::decide::Ruling;
+use crate::policy::decide::{Case, Ruling};
 use crate::policy::verdict::{Basis, RuleIndex, SegmentIndex};
 use crate::policy::{Asker, GrantScope, Policy};
 use crate::record::RecordType;
+use crate::time::Wall;
 
 impl Policy {
-    /// The rule by which this policy would grant `element` on `basis` today; `None`: it would not (I6).
+    /// The rule by which this policy would grant `element` on `basis` now; `None`: it would not (I6).
     #[must_use]
-    pub fn upholds(&self, basis: &Basis, element: &Element) -> Option<RuleIndex> {
+    pub fn upholds(&self, basis: &Basis, element: &Element, now: Wall) -> Option<RuleIndex> {
         let segment = self.holder(basis, element)?;
+        let case = Case { segment, client: basis.client, now };
         let question = &basis.question;
         let asked = if element.to.is_ipv4() { RecordType::A } else { RecordType::AAAA };
         let service = question.kind.is_service();
         if question.kind != asked && !service {
             return None;
         }
-        let Ruling::Allowed(mut rules) = self.rule_on(segment, question.name.as_wire(), question.kind) else {
+        let Ruling::Allowed(mut rules) = self.rule_on(case, question.name.as_wire(), question.kind) else {
             return None;
         };
         if basis.is_warm() {
             rules.retain(|rule| self.rule(*rule).warm.contains(&question.name));
         }
-        let rules = self.trusting(segment, &rules, question.kind, &basis.chain).ok()?;
+        let rules = self.trusting(case, &rules, question.kind, &basis.chain).ok()?;
         let admitting = if service {
-            if basis.targets.iter().any(|target| self.refuses_target(segment, target).is_some()) {
+            if basis.targets.iter().any(|target| self.refuses_target(case, target).is_some()) {
                 return None;
             }
-            self.admitting_hint(segment, &self.telling_services(&rules), &basis.origin, element.to)
+            self.admitting_hint(case, &self.telling_services(&rules), &basis.origin, element.to)
         } else {
-            self.admitting_rules(&rules, &basis.origin, element.to)
+            self.admitting_rules(&rules, &basis.origin, element.to, now)
         };
-        let admitting = admitting.ok()?;
-        admitting.into_iter().find(|rule| self.rule(*rule).ports.iter().any(|ports| ports.contains(element.service)))
+        let opening = self.opening(&admitting.ok()?, element.from);
+        opening.into_iter().find(|rule| self.rule(*rule).ports.iter().any(|ports| ports.contains(element.service)))
     }
 
     /// The segment whose grant `element` would be today. What a segment of scope `segment` was granted is the

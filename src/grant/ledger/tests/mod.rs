@@ -55,6 +55,11 @@ fn policy(text: &str) -> Arc<Policy> {
     Arc::new(compile([source], &Settings::default()).unwrap())
 }
 
+/// Clocks that show the same.
+fn both(tick: Tick) -> Now {
+    Now { tick, wall: Wall(tick.0) }
+}
+
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -183,10 +188,11 @@ const ASKER: &str = "192.0.2.1";
 fn a_second_offer_joins_the_batch_of_the_first() {
     let policy = policy(POLICY);
     let mut ledger = Ledger::new(TERMS, Caps::default());
-    let first = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START + seconds(5), START).unwrap();
+    let first = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START + seconds(5), both(START)).unwrap();
     let later = START + seconds(1);
-    let second = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START + seconds(30), later).unwrap();
-    let third = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), START + seconds(5), later).unwrap();
+    let second =
+        ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START + seconds(30), both(later)).unwrap();
+    let third = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), START + seconds(5), both(later)).unwrap();
     let effects = |offered: &Offered| offered.added().iter().map(|added| added.effect).collect::<Vec<_>>();
     assert_eq!(effects(&first), [Effect::Opens(START + seconds(20))]);
     assert_eq!(effects(&second), [Effect::Opens(START + seconds(40))]);
@@ -203,8 +209,8 @@ fn a_second_offer_joins_the_batch_of_the_first() {
 fn an_element_that_fails_fails_every_offer_that_wanted_it() {
     let policy = policy(POLICY);
     let mut ledger = Ledger::new(TERMS, Caps::default());
-    let first = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1, 2]), START, START).unwrap();
-    let second = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[2]), START, START).unwrap();
+    let first = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1, 2]), START, both(START)).unwrap();
+    let second = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[2]), START, both(START)).unwrap();
     let batch = ledger.take_batch();
     let failed = *batch[1].element();
     assert_eq!(ledger.acknowledge(&batch, &[1]), [Change::Close { element: failed }]);
@@ -218,11 +224,11 @@ fn an_element_that_fails_fails_every_offer_that_wanted_it() {
 fn a_renewal_that_fails_leaves_what_was_in_force() {
     let policy = policy(POLICY);
     let mut ledger = Ledger::new(TERMS, Caps::default());
-    let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START, START).unwrap();
+    let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START, both(START)).unwrap();
     ledger.flush(START);
     let now = START + seconds(15);
-    let short = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), START + seconds(18), now).unwrap();
-    let long = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START + seconds(40), now).unwrap();
+    let short = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), START + seconds(18), both(now)).unwrap();
+    let long = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START + seconds(40), both(now)).unwrap();
     let batch = ledger.take_batch();
     assert_eq!(opened(&batch), [50]);
     // One firewall may have made it: all are told what is in force.
@@ -239,14 +245,14 @@ fn a_renewal_that_fails_leaves_what_was_in_force() {
 fn an_offer_after_a_revocation_is_not_promised_what_was_revoked() {
     let policy = policy(POLICY);
     let mut ledger = Ledger::new(TERMS, Caps::default());
-    let _ = ledger.offer(cleared(&policy, ASKER, "deep.example.org", &[1]), START, START).unwrap();
-    let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START, START).unwrap();
+    let _ = ledger.offer(cleared(&policy, ASKER, "deep.example.org", &[1]), START, both(START)).unwrap();
+    let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START, both(START)).unwrap();
     ledger.flush(START);
     let revoked = ledger.revoke_all(START, |basis, _| &*basis.rule != "deep");
     let remains: Vec<_> = revoked.iter().map(|one| one.remains.map(|end| end.since(START).as_secs())).collect();
     assert_eq!(remains.iter().flatten().collect::<Vec<_>>(), [&20], "443 stays for the other name, 22 closes");
     let told_until = START + seconds(50);
-    let offered = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), told_until, START).unwrap();
+    let offered = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), told_until, both(START)).unwrap();
     assert_eq!(offered.added()[0].effect, Effect::Extends(START + seconds(60)));
     let mut ends = opened(&ledger.flush(START));
     ends.sort_unstable();
@@ -264,13 +270,13 @@ fn at_the_cap_of_reasons_the_first_to_end_gives_way() {
     let policy = policy(POLICY);
     let mut ledger = Ledger::new(TERMS, Caps::default());
     let told = START + seconds(60);
-    let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), told, START).unwrap();
+    let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), told, both(START)).unwrap();
     let hold = cleared(&policy, ASKER, "deep.example.org", &[1]);
-    let _ = ledger.offer(hold, START, START).unwrap();
+    let _ = ledger.offer(hold, START, both(START)).unwrap();
     for n in 0..3 * MAX_REASONS {
         let name = format!("n{n}.many.example.org");
         let now = START + seconds(51);
-        let offered = ledger.offer(cleared(&policy, ASKER, &name, &[1]), now, now).unwrap();
+        let offered = ledger.offer(cleared(&policy, ASKER, &name, &[1]), now, both(now)).unwrap();
         ledger.flush(START);
         ledger.settle(offered, now).granted.unwrap();
     }
@@ -285,11 +291,11 @@ fn at_the_cap_of_reasons_the_first_to_end_gives_way() {
 fn reasons_that_have_ended_are_dropped() {
     let policy = policy(POLICY);
     let mut ledger = Ledger::new(TERMS, Caps::default());
-    let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START, START).unwrap();
+    let _ = ledger.offer(cleared(&policy, ASKER, "a.example.org", &[1]), START, both(START)).unwrap();
     let now = START + seconds(15);
-    let _ = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), now, now).unwrap();
+    let _ = ledger.offer(cleared(&policy, ASKER, "b.example.org", &[1]), now, both(now)).unwrap();
     let now = START + seconds(25);
-    let _ = ledger.offer(cleared(&policy, ASKER, "c.many.example.org", &[1]), now, now).unwrap();
+    let _ = ledger.offer(cleared(&policy, ASKER, "c.many.example.org", &[1]), now, both(now)).unwrap();
     let names: Vec<_> =
         ledger.only().reasons.iter().map(|reason| reason.basis.unpack().question.name.to_string()).collect();
     assert_eq!(names, ["b.example.org", "c.many.example.org"]);
@@ -302,14 +308,14 @@ fn elements_count_against_the_segment_of_the_last_answer() {
         (policy(POLICY), policy(&POLICY.replace("192.0.2.0/26", "192.0.2.192/26").replace(".64/26", ".0/25")));
     let (shop, desk) = (SegmentId::of("shop"), SegmentId::of("desk"));
     let mut ledger = Ledger::new(TERMS, Caps { segment: 2, ..Caps::default() });
-    let _ = ledger.offer(cleared(&old, ASKER, "a.example.org", &[1, 2]), START, START).unwrap();
-    let _ = ledger.offer(cleared(&new, "192.0.2.65", "a.example.org", &[1]), START, START).unwrap();
+    let _ = ledger.offer(cleared(&old, ASKER, "a.example.org", &[1, 2]), START, both(START)).unwrap();
+    let _ = ledger.offer(cleared(&new, "192.0.2.65", "a.example.org", &[1]), START, both(START)).unwrap();
     ledger.flush(START);
     assert_eq!((ledger.owners.of_segment(shop), ledger.owners.of_segment(desk)), (2, 1));
-    let _ = ledger.offer(cleared(&new, ASKER, "a.example.org", &[1]), START, START).unwrap();
+    let _ = ledger.offer(cleared(&new, ASKER, "a.example.org", &[1]), START, both(START)).unwrap();
     ledger.flush(START);
     assert_eq!((ledger.owners.of_segment(shop), ledger.owners.of_segment(desk)), (1, 2));
-    let full = ledger.offer(cleared(&new, ASKER, "a.example.org", &[2]), START, START).unwrap_err();
+    let full = ledger.offer(cleared(&new, ASKER, "a.example.org", &[2]), START, both(START)).unwrap_err();
     assert_eq!(full, Full::Segment);
 }
 
@@ -321,10 +327,10 @@ fn what_is_adopted_ends_with_the_reasons_that_are_upheld() {
     let at = |second: u64| START + seconds(second);
     // (in force until, the reason's told and open end) → the element's end, its told end, what a firewall is told
     let rows = [
-        (100, Some((30, 100)), Some((100, 60)), None, "as it was; up to half the grace may have been told since"),
+        (100, Some((30, 100)), Some((100, 60)), None, "as it was; all that a TTL can be may have been told since"),
         (100, Some((80, 100)), Some((100, 80)), None, "the journal may know of more than could be told now"),
-        (100, Some((30, 50)), Some((50, 45)), Some(50), "a reason of the longer end is not upheld"),
-        (40, Some((30, 50)), Some((40, 35)), None, "another firewall lost it"),
+        (100, Some((30, 50)), Some((50, 50)), Some(50), "a reason of the longer end is not upheld"),
+        (40, Some((30, 50)), Some((40, 40)), None, "another firewall lost it"),
         (100, Some((0, 0)), None, Some(0), "ended"),
         (100, None, None, Some(0), "no reason"),
     ];
@@ -381,7 +387,7 @@ fn many_failures_cost_no_more_than_the_batch() {
     let addresses: Vec<u8> = (0..16).collect();
     for client in 1..=60 {
         let client = format!("192.0.2.{client}");
-        let _ = ledger.offer(cleared(&policy, &client, "deep.example.org", &addresses), START, START).unwrap();
+        let _ = ledger.offer(cleared(&policy, &client, "deep.example.org", &addresses), START, both(START)).unwrap();
     }
     let batch = ledger.take_batch();
     assert_eq!(batch.len(), 60 * 16 * 128);

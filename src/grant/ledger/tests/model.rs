@@ -200,7 +200,7 @@ impl World {
         let grace: BTreeSet<Element> = self.in_grace(&wanted).into_iter().filter(|e| before.contains_key(e)).collect();
         let count = |of: &dyn Fn(&Element) -> bool| grace.iter().filter(|element| of(element)).count();
 
-        match self.ledger.offer(cleared, told_until, now) {
+        match self.ledger.offer(cleared, told_until, both(now)) {
             Err(full) => {
                 let (have, need) = match full {
                     Full::Client => (count(&own), over_client),
@@ -219,7 +219,7 @@ impl World {
                 assert!(over_segment + over_all > 0 || gone.iter().all(own), "I5: evicted another's");
                 self.reasons.retain(|(element, _), _| !gone.contains(element));
                 for opening in &openings {
-                    let lease = TERMS.lease(told_until, opening.hold, now);
+                    let lease = TERMS.lease(told_until, opening.hold, None, now);
                     let key = (opening.element, basis.question.name.clone());
                     let known = self.reasons.get(&key).filter(|known| known.most > now).copied();
                     let known = known.unwrap_or(Bounds { least: now, most: now });

@@ -2,7 +2,7 @@
 
 use crate::net::Element;
 use crate::policy::inspect;
-use crate::policy::testing::{answer, permit, policy, summary, upstream};
+use crate::policy::testing::{NOW, answer, permit, policy, summary, upstream};
 use crate::record::RecordType;
 
 const TEXT: &str = r#"
@@ -78,7 +78,7 @@ fn check(rows: &[Row<'_>]) {
             let said = withheld.or(cleared.left_out().map(str::to_owned)).unwrap_or_default();
             assert_eq!(said.replace(&kind.to_string(), "TYPE"), *why, "{client} {asked} {given:?}");
             for opening in cleared.openings() {
-                assert!(policy.upholds(cleared.basis(), &opening.element).is_some(), "{opening:?}");
+                assert!(policy.upholds(cleared.basis(), &opening.element, NOW).is_some(), "{opening:?}");
             }
         }
     }
@@ -354,10 +354,10 @@ fn a_hint_is_upheld_only_by_what_would_grant_it_again() {
     ];
     for (from, to, upheld) in rows {
         let after = policy(&TEXT.replacen(from, to, 1));
-        let got = [&own, &elsewhere, &six].map(|(basis, element)| after.upholds(basis, element).is_some());
+        let got = [&own, &elsewhere, &six].map(|(basis, element)| after.upholds(basis, element, NOW).is_some());
         assert_eq!(got, upheld, "{from} → {to}");
     }
     let (basis, element) = own;
     let other = Element { to: "10.1.0.1".parse().unwrap(), ..element };
-    assert_eq!(before.upholds(&basis, &other), None, "an address that the guard forbids");
+    assert_eq!(before.upholds(&basis, &other, NOW), None, "an address that the guard forbids");
 }
