@@ -118,7 +118,10 @@ impl Policy {
         if client.is_unspecified() {
             return None;
         }
-        let segment = *self.directory.clients.longest(client)?;
+        let segment = match self.placed.get(&client) {
+            Some(placed) => placed.segment,
+            None => *self.directory.clients.longest(client)?,
+        };
         Some(Asker { client, named: false, segment, voucher: None })
     }
 
@@ -154,7 +157,8 @@ impl Policy {
 
     /// Whether what is opened for this asker lets it connect.
     fn is_reachable(&self, asker: Asker) -> bool {
-        let source = self.directory.sources.longest(asker.client);
+        let placed = self.placed.get(&asker.client).map(|placed| &placed.segment);
+        let source = placed.or_else(|| self.directory.sources.longest(asker.client));
         let segment = self.segment(asker);
         match segment.scope {
             GrantScope::Client => source.is_some(),

@@ -123,7 +123,7 @@ impl Policy {
     /// The one place where rules are weighed: [`decide`], `cname = "inspect"` and [`Policy::upholds`] all ask here.
     pub(super) fn rule_on(&self, case: Case, name: &[u8], kind: RecordType) -> Ruling {
         let segment = case.segment;
-        let found = self.index.find(name);
+        let found = self.find(name);
         if let Some((bar, reserved)) = self.reserved.bar(&found, segment, name, kind) {
             return self.rule_on_reserved(&found, case, name, kind, (bar, reserved));
         }
@@ -205,7 +205,7 @@ impl Policy {
 
     /// Why a CNAME may not lead to this name: the deny rule that is the nearest to it, or the bypass list.
     pub(super) fn condemns(&self, case: Case, name: &[u8]) -> Option<Condemned<'_>> {
-        let found = self.index.find(name);
+        let found = self.find(name);
         let bypass = |(_, index): &(Bar, ReservedIndex)| matches!(self.reserved.entry(*index).what, What::Bypass);
         let bar = self.reserved.bar(&found, case.segment, name, RecordType::A).filter(bypass);
         let voices = self.voices(&found, case, name, RecordType::A, bar.map_or(Bar::None, |(bar, _)| bar));

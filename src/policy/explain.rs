@@ -2,7 +2,7 @@
 
 use super::asker::Asker;
 use super::verdict::{Reason, Refusal, RuleIndex, Withheld};
-use super::{Action, Policy, Rule, Segment};
+use super::{Policy, Segment};
 use crate::record::ExtendedError;
 
 /// What refused clients are told, written once: a refusal allocates nothing.
@@ -12,28 +12,21 @@ pub(super) struct Sentences {
     segments: Box<[ExtendedError]>,
     /// One a segment: it filters AAAA.
     families: Box<[ExtendedError]>,
-    /// One a rule, in its order: the rule denies the name, or does not allow the type.
-    rules: Box<[ExtendedError]>,
     malformed: ExtendedError,
     no_segment: ExtendedError,
     unnamed: ExtendedError,
 }
 
 impl Sentences {
-    pub(super) fn new(segments: &[Segment], rules: &[Rule]) -> Self {
+    pub(super) fn new(segments: &[Segment]) -> Self {
         let blocked = |text: String| ExtendedError::new(ExtendedError::BLOCKED, text);
         let segment = |segment: &Segment| blocked(format!("no rule allows this name for segment {}", segment.name));
         let family = |segment: &Segment| {
             ExtendedError::new(ExtendedError::FILTERED, format!("segment {} filters AAAA", segment.name))
         };
-        let rule = |rule: &Rule| match rule.action {
-            Action::Deny => blocked(format!("denied by rule {}", rule.id)),
-            Action::Allow => blocked(format!("rule {} does not allow this type", rule.id)),
-        };
         Self {
             segments: segments.iter().map(segment).collect(),
             families: segments.iter().map(family).collect(),
-            rules: rules.iter().map(rule).collect(),
             malformed: blocked("this is not a name".to_owned()),
             no_segment: ExtendedError::new(ExtendedError::PROHIBITED, "this client is in no segment"),
             unnamed: ExtendedError::new(ExtendedError::PROHIBITED, "the forwarder does not name its client"),
@@ -46,7 +39,7 @@ impl Policy {
     /// most specific first, then by id.
     #[must_use]
     pub fn matching(&self, asker: Asker, name: &[u8]) -> Vec<RuleIndex> {
-        let found = self.index.find(name);
+        let found = self.find(name);
         let hits = found.hits(&self.rules, asker.segment);
         let mut found: Vec<_> =
             hits.filter(|hit| !self.rule(hit.rule).except.contains(name)).map(|hit| (hit.rank, hit.rule)).collect();
@@ -63,14 +56,14 @@ impl Policy {
     /// The extended error of a refusal of this policy: code and one clause. Allocates nothing.
     #[must_use]
     pub fn describe(&self, refusal: &Refusal) -> &ExtendedError {
-        let Sentences { segments, families, rules, malformed, .. } = &self.sentences;
+        let Sentences { segments, families, malformed, .. } = &*self.sentences;
         if let Some(reserved) = refusal.reserved {
             return &self.reserved.entry(reserved).told;
         }
         let told = match (refusal.reason, refusal.rule) {
             (Reason::Malformed, _) => None,
             (Reason::Family, _) => families.get(refusal.asker.segment.0 as usize),
-            (_, Some(rule)) => rules.get(rule.0 as usize),
+            (_, Some(rule)) => Some(&self.rule(rule).told),
             (_, None) => segments.get(refusal.asker.segment.0 as usize),
         };
         told.unwrap_or(malformed)
@@ -78,7 +71,7 @@ impl Policy {
 
     /// The extended error for a client that is in no segment, or that its forwarder does not name: code and one clause.
     #[must_use]
-    pub const fn describe_no_segment(&self, unnamed: bool) -> &ExtendedError {
+    pub fn describe_no_segment(&self, unnamed: bool) -> &ExtendedError {
         if unnamed { &self.sentences.unnamed } else { &self.sentences.no_segment }
     }
 }

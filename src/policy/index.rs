@@ -10,7 +10,8 @@ use foldhash::fast::RandomState;
 
 use super::pattern::Pattern;
 use super::patterns::{Collector, Matches, Patterns, Read, Refused};
-use super::rule::{Action, Rule};
+use super::rule::Action;
+use super::runtime::Rules;
 use super::verdict::{RuleIndex, SegmentIndex};
 use crate::name::Name;
 
@@ -65,48 +66,57 @@ pub(super) struct Hit {
     pub(super) whole: bool,
 }
 
-/// What the index knows of one name.
+/// What the indexes know of one name: that of the files, and that of what was changed since.
 pub(super) struct Found<'a> {
-    index: &'a Index,
-    matches: Matches,
+    first: (&'a Index, Matches),
+    later: Option<(&'a Index, Matches)>,
 }
 
 impl Index {
-    pub(super) fn find(&self, wire: &[u8]) -> Found<'_> {
-        Found { index: self, matches: self.patterns.find(wire) }
+    pub(super) fn find<'a>(&'a self, later: Option<&'a Self>, wire: &[u8]) -> Found<'a> {
+        let look = |index: &'a Self| (index, index.patterns.find(wire));
+        Found { first: look(self), later: later.map(look) }
     }
 }
 
 impl Found<'_> {
     /// The rules of `segment` whose `names` hold the name, in no order. `except` is not looked at.
-    pub(super) fn hits<'a>(&'a self, rules: &'a [Rule], segment: SegmentIndex) -> impl Iterator<Item = Hit> {
-        self.matches.all.iter().flat_map(move |found| {
-            let posting = self.index.postings.get(found.number as usize);
-            let named = posting.into_iter().flat_map(move |posting| posting.rules(rules, segment));
-            named.map(move |rule| Hit { rule, rank: found.rank, whole: found.whole })
+    pub(super) fn hits<'a>(&'a self, rules: &'a Rules, segment: SegmentIndex) -> impl Iterator<Item = Hit> {
+        self.each().flat_map(move |(index, matches)| {
+            matches.all.iter().flat_map(move |found| {
+                let posting = index.postings.get(found.number as usize);
+                let named = posting.into_iter().flat_map(move |posting| posting.rules(rules, segment));
+                named.map(move |rule| Hit { rule, rank: found.rank, whole: found.whole })
+            })
         })
     }
 
     /// What is reserved of the name, or of the nearest one above; 0: nothing.
     pub(super) const fn reserved(&self) -> u32 {
-        self.matches.reserved
+        self.first.1.reserved
     }
 
     /// True where no rule of any segment names the name.
     pub(super) fn is_stranger(&self) -> bool {
-        self.matches.all.is_empty()
+        self.each().all(|(_, matches)| matches.all.is_empty())
     }
 
     /// True where the segment may ask something below the name.
     pub(super) fn leads_on(&self, segment: SegmentIndex) -> bool {
-        let askers = self.index.askers.get(self.matches.below as usize);
-        self.matches.below > 0 && askers.is_some_and(|askers| askers.contains(segment))
+        self.each().any(|(index, matches)| {
+            let askers = index.askers.get(matches.below as usize);
+            matches.below > 0 && askers.is_some_and(|askers| askers.contains(segment))
+        })
+    }
+
+    fn each(&self) -> impl Iterator<Item = &(&Index, Matches)> {
+        std::iter::once(&self.first).chain(&self.later)
     }
 }
 
 impl Posting {
-    fn of(numbers: &[RuleIndex], rules: &[Rule]) -> Self {
-        let audience = |number: &RuleIndex| rules.get(number.0 as usize).map(|rule| &rule.audience);
+    fn of(numbers: &[RuleIndex], rules: &Rules) -> Self {
+        let audience = |number: &RuleIndex| rules.get(*number).map(|rule| &rule.audience);
         let mut asked = Vec::new();
         let mut by_segment = Vec::new();
         for number in numbers {
@@ -121,9 +131,8 @@ impl Posting {
         Self { rules: asked.into(), by_segment: by_segment.into() }
     }
 
-    fn rules(&self, rules: &[Rule], segment: SegmentIndex) -> impl Iterator<Item = RuleIndex> {
-        let concerns =
-            move |number: &RuleIndex| rules.get(number.0 as usize).is_some_and(|rule| rule.audience.contains(segment));
+    fn rules(&self, rules: &Rules, segment: SegmentIndex) -> impl Iterator<Item = RuleIndex> {
+        let concerns = move |number: &RuleIndex| rules.get(*number).is_some_and(|rule| rule.audience.contains(segment));
         let first = self.by_segment.partition_point(|(of, _)| *of < segment);
         let own = self.by_segment.iter().skip(first).take_while(move |(of, _)| *of == segment);
         self.rules.iter().copied().filter(concerns).chain(own.map(|(_, rule)| *rule))
@@ -165,11 +174,12 @@ impl Reader {
     }
 
     /// The index of `rules`; `number` says what became of each number that a rule had while it was read.
-    pub(super) fn finish(self, rules: &[Rule], number: &HashMap<u32, RuleIndex>) -> Index {
+    pub(super) fn finish(self, rules: &Rules, number: &HashMap<u32, RuleIndex>) -> Index {
         let Self { patterns, lists } = self;
         let listed = |list: u32| {
             let mut listed: Vec<RuleIndex> = lists.rules(list).filter_map(|rule| number.get(&rule).copied()).collect();
             listed.sort_unstable();
+            listed.dedup();
             listed
         };
         let mut union = Union::default();
@@ -245,9 +255,9 @@ struct Union {
 }
 
 impl Union {
-    fn of(&mut self, numbers: &[RuleIndex], rules: &[Rule]) -> Audience {
+    fn of(&mut self, numbers: &[RuleIndex], rules: &Rules) -> Audience {
         let mut seen = HashSet::new();
-        for rule in numbers.iter().filter_map(|number| rules.get(number.0 as usize)) {
+        for rule in numbers.iter().filter_map(|number| rules.get(*number)) {
             let Audience::Listed(segments) = &rule.audience else {
                 self.clear();
                 return Audience::All;

@@ -9,7 +9,7 @@ use super::guard::{Guard, Row};
 use super::index::Audience;
 use super::load::{Placed, number};
 use super::reserved::{Entry, Reserved};
-use super::rule::{Action, Rule, RuleDraft};
+use super::rule::{Action, RUNTIME, Rule, RuleDraft};
 use super::segment::{GrantScope, Segment, SegmentDraft};
 use super::verdict::{RuleIndex, SegmentIndex};
 use crate::document::{Mistake, Place};
@@ -48,14 +48,20 @@ impl<'a> Choices<'a> {
 
 /// Collects what is wrong while it links.
 pub(super) struct Linker {
-    pub(super) guard: Guard,
+    pub(super) guard: Arc<Guard>,
     /// Somebody's certificates are trusted.
-    pub(super) has_client_ca: bool,
+    has_client_ca: bool,
+    /// What is linked was made while the node runs.
+    runtime: bool,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Mistake>,
 }
 
 impl Linker {
+    pub(super) const fn new(guard: Arc<Guard>, has_client_ca: bool, runtime: bool) -> Self {
+        Self { guard, has_client_ca, runtime, mistakes: Vec::new(), warnings: Vec::new() }
+    }
+
     fn mistake(&mut self, place: &Place, fact: String, remedy: &str) {
         self.mistakes.push(Mistake::at(place.clone(), fact, remedy));
     }
@@ -139,6 +145,16 @@ impl Linker {
                 let fact = format!("the rule {} is defined already, at {}", first.id, first.place);
                 self.mistake(&draft.rule.place, fact, "give one of them another id");
                 continue;
+            }
+            if draft.rule.id.starts_with(RUNTIME) != self.runtime {
+                let id = &draft.rule.id;
+                let (fact, remedy) = match self.runtime {
+                    true => (format!("the id {id} is one of rules that files have"), "let it begin with runtime-"),
+                    false => {
+                        (format!("the id {id} is one of rules that are made while the node runs"), "give it another id")
+                    }
+                };
+                self.mistake(&draft.rule.place, fact, remedy);
             }
             self.check_private(&draft);
             let audience = self.choose(&draft, &mut choices);

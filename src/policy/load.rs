@@ -3,10 +3,13 @@
 //!
 //! Segments are numbered by name and rules by id, so that the order of files never matters.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::Policy;
 use super::asker::Forwarder;
 use super::explain::Sentences;
 use super::group::Groups;
@@ -15,10 +18,9 @@ use super::index::{self, Audience};
 use super::link::Linker;
 use super::reserved::Reserved;
 use super::rule::{self, Rule, RuleDraft};
+use super::runtime::Rules;
 use super::segment::{self, Segment};
 use super::sites::{Site, Sites};
-use super::verdict::RuleIndex;
-use super::{Action, Policy};
 use crate::document::{Document, Found, Mistake, Place, Table};
 use crate::net::Prefix;
 
@@ -58,12 +60,7 @@ pub(super) struct Placed<T> {
 /// # Errors
 /// Every mistake of every file, by place; nothing is built where there is one.
 pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> Result<Policy, Vec<Mistake>> {
-    let mut linker = Linker {
-        guard: Guard::new(settings),
-        has_client_ca: settings.client_ca,
-        mistakes: Vec::new(),
-        warnings: Vec::new(),
-    };
+    let mut linker = Linker::new(Arc::new(Guard::new(settings)), settings.client_ca, false);
     let mut segments = Vec::new();
     let mut drafts: Vec<RuleDraft> = Vec::new();
     let mut index = index::Reader::default();
@@ -112,20 +109,21 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
     }
     linker.warnings.sort();
     spread_networks(&mut segments, &rules);
-    let denies = |rule: &Rule| rule.action == Action::Deny && !rule.networks.is_empty();
-    let denials =
-        rules.iter().enumerate().filter(|(_, rule)| denies(rule)).map(|(at, _)| number(at, RuleIndex)).collect();
+    let (segments, rules): (Arc<[Segment]>, _) = (segments.into(), Rules::new(rules));
     Ok(Policy {
         revision: revision.finish(),
-        index: index.finish(&rules, &numbers),
-        directory,
+        index: Arc::new(index.finish(&rules, &numbers)),
+        directory: Arc::new(directory),
         guard: linker.guard,
-        denials,
-        reserved,
-        sentences: Sentences::new(&segments, &rules),
-        warnings: linker.warnings,
+        denials: rules.denials().collect(),
+        reserved: Arc::new(reserved),
+        sentences: Arc::new(Sentences::new(&segments)),
+        warnings: linker.warnings.into(),
+        filed: Arc::clone(&segments),
         segments,
         rules,
+        placed: HashMap::default(),
+        later: None,
     })
 }
 
@@ -192,7 +190,7 @@ pub(super) fn number<T>(index: usize, make: impl Fn(u32) -> T) -> T {
 }
 
 /// Gives each segment the networks that static rules open for it.
-fn spread_networks(segments: &mut [Segment], rules: &[Rule]) {
+pub(super) fn spread_networks(segments: &mut [Segment], rules: &[Rule]) {
     for rule in rules.iter().filter(|rule| !rule.networks.is_empty()) {
         let opened = |prefix| rule.ports.iter().map(move |ports| (prefix, *ports, rule.expires));
         let opened: Vec<_> = rule.networks.iter().copied().flat_map(opened).collect();

@@ -26,6 +26,7 @@ mod properties;
 mod reserved;
 mod resolvers;
 mod rule;
+mod runtime;
 mod segment;
 mod sites;
 mod special;
@@ -35,8 +36,11 @@ mod verdict;
 mod vet;
 mod warm;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use foldhash::fast::RandomState;
 
 use crate::document::Mistake;
 use crate::net::{Prefix, SegmentId, Services};
@@ -47,6 +51,8 @@ pub use inspect::inspect;
 pub use load::{Settings, Source, compile};
 pub use pattern::Pattern;
 pub use rule::{Action, Https, Rule};
+use runtime::{Placed, Rules};
+pub use runtime::{Placement, Runtime};
 pub use segment::{GrantScope, Segment};
 pub use sites::{Server, Site};
 pub use verdict::{
@@ -57,21 +63,28 @@ pub use vet::{Objection, Vetter, is_id};
 pub use warm::{Warm, decide_warm};
 
 /// A compiled policy: immutable, numbered, shared. Made by [`compile`].
-#[derive(Debug)]
+///
+/// What is read from files is shared by every policy that [`Policy::with`] makes of it.
+#[derive(Clone, Debug)]
 pub struct Policy {
     revision: u64,
     /// In order of name.
-    segments: Vec<Segment>,
-    /// In order of id.
-    rules: Vec<Rule>,
-    directory: asker::Directory,
-    index: index::Index,
-    reserved: reserved::Reserved,
-    guard: guard::Guard,
+    segments: Arc<[Segment]>,
+    /// The same without what was laid over them.
+    filed: Arc<[Segment]>,
+    rules: Rules,
+    directory: Arc<asker::Directory>,
+    index: Arc<index::Index>,
+    reserved: Arc<reserved::Reserved>,
+    guard: Arc<guard::Guard>,
     /// The deny rules for networks.
     denials: Vec<RuleIndex>,
-    sentences: explain::Sentences,
-    warnings: Vec<Mistake>,
+    sentences: Arc<explain::Sentences>,
+    warnings: Arc<[Mistake]>,
+    /// Clients that were placed while the node runs.
+    placed: HashMap<IpAddr, Placed, RandomState>,
+    /// The names of the rules that were made while the node runs.
+    later: Option<Arc<index::Index>>,
 }
 
 /// What the firewalls must know of a policy besides grants.
@@ -127,8 +140,7 @@ impl Policy {
     /// A rule.
     #[must_use]
     pub fn rule(&self, rule: RuleIndex) -> &Rule {
-        #[expect(clippy::indexing_slicing, reason = "a RuleIndex is made by its own policy from its own table")]
-        &self.rules[rule.0 as usize]
+        self.rules.of(rule)
     }
 
     /// A rule's id.
@@ -139,7 +151,7 @@ impl Policy {
 
     /// How many rules.
     #[must_use]
-    pub const fn rules_len(&self) -> usize {
+    pub fn rules_len(&self) -> usize {
         self.rules.len()
     }
 
@@ -171,6 +183,10 @@ impl Policy {
         let segments = self.segments.iter().filter_map(|segment| segment.observe_until);
         let rules = self.rules.iter().filter_map(|rule| rule.expires);
         segments.chain(rules).filter(|end| *end > now).min()
+    }
+
+    fn find(&self, name: &[u8]) -> index::Found<'_> {
+        self.index.find(self.later.as_deref(), name)
     }
 
     /// The deny rules for networks that count now.

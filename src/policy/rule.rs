@@ -16,7 +16,7 @@ use super::segment::{one_of, wall};
 use crate::document::{Document, Found, MAX_MISTAKES, Place, Span, Table};
 use crate::name::Name;
 use crate::net::{Prefix, Services};
-use crate::record::RecordType;
+use crate::record::{ExtendedError, RecordType};
 use crate::time::Wall;
 
 /// The most ports that one rule opens: each is one element in the firewall for each address.
@@ -25,6 +25,9 @@ const MAX_PORTS: usize = 128;
 const MAX_NOTE: usize = 256;
 /// The longest `hold`.
 const MAX_HOLD: Duration = Duration::from_secs(86_400);
+
+/// How the id of a rule begins that was made while the node runs, and of no other.
+pub(super) const RUNTIME: &str = "runtime-";
 
 /// Keys that say what an allow rule for names opens; no others have them.
 const NAME_KEYS: [&str; 9] =
@@ -61,6 +64,8 @@ pub struct Rule {
     pub clients: Vec<Prefix>,
     /// Of a static rule: what it opens without any query, or of a deny what it closes whatever else opens it.
     pub networks: Vec<Prefix>,
+    /// What a client is told that it refuses: written once, so that a refusal allocates nothing.
+    pub(super) told: ExtendedError,
     pub(super) audience: Audience,
     pub(super) except: Patterns,
     pub(super) cname: Cname,
@@ -225,9 +230,11 @@ pub(super) fn read(
     table.finish(PLANNED);
 
     let values = |placed: &[Placed<Prefix>]| placed.iter().map(|prefix| prefix.value).collect();
+    let (id, action) = (id?.value, action?);
     let rule = Rule {
-        id: Arc::from(id?.value),
-        action: action?,
+        told: told(&id, action),
+        id: id.into(),
+        action,
         place,
         owner,
         reason,
@@ -247,6 +254,15 @@ pub(super) fn read(
         warm,
     };
     Some(RuleDraft { rule, number, private, special, segments, tags, choice })
+}
+
+/// What is said of a name that the rule denies, or of a type that it does not allow.
+fn told(id: &str, action: Action) -> ExtendedError {
+    let text = match action {
+        Action::Deny => format!("denied by rule {id}"),
+        Action::Allow => format!("rule {id} does not allow this type"),
+    };
+    ExtendedError::new(ExtendedError::BLOCKED, text)
 }
 
 fn read_action(table: &Table) -> Option<Action> {

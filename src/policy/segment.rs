@@ -19,7 +19,7 @@ const MAX_TAGS_JSON: usize = 1024;
 const MAX_URI: usize = 255;
 
 /// A set of clients with common rules.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Segment {
     /// Unique name, 1 to 63 of `[A-Za-z0-9_.-]`.
     pub name: Arc<str>,
@@ -71,6 +71,17 @@ impl Segment {
         let mut open: Vec<_> = self.networks.iter().filter(lives).map(|(prefix, ports, _)| (*prefix, *ports)).collect();
         open.dedup();
         open
+    }
+
+    /// Takes a client in that none of its prefixes has to hold.
+    pub(super) fn receive(&mut self, client: Prefix) {
+        if self.clients_connect {
+            self.has_four |= client.addr().is_ipv4();
+            self.has_six |= client.addr().is_ipv6();
+            if let Err(at) = self.sources.binary_search(&client) {
+                self.sources.insert(at, client);
+            }
+        }
     }
 
     /// True where a source of the segment has the family of `address`.
