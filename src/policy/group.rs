@@ -69,7 +69,7 @@ impl Groups {
         match group {
             Some(group) => group.used.set(true),
             None => {
-                document.note(&entry.span, format!("no group is named \"{name}\""), "add a [[group]], or correct it")
+                document.note(&entry.span, format!("no group is named \"{name}\""), "add a [[group]], or correct it");
             }
         }
         Some(group.into_iter().flat_map(|group| group.names.iter().map(|(text, pattern)| (text.as_str(), pattern))))
