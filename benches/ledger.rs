@@ -13,11 +13,12 @@ use outgate::grant::{Caps, Ledger, Terms};
 use outgate::name::Name;
 use outgate::policy::{Cleared, Policy, Settings, Source, Verdict, compile, decide, inspect};
 use outgate::record::{AddressTrust, Answer, Origin, Rcode, Record, RecordType};
-use outgate::time::{Tick, Ttl, Wall};
+use outgate::time::{Now, Tick, Ttl, Wall};
 
 const LIVE: &[usize] = &[1_000, 100_000];
 
 const START: Tick = Tick(1_000_000_000_000);
+const WALL: Wall = Wall(0);
 
 fn main() {
     divan::main();
@@ -37,7 +38,7 @@ fn cleared(policy: &Arc<Policy>, n: usize) -> Cleared {
     let client = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(n).unwrap()));
     let name = Name::parse("api.example.org").unwrap();
     let asker = policy.asker(client).unwrap();
-    let Verdict::Permit(permit) = decide(policy, asker, name.as_wire(), RecordType::A, Wall(0)) else {
+    let Verdict::Permit(permit) = decide(policy, asker, name.as_wire(), RecordType::A, WALL) else {
         panic!("the name is refused")
     };
     let address = IpAddr::V4(Ipv4Addr::new(192, 88, 98, 1));
@@ -55,7 +56,7 @@ fn cleared(policy: &Arc<Policy>, n: usize) -> Cleared {
 
 #[expect(clippy::unwrap_used, reason = "a benchmark's own data")]
 fn grant(ledger: &mut Ledger, cleared: Cleared, now: Tick) {
-    let offered = ledger.offer(cleared, now + Duration::from_secs(60), now).unwrap();
+    let offered = ledger.offer(cleared, now + Duration::from_secs(60), Now { tick: now, wall: WALL }).unwrap();
     let batch = ledger.take_batch();
     let _ = ledger.acknowledge(&batch, &[]);
     drop(black_box(ledger.settle(offered, now)));
@@ -111,8 +112,9 @@ fn new_at_a_cap(bencher: Bencher<'_, '_>, live: usize) {
 fn revoke_none(bencher: Bencher<'_, '_>, live: usize) {
     let policy = policy();
     let mut ledger = filled(&policy, live, Caps::default());
-    bencher
-        .bench_local(|| ledger.revoke(0..live, START, |basis, element| policy.upholds(basis, element).is_some()).len());
+    bencher.bench_local(|| {
+        ledger.revoke(0..live, START, |basis, element| policy.upholds(basis, element, WALL).is_some()).len()
+    });
 }
 
 /// The ledger's own part of it.
