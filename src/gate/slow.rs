@@ -169,9 +169,9 @@ impl Gate {
 
     /// Whether this permit would be given now, by the policy in force.
     pub(super) fn stands(&self, permit: &Permit) -> bool {
-        let rulebook = self.rulebook.load();
-        still_decides(&rulebook, permit) || {
-            let (Question { name, kind }, wall) = (permit.question(), self.clock.now().wall);
+        let (rulebook, wall) = (self.rulebook.load(), self.clock.now().wall);
+        still_decides(&rulebook, permit, wall) || {
+            let Question { name, kind } = permit.question();
             Arc::ptr_eq(permit.policy(), &rulebook.policy)
                 && matches!(decide(&rulebook.policy, permit.asker(), name.as_wire(), *kind, wall), Verdict::Permit(_))
         }
