@@ -8,6 +8,7 @@ use super::load::in_alphabet;
 use super::pattern::{Pattern, PatternError, Reach, Shape};
 use super::patterns::MAX_GLOBS;
 use super::reserved::{Entry, Reserved, What};
+use super::runtime::Rules;
 
 /// Knows the built-in lists; asks no policy.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl Default for Vetter {
     fn default() -> Self {
         let mut reader = Reader::default();
         let reserved = Reserved::new(&mut reader);
-        Self { index: reader.finish(&[], &HashMap::new()), reserved }
+        Self { index: reader.finish(&Rules::default(), &HashMap::new()), reserved }
     }
 }
 
@@ -78,7 +79,7 @@ impl Vetter {
         if action == Action::Deny {
             return Ok(pattern);
         }
-        match self.reserved.read(self.index.find(pattern.base()).reserved()) {
+        match self.reserved.read(self.index.find(None, pattern.base()).reserved()) {
             Some((_, Entry { what: What::Special { .. }, name, .. })) => {
                 return Err(Objection::Special(name.to_string()));
             }
