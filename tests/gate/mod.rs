@@ -22,8 +22,7 @@ use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
 use outgate::gate::{
     Arrival, Deadlines, Fast, Finished, Gate, GrantQuery, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook,
-    Secrets,
-    Slots, WORDS, WarmCounts, Warmer,
+    Secrets, Slots, WORDS, WarmCounts, Warmer,
 };
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
