@@ -113,6 +113,22 @@ impl Wall {
     }
 }
 
+impl Wall {
+    /// How far off it is, in words: `in 3 days`, `2 hours ago`.
+    #[must_use]
+    pub fn seen_from(self, now: Self) -> String {
+        let seconds = self.0.abs_diff(now.0) / 1_000_000;
+        let (count, unit) = match seconds {
+            0..120 => (seconds, "second"),
+            120..7_200 => (seconds / 60, "minute"),
+            7_200..172_800 => (seconds / 3_600, "hour"),
+            _ => (seconds / 86_400, "day"),
+        };
+        let plural = if count == 1 { "" } else { "s" };
+        if self > now { format!("in {count} {unit}{plural}") } else { format!("{count} {unit}{plural} ago") }
+    }
+}
+
 impl fmt::Display for Wall {
     /// RFC 3339 in UTC with microseconds: `2026-11-21T03:53:04.117302Z`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use outgate::document::{Document, Table};
+use outgate::document::{Document, Table, WarningKind};
 use outgate::{audit, cache, firewall, grant};
 
 mod check;
@@ -249,6 +249,14 @@ fn policy(kind: &str, key: &str, value: &str) -> String {
     let lines =
         |table: BTreeMap<&str, &str>| table.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
     format!("[[segment]]\n{}[[rule]]\n{}", lines(segment), lines(rule))
+}
+
+#[test]
+fn every_warning_has_its_row() {
+    let part = POLICY_PAGE.split("<!-- warnings -->").nth(1).unwrap().split("<!-- end -->").next().unwrap();
+    let words = part.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let known: Vec<_> = WarningKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    assert_eq!(words.collect::<Vec<_>>(), known);
 }
 
 #[test]

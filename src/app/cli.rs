@@ -40,14 +40,8 @@ enum Verb {
     #[command(after_help = "Example:\n  outgate run -c /etc/outgate/outgate.toml")]
     Run(ConfigFile),
     /// Say every mistake in configuration, policy and zones; changes nothing and opens no port
-    #[command(after_help = "Exit code: 0 valid, 2 mistakes.\n\nExample:\n  outgate check -c /etc/outgate/outgate.toml")]
-    Check {
-        #[command(flatten)]
-        config: ConfigFile,
-        /// Print a JSON object instead of text
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(after_help = verb::check::AFTER_HELP)]
+    Check(verb::check::Arguments),
     /// Say how a question would be decided: which rules, why, what would be opened, what the client would see
     #[command(after_help = "Reads the files, not a running node, and asks no upstream.\n\n\
                               Example:\n  outgate explain --client 192.0.2.31 www.example.org AAAA")]
@@ -150,7 +144,7 @@ fn limit(text: &str) -> Result<usize, String> {
 pub fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
         Verb::Run(config) => verb::run::run(&config),
-        Verb::Check { config, json } => verb::check::run(&config, json),
+        Verb::Check(arguments) => verb::check::run(&arguments),
         Verb::Explain { config, client, certificate, name, kind, json } => {
             verb::explain::run(&config, (client, certificate), &name, &kind, json)
         }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::app::config::Config;
-use crate::document::Mistake;
+use crate::document::{Mistake, Warning, WarningKind};
+use crate::grant::Caps;
 use crate::name::Name;
 use crate::net::{Prefix, local_addresses};
 use crate::policy::{self, Policy, Site};
@@ -25,7 +26,7 @@ pub(super) struct Loaded {
     /// Certificate and key, where the configuration names them.
     pub(super) identity: Option<Identity>,
     /// What should be known of them.
-    pub(super) warnings: Vec<Mistake>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 /// Reads and checks everything that a reload reads; every mistake of every file.
@@ -41,6 +42,7 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
         own_addresses: own_addresses(config, upstreams),
         never_grant: Vec::new(),
         sites: sites(config, zones.as_ref().ok()),
+        caps: Some(caps()),
     };
     let files = files.into_iter().filter_map(|path| read_file(path, &mut unread));
     let compiled = policy::compile(files, &settings);
@@ -56,7 +58,9 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
     let mut warnings = Vec::new();
     warn_of_clear_text(config, &mut warnings);
     warn_of_local(&settings.sites, &mut warnings);
-    let identity = config.tls.as_ref().map(|tls| Identity::load(tls, now, &mut warnings)).transpose();
+    let mut of_identity = Vec::new();
+    let identity = config.tls.as_ref().map(|tls| Identity::load(tls, now, &mut of_identity)).transpose();
+    warnings.extend(of_identity.into_iter().map(|said| Warning { said, kind: WarningKind::Certificate }));
     let identity = identity.unwrap_or_else(|more| {
         mistakes.extend(more);
         None
@@ -88,6 +92,12 @@ pub(super) fn upstreams(config: &Config) -> (Vec<upstream::Settings>, Option<Mis
     }
 }
 
+/// How much a node takes, as a policy is judged by it.
+fn caps() -> policy::Caps {
+    let Caps { client, segment, all } = Caps::default();
+    policy::Caps { client, segment, all }
+}
+
 /// Who serves names besides the upstreams for everything: local zones, and upstreams that are named for a zone.
 fn sites(config: &Config, zones: Option<&Zones>) -> Vec<Site> {
     let local = zones.into_iter().flat_map(Zones::apexes);
@@ -101,12 +111,13 @@ fn sites(config: &Config, zones: Option<&Zones>) -> Vec<Site> {
 }
 
 /// RFC 6762 §3: "any fully qualified name ending in ".local." MUST be sent to the mDNS IPv4 link-local multicast address".
-fn warn_of_local(sites: &[Site], warnings: &mut Vec<Mistake>) {
+fn warn_of_local(sites: &[Site], warnings: &mut Vec<Warning>) {
     let Ok(local) = Name::parse("local") else { return };
     for Site { apex, .. } in sites.iter().filter(|site| site.apex.is_within(&local)) {
         let fact =
             format!("the zone {apex} is served, and many hosts ask names below local by multicast alone (RFC 6762)");
-        warnings.push(Mistake::general(fact, "name it otherwise, for instance below internal or home.arpa"));
+        let remedy = "name it otherwise, for instance below internal or home.arpa";
+        warnings.push(Warning::general(WarningKind::Multicast, fact, remedy));
     }
 }
 
@@ -120,7 +131,7 @@ fn own_addresses(config: &Config, upstreams: &Upstreams) -> Vec<Prefix> {
 }
 
 /// Whoever can keep encrypted servers from answering has those in clear text beside them asked, which he can forge.
-fn warn_of_clear_text(config: &Config, warnings: &mut Vec<Mistake>) {
+fn warn_of_clear_text(config: &Config, warnings: &mut Vec<Warning>) {
     for upstream in &config.upstreams {
         let encrypted = upstream.servers.iter().filter(|server| server.transport.proof().is_some()).count();
         if encrypted > 0 && encrypted < upstream.servers.len() {
@@ -128,7 +139,7 @@ fn warn_of_clear_text(config: &Config, warnings: &mut Vec<Mistake>) {
                 "upstream \"{}\" has servers that are asked in clear text where the encrypted ones fail",
                 upstream.name
             );
-            warnings.push(Mistake::general(fact, "remove one kind or the other"));
+            warnings.push(Warning::general(WarningKind::ClearText, fact, "remove one kind or the other"));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use crate::app::cookies;
 use crate::app::load::{self, Loaded};
 use crate::audit::{Event, Meter, PolicyEvent, Shard, Transport};
 use crate::cache;
-use crate::document::Mistake;
+use crate::document::{Mistake, Warning, WarningKind};
 use crate::gate::{Designation, Door, EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook, Secrets};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
@@ -23,6 +24,9 @@ use crate::serve::tls::{Identity, Tls};
 use crate::serve::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who};
 use crate::time::Wall;
 use crate::upstream::ServerHealth;
+
+/// How long before a rule ends, or a segment begins to enforce, it is told: two weeks to ask whoever owns it.
+pub(super) const SOON: Duration = Duration::from_secs(14 * 86_400);
 
 /// What a running node is made of.
 pub(super) struct NodeParts {
@@ -91,7 +95,7 @@ impl Doors {
 pub(super) struct RunningNode {
     parts: NodeParts,
     /// What the last load said of the certificate.
-    warnings: ArcSwap<Vec<Mistake>>,
+    warnings: ArcSwap<Vec<Warning>>,
     started: Wall,
     /// The shard of policy records; held through a reload, so that two are done one after the other.
     shard: tokio::sync::Mutex<Shard>,
@@ -100,7 +104,7 @@ pub(super) struct RunningNode {
 }
 
 impl RunningNode {
-    pub(super) fn new(mut parts: NodeParts, warnings: Vec<Mistake>, shard: Shard) -> Self {
+    pub(super) fn new(mut parts: NodeParts, warnings: Vec<Warning>, shard: Shard) -> Self {
         let started = parts.gate.clock.now().wall;
         let Doors { dns, tls, https, quic, h3 } = &mut parts.doors;
         [dns, tls, https, quic, h3].into_iter().for_each(|addresses| addresses.sort());
@@ -125,8 +129,9 @@ impl RunningNode {
     /// What the operator should know, though it starts nothing and stops nothing.
     pub(super) fn warnings(&self, policy: &Policy) -> Vec<String> {
         let loaded = self.warnings.load();
-        let all = self.parts.no_upstream.iter().chain(loaded.iter()).chain(policy.warnings());
-        all.map(ToString::to_string).collect()
+        let ageing = policy.ageing(self.parts.gate.clock.now().wall, SOON);
+        let first = self.parts.no_upstream.iter().map(ToString::to_string);
+        first.chain(loaded.iter().chain(policy.warnings()).chain(&ageing).map(ToString::to_string)).collect()
     }
 
     /// Where queries are taken.
@@ -393,6 +398,9 @@ impl Node for Arc<RunningNode> {
         registry.set_info(metric::POLICY_REVISION, [&format!("{:016x}", rulebook.policy.revision())]);
         registry.set_gauge(metric::POLICY_RULES, [], number(rulebook.policy.rules_len() as u64));
         registry.set_gauge(metric::POLICY_SEGMENTS, [], number(rulebook.policy.segments().len() as u64));
+        let ageing = rulebook.policy.ageing(gate.clock.now().wall, SOON);
+        let expiring = ageing.iter().filter(|warning| warning.kind == WarningKind::Expiring).count();
+        registry.set_gauge(metric::POLICY_EXPIRING, [], number(expiring as u64));
         registry.absolute(metric::POLICY_RELOAD_FAILURES, [], load(&self.reload_failures));
         registry.set_gauge(metric::ZONES_RECORDS, [], number(rulebook.zones.records() as u64));
         registry.set_gauge(metric::GRANTS, [], number(load(&counts.live)));

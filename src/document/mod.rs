@@ -7,6 +7,7 @@ mod file;
 mod list;
 mod place;
 mod quantity;
+mod warning;
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -25,6 +26,7 @@ use list::{Items, Rest};
 pub use place::{Lines, Mistake, Place};
 use quantity::parse_size;
 pub use quantity::{parse_duration, write_duration};
+pub use warning::{Warning, WarningKind};
 
 /// Mistakes of one file that are kept; those after them are counted. Enough to correct at one sitting.
 pub const MAX_MISTAKES: usize = 1000;

@@ -90,6 +90,8 @@ metrics! {
         "Rules of the policy in force.";
     POLICY_SEGMENTS = Gauge "policy_segments" [] Count
         "Segments of the policy in force.";
+    POLICY_EXPIRING = Gauge "policy_expiring" [] Count
+        "Rules of files that end within 14 days.";
     POLICY_RELOAD_FAILURES = Counter "policy_reload_failures_total" [] Count
         "Reloads that were refused; the policy before stayed in force.";
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::load::in_alphabet;
 use super::pattern::Pattern;
-use crate::document::{Document, Found, Mistake, Place, Table};
+use crate::document::{Document, Found, Place, Table, Warning, WarningKind};
 
 /// Every `[[group]]` of a policy.
 #[derive(Default)]
@@ -76,10 +76,11 @@ impl Groups {
     }
 
     /// What to say of groups that no rule names.
-    pub(super) fn unused(&self) -> impl Iterator<Item = Mistake> {
+    pub(super) fn unused(&self) -> impl Iterator<Item = Warning> {
         let unused = self.0.iter().filter(|(_, group)| !group.used.get());
         unused.map(|(name, group)| {
-            Mistake::at(
+            Warning::at(
+                WarningKind::UnusedGroup,
                 group.place.clone(),
                 format!("no rule names the group {name}"),
                 "name it as \"@…\", or remove it",

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::pattern::Pattern;
-use super::patterns::{Collector, Matches, Patterns, Read, Refused};
+use super::patterns::{Collector, Matches, Patterns, Read, Refused, Spot};
 use super::rule::Action;
 use super::runtime::Rules;
 use super::verdict::{RuleIndex, SegmentIndex};
@@ -33,6 +33,26 @@ impl Audience {
         match self {
             Self::All => true,
             Self::Listed(segments) => segments.binary_search(&segment).is_ok(),
+        }
+    }
+
+    /// Whether it is everybody whom `other` is.
+    pub(super) fn includes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::All, _) => true,
+            (Self::Listed(_), Self::All) => false,
+            // Rules that say the same of their segments share the list.
+            (Self::Listed(all), Self::Listed(some)) => {
+                Arc::ptr_eq(all, some) || some.iter().all(|segment| all.binary_search(segment).is_ok())
+            }
+        }
+    }
+
+    /// One of them.
+    pub(super) fn first(&self) -> SegmentIndex {
+        match self {
+            Self::All => SegmentIndex(0),
+            Self::Listed(segments) => segments.first().copied().unwrap_or(SegmentIndex(0)),
         }
     }
 }
@@ -76,6 +96,34 @@ impl Index {
     pub(super) fn find<'a>(&'a self, later: Option<&'a Self>, wire: &[u8]) -> Found<'a> {
         let look = |index: &'a Self| (index, index.patterns.find(wire));
         Found { first: look(self), later: later.map(look) }
+    }
+}
+
+impl Index {
+    /// Every name that carries patterns, and those above; the numbers of a spot are those of [`Index::rules`].
+    pub(super) fn spots(&self) -> impl Iterator<Item = Spot<'_>> {
+        self.patterns.spots()
+    }
+
+    /// The rules that name a pattern of this number, in no order, perhaps twice; of one segment alone, or all.
+    pub(super) fn rules<'a>(
+        &'a self,
+        number: u32,
+        rules: &'a Rules,
+        segment: Option<SegmentIndex>,
+    ) -> impl Iterator<Item = RuleIndex> {
+        let posting = self.postings.get(number as usize).filter(|_| number > 0);
+        let of = segment.and_then(|segment| Some(posting?.rules(rules, segment)));
+        let all = posting.filter(|_| segment.is_none());
+        let all = all
+            .into_iter()
+            .flat_map(|posting| posting.rules.iter().copied().chain(posting.by_segment.iter().map(|(_, rule)| *rule)));
+        of.into_iter().flatten().chain(all)
+    }
+
+    /// How many numbers there are, 0 among them.
+    pub(super) const fn numbers(&self) -> usize {
+        self.postings.len()
     }
 }
 

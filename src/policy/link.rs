@@ -12,7 +12,7 @@ use super::reserved::{Entry, Reserved};
 use super::rule::{Action, RUNTIME, Rule, RuleDraft};
 use super::segment::{GrantScope, Segment, SegmentDraft};
 use super::verdict::{RuleIndex, SegmentIndex};
-use crate::document::{Mistake, Place};
+use crate::document::{Mistake, Place, Warning, WarningKind};
 use crate::net::Prefix;
 
 /// The segments as rules choose them.
@@ -54,7 +54,7 @@ pub(super) struct Linker {
     /// What is linked was made while the node runs.
     runtime: bool,
     pub(super) mistakes: Vec<Mistake>,
-    pub(super) warnings: Vec<Mistake>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 impl Linker {
@@ -120,7 +120,12 @@ impl Linker {
                         directory.certificates.insert(value, (None, index));
                         if !self.has_client_ca {
                             let fact = "a certificate names this segment, and `client_ca` of [tls] trusts nobody's";
-                            self.warnings.push(Mistake::at(place, fact, "name the authority's file there"));
+                            self.warnings.push(Warning::at(
+                                WarningKind::NoAuthority,
+                                place,
+                                fact,
+                                "name the authority's file there",
+                            ));
                         }
                     }
                 }
@@ -239,7 +244,8 @@ impl Linker {
                 self.mistakes.push(Mistake::at(private.place.clone(), fact, remedy));
             } else if let Some(row) = self.guard.never_within(private.value).next() {
                 let fact = format!("`private` {} holds {}, {row}: that stays closed", private.value, row.prefix);
-                self.warnings.push(Mistake::at(private.place.clone(), fact, "narrow it to silence this"));
+                let place = private.place.clone();
+                self.warnings.push(Warning::at(WarningKind::Private, place, fact, "narrow it to silence this"));
             }
         }
     }
@@ -321,7 +327,7 @@ impl Linker {
                     format!("{name} is allowed and stays refused: {top} is a special-use name, never asked upstream");
                 let remedy =
                     format!("add a zone file for it, or an [[upstream]] with zones = [\"{top}\"]; or remove it");
-                self.warnings.push(Mistake::at(place.clone(), fact, remedy));
+                self.warnings.push(Warning::at(WarningKind::Special, place.clone(), fact, remedy));
             }
         }
     }
@@ -337,7 +343,13 @@ impl Linker {
         for (index, segment) in segments.iter().enumerate() {
             if !named.contains(&number(index, SegmentIndex)) {
                 let fact = format!("no rule names the segment {}: everything is refused to it", segment.name);
-                self.warnings.push(Mistake::at(segment.place.clone(), fact, "add a rule for it, or remove it"));
+                let place = segment.place.clone();
+                self.warnings.push(Warning::at(
+                    WarningKind::IdleSegment,
+                    place,
+                    fact,
+                    "add a rule for it, or remove it",
+                ));
             }
         }
     }

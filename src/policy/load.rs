@@ -11,11 +11,13 @@ use sha2::{Digest, Sha256};
 
 use super::Policy;
 use super::asker::Forwarder;
+use super::demand::{self, Caps};
 use super::explain::Sentences;
 use super::group::Groups;
 use super::guard::Guard;
 use super::index::{self, Audience};
 use super::link::Linker;
+use super::overlap;
 use super::reserved::Reserved;
 use super::rule::{self, Rule, RuleDraft};
 use super::runtime::Rules;
@@ -46,6 +48,8 @@ pub struct Settings {
     pub never_grant: Vec<Prefix>,
     /// Local zones, and the zones of upstreams: special-use names may be theirs.
     pub sites: Vec<Site>,
+    /// How much may be open; `None`: nothing is said of what will not fit.
+    pub caps: Option<Caps>,
 }
 
 /// A value with its place, which outlives the document.
@@ -97,22 +101,29 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
     let (mut segments, directory) = linker.link_segments(segments);
     reserved.sites = Sites::new(&settings.sites, &segments);
     linker.warn_of_special_names(&drafts, &reserved);
+    linker.warn_of_wildcards(&drafts, &reserved.sites);
     let (rules, numbers) = linker.link_rules(drafts, &segments);
     let directory = linker.link_forwarders(&settings.forwarders, &segments, directory);
     linker.check_warm(&segments, &rules);
     linker.warn_of_idle_segments(&segments, &rules);
+    if let Some(caps) = &settings.caps {
+        linker.warn_of_warm_demand(caps, &segments, &rules);
+    }
 
     if !linker.mistakes.is_empty() {
         linker.mistakes.sort();
         linker.mistakes.dedup();
         return Err(linker.mistakes);
     }
-    linker.warnings.sort();
     spread_networks(&mut segments, &rules);
     let (segments, rules): (Arc<[Segment]>, _) = (segments.into(), Rules::new(rules));
+    let index = index.finish(&rules, &numbers);
+    linker.warnings.extend(overlap::warnings(&index, &rules));
+    linker.warnings.extend(settings.caps.iter().flat_map(|caps| demand::warnings(caps, &index, &rules)));
+    linker.warnings.sort();
     Ok(Policy {
         revision: revision.finish(),
-        index: Arc::new(index.finish(&rules, &numbers)),
+        index: Arc::new(index),
         directory: Arc::new(directory),
         guard: linker.guard,
         denials: rules.denials().collect(),
@@ -456,7 +467,7 @@ private = ["10.0.0.0/8"]
             ..Settings::default()
         };
         let policy = compile([source("a.toml", text)], &settings).unwrap();
-        let warnings: Vec<_> = policy.warnings().iter().map(|warning| warning.fact.clone()).collect();
+        let warnings: Vec<_> = policy.warnings().iter().map(|warning| warning.said.fact.clone()).collect();
         let own = "`private` 10.0.0.0/8 holds 10.0.0.1/32, an address of this node or its resolvers (10.0.0.1/32, \
                    outgate.toml): that stays closed";
         let idle = "no rule names the segment idle: everything is refused to it";

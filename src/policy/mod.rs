@@ -8,8 +8,10 @@
 //! - `openings ⊆ answer ⊆ allowed`: what is opened is told, what is told passed the guard and a rule.
 //! - [`Policy::upholds`] asks the same functions again, so a grant and its re-decision cannot disagree.
 
+mod ageing;
 mod asker;
 mod decide;
+mod demand;
 mod explain;
 mod group;
 mod guard;
@@ -19,6 +21,7 @@ mod link;
 mod load;
 mod names;
 mod opened;
+mod overlap;
 mod pattern;
 mod patterns;
 #[cfg(test)]
@@ -35,6 +38,7 @@ mod testing;
 mod verdict;
 mod vet;
 mod warm;
+mod wide;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -42,11 +46,12 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use crate::document::Mistake;
+use crate::document::Warning;
 use crate::net::{Prefix, SegmentId, Services};
 use crate::time::Wall;
 pub use asker::{Asker, Forwarder, Identity};
 pub use decide::decide;
+pub use demand::Caps;
 pub use inspect::inspect;
 pub use load::{Settings, Source, compile};
 pub use pattern::Pattern;
@@ -80,7 +85,7 @@ pub struct Policy {
     /// The deny rules for networks.
     denials: Vec<RuleIndex>,
     sentences: Arc<explain::Sentences>,
-    warnings: Arc<[Mistake]>,
+    warnings: Arc<[Warning]>,
     /// Clients that were placed while the node runs.
     placed: HashMap<IpAddr, Placed, RandomState>,
     /// The names of the rules that were made while the node runs.
@@ -157,7 +162,7 @@ impl Policy {
 
     /// What is no mistake and yet worth a look, by place.
     #[must_use]
-    pub fn warnings(&self) -> &[Mistake] {
+    pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 

@@ -162,6 +162,18 @@ impl Names {
         }
     }
 
+    /// Every node, a parent before what is below it: its place, its parent's, its label.
+    pub(super) fn each(&self) -> impl Iterator<Item = (u32, u32, &[u8])> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let place = u32::try_from(at).ok()?;
+            let (parent, rest) = self.nodes.get(at + VALUE.end..)?.split_first_chunk()?;
+            let (length, rest) = rest.split_first()?;
+            at += HEAD + usize::from(*length);
+            Some((place, u32::from_le_bytes(*parent), rest.get(..usize::from(*length))?))
+        })
+    }
+
     /// The numbers on the way from the root to a name, as far as it is here; each with how many labels the name has more.
     pub(super) fn path(&self, wire: &[u8], mut visit: impl FnMut(usize, u32)) {
         if self.is_empty() {

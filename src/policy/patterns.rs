@@ -109,6 +109,37 @@ impl Patterns {
     }
 }
 
+/// Shapes of one label, each with a number.
+pub(super) type Globs = [(Box<[u8]>, u32)];
+
+/// What hangs on one name; numbers as in [`Match`], 0: none.
+pub(super) struct Spot<'a> {
+    /// The name's place, and that of the name above; the root's is its own.
+    pub(super) place: u32,
+    pub(super) above: u32,
+    /// Its first label.
+    pub(super) label: &'a [u8],
+    pub(super) exact: u32,
+    pub(super) one: u32,
+    pub(super) many: u32,
+    pub(super) globs: &'a Globs,
+    /// Something is reserved of it.
+    pub(super) reserved: bool,
+}
+
+impl Patterns {
+    /// Every name of these patterns and those above it, a name before those below it.
+    pub(super) fn spots(&self) -> impl Iterator<Item = Spot<'_>> {
+        self.names.each().map(|(place, above, label)| {
+            let marks = self.marks.get(self.names.value(place) as usize).copied().unwrap_or_default();
+            let globs = (marks.globs as usize).checked_sub(1).and_then(|at| self.globs.get(at));
+            let Marks { exact, one, many, reserved, .. } = marks;
+            let globs = globs.map_or(Default::default(), Vec::as_slice);
+            Spot { place, above, label, exact, one, many, globs, reserved: reserved > 0 }
+        })
+    }
+}
+
 /// What became of a pattern that was put in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {

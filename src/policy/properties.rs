@@ -12,6 +12,7 @@ use proptest::test_runner::TestCaseError;
 use super::pattern::{Pattern, Shape};
 use super::testing::{NOW, address, answer, asker, name, upstream, verdict, zone};
 use super::{Cleared, Policy, Reason, Settings, Source, Verdict, compile, decide, inspect};
+use crate::document::{Warning, WarningKind};
 use crate::name::{is_within, labels};
 use crate::record::service::{Service, key};
 use crate::record::{AddressTrust, Origin, Record, RecordType};
@@ -361,6 +362,36 @@ proptest! {
                 for below in &permitted {
                     prop_assert!(!is_within(below.as_wire(), gone.as_wire()), "{} is gone, {} is not", gone, below);
                 }
+            }
+        }
+    }
+
+    /// What `check` calls needless can go, all of it at once: the same names and types are permitted, and of any answer
+    /// the same is opened.
+    #[test]
+    fn a_rule_that_is_called_needless_is(specs in a_policy(), (chain, addresses, origin) in an_answer()) {
+        let policy = build(specs.iter().cloned());
+        let needless = |spec: &&Spec| {
+            let told = |warning: &&Warning| warning.said.place.as_ref().is_some_and(|place| *place.file == *format!("{}.toml", spec.id));
+            let kinds = [WarningKind::Denied, WarningKind::Redundant];
+            policy.warnings().iter().filter(|warning| kinds.contains(&warning.kind)).any(|warning| told(&warning))
+        };
+        let fewer = build(specs.iter().filter(|spec| !needless(spec)).cloned());
+        for (client, asked) in CLIENTS.iter().flat_map(|client| universe().into_iter().map(move |asked| (client, asked))) {
+            for kind in ASKED {
+                let said = [&policy, &fewer].map(|policy| {
+                    match decide(policy, asker(policy, client), name(&asked).as_wire(), kind, NOW) {
+                        Verdict::Permit(permit) => {
+                            let six = kind == RecordType::AAAA;
+                            let of_family = addresses.iter().copied().filter(|text| text.contains(':') == six);
+                            let (answer, _) = given(&asked, &chain, &of_family.collect::<Vec<_>>(), &origin);
+                            Ok(inspect(permit, answer).openings().to_vec())
+                        }
+                        Verdict::Refuse(refusal) => Err(refusal.reason),
+                        Verdict::Answer(own) => Err(own.reason()),
+                    }
+                });
+                prop_assert_eq!(&said[0], &said[1], "{} {} {}", client, asked, kind);
             }
         }
     }

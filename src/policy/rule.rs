@@ -13,6 +13,7 @@ use super::pattern::{Pattern, Reach, Shape};
 use super::patterns::{Collector, MAX_GLOBS, Patterns, Read, Refused};
 use super::reserved::Reserved;
 use super::segment::{one_of, wall};
+use super::wide::{Wide, Wildcards};
 use crate::document::{Document, Found, MAX_MISTAKES, Place, Span, Table};
 use crate::name::Name;
 use crate::net::{Prefix, Services};
@@ -140,6 +141,8 @@ pub(super) struct RuleDraft {
     pub(super) private: Vec<Placed<Prefix>>,
     /// What it allows of special-use names, each with its entry.
     pub(super) special: Vec<Placed<Special>>,
+    /// Wildcards of it that hold too much.
+    pub(super) wide: Vec<Placed<(Pattern, Wide)>>,
     /// `None`: the key is absent.
     pub(super) segments: Option<Vec<Placed<String>>>,
     /// `where`, each key with its values; `None`: the key is absent.
@@ -174,13 +177,16 @@ pub(super) fn read(
     let tenants = table.boolean("allow_tenant_wildcard").unwrap_or(false);
     note_empty(&table, "names");
     let reach = (action == Some(Action::Allow)).then_some(tenants);
+    let mut types = if allows && !static_rule { read_types(&table) } else { Vec::new() };
     let mut opened = Opened::new(&table, reserved);
+    let mut wildcards = Wildcards::with(&types);
     read_patterns(&table, "names", groups, |entry, name| {
         let read = index.read(number, action.unwrap_or(Action::Deny), name)?;
         if let Some(tenants) = reach
             && !opened.check(entry, name, index.reserved())
         {
             check_reach(&document, entry, name, tenants);
+            wildcards.check(&document, entry, name, tenants);
         }
         Ok(read)
     });
@@ -196,7 +202,6 @@ pub(super) fn read(
     let https =
         one_of(&table, "https", &[Https::NoData, Https::Filter, Https::Pass].map(|https| (https.as_str(), https)));
     let https = https.unwrap_or(Https::NoData);
-    let mut types = if allows && !static_rule { read_types(&table) } else { Vec::new() };
     let warm = if allows && !static_rule { read_warm(&table, &types, groups) } else { Vec::new() };
     if https != Https::NoData && !types.is_empty() {
         types.extend([RecordType::HTTPS, RecordType::SVCB]);
@@ -253,7 +258,7 @@ pub(super) fn read(
         private: values(&private),
         warm,
     };
-    Some(RuleDraft { rule, number, private, special, segments, tags, choice })
+    Some(RuleDraft { rule, number, private, special, wide: wildcards.finish(), segments, tags, choice })
 }
 
 /// What is said of a name that the rule denies, or of a type that it does not allow.

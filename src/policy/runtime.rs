@@ -76,6 +76,11 @@ impl Rules {
         self.filed.iter().chain(&*self.later)
     }
 
+    /// Those of files.
+    pub(super) fn filed(&self) -> &[Rule] {
+        &self.filed
+    }
+
     /// The deny rules for networks.
     pub(super) fn denials(&self) -> impl Iterator<Item = RuleIndex> {
         let denies = |(_, rule): &(usize, &Rule)| rule.action == Action::Deny && !rule.networks.is_empty();

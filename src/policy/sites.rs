@@ -88,6 +88,14 @@ impl Sites {
         within.filter_map(|above| self.served.get(above)).any(|served| serves(&served.upstream))
     }
 
+    /// Whether `name` is in a zone that is served here for anybody; the upstream for everything does not count.
+    pub(super) fn own(&self, name: &Name) -> bool {
+        let nobody = |upstream: &Audience| matches!(upstream, Audience::Listed(listed) if listed.is_empty());
+        let top = name.labels().last().and_then(|label| Name::root().child(label).ok());
+        let within = |top: &Name| self.upstream_within(name.as_wire(), top, |upstream| !nobody(upstream));
+        self.holds(name.as_wire()) || top.is_some_and(|top| within(&top))
+    }
+
     /// Whether `name` is above a zone that is served here.
     pub(super) fn lie_below(&self, name: &[u8]) -> bool {
         self.above.contains(name)

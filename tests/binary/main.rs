@@ -40,6 +40,7 @@ mod keytrap;
 mod life;
 mod outage;
 mod packets;
+mod policing;
 mod reload;
 mod serving;
 mod streams;

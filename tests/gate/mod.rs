@@ -430,6 +430,7 @@ fn compile(
         own_addresses: own_addresses.to_vec(),
         never_grant: Vec::new(),
         sites: local.chain(routes.iter().cloned()).collect(),
+        caps: None,
     };
     for Site { apex, .. } in routes {
         zones.carve(apex);

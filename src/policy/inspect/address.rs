@@ -17,7 +17,7 @@ use crate::record::{AddressTrust, Origin, Record};
 use crate::time::Wall;
 
 /// The most addresses of one answer that are told and opened.
-pub(super) const MAX_ADDRESSES: usize = 16;
+pub(in crate::policy) const MAX_ADDRESSES: usize = 16;
 
 /// The end of a rule that has none, for comparisons.
 const NEVER: Wall = Wall(u64::MAX);

@@ -10,6 +10,7 @@ mod uphold;
 
 use std::sync::Arc;
 
+pub(super) use self::address::MAX_ADDRESSES;
 use self::address::Told;
 use super::Policy;
 use super::decide::{Case, Condemned, Rules, Ruling};
