@@ -63,6 +63,9 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Try a policy against decisions that were written down
+    #[command(after_help = verb::test::AFTER_HELP)]
+    Test(verb::test::Arguments),
     /// Write rules from another system's list: a response policy zone, a list of names, Cilium's policies
     #[command(
         subcommand,
@@ -149,6 +152,7 @@ pub fn main() -> ExitCode {
             verb::explain::run(&config, (client, certificate), &name, &kind, json)
         }
         Verb::Import(verb) => verb::import::run(verb),
+        Verb::Test(arguments) => verb::test::run(&arguments),
         Verb::Status { config, json } => verb::node::status(&config, json),
         Verb::Grants { config, client, address, name, segment, limit, json } => {
             let filter = verb::node::Filter { client, address, name, segment, limit };

@@ -10,6 +10,7 @@
 
 mod ageing;
 mod asker;
+mod cases;
 mod decide;
 mod demand;
 mod explain;
@@ -50,6 +51,7 @@ use crate::document::Warning;
 use crate::net::{Prefix, SegmentId, Services};
 use crate::time::Wall;
 pub use asker::{Asker, Forwarder, Identity};
+pub use cases::{Case, Tried, read_cases};
 pub use decide::decide;
 pub use demand::Caps;
 pub use inspect::inspect;
@@ -61,8 +63,8 @@ pub use runtime::{Placement, Runtime};
 pub use segment::{GrantScope, Segment};
 pub use sites::{Server, Site};
 pub use verdict::{
-    Basis, Cleared, Opening, Own, Permit, Reason, Refusal, ReservedIndex, RuleIndex, SegmentIndex, Shown, Verdict,
-    Withheld,
+    Basis, Cleared, Opening, Own, Permit, Reason, Refusal, ReservedIndex, RuleIndex, Said, SegmentIndex, Shown,
+    Verdict, Withheld,
 };
 pub use vet::{Objection, Vetter, is_id};
 pub use warm::{Warm, decide_warm};

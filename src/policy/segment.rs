@@ -117,11 +117,7 @@ pub(super) fn read(table: Table) -> Option<SegmentDraft> {
     let (tags, tags_json) = read_tags(&table);
     let observe_until = read_mode(&table);
     let asked_scope = one_of(&table, "scope", &[("client", GrantScope::Client), ("segment", GrantScope::Segment)]);
-    let refusal = one_of(
-        &table,
-        "refusal",
-        &[("nxdomain", Shown::NxDomain), ("nodata", Shown::NoData), ("refused", Shown::Refused)],
-    );
+    let refusal = one_of(&table, "refusal", &Shown::ALL);
     let filter_aaaa = table.boolean("filter_aaaa").unwrap_or(false);
     let filters_at = table.span_of("filter_aaaa");
     let (clients_connect, others) = read_connects_from(&table);

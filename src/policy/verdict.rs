@@ -10,7 +10,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::name::Name;
-use crate::net::Element;
+use crate::net::{Element, Service, Services};
 use crate::policy::{Asker, Policy, Segment};
 use crate::record::{Answer, Origin, Question, Record, RecordType};
 use crate::time::{Ttl, Wall};
@@ -122,6 +122,74 @@ pub enum Verdict {
     Refuse(Refusal),
     /// This node answers it itself.
     Answer(Own),
+}
+
+/// What the record of a question would say, as far as that is known before any answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// The verdict is allow, and not deny.
+    pub allows: bool,
+    /// False where it is denied and passes, in an observe segment.
+    pub enforced: bool,
+    /// Why.
+    pub reason: Reason,
+    /// The rule that the record names.
+    pub rule: Option<RuleIndex>,
+    /// What the client sees; `None`: an answer.
+    pub shown: Option<Shown>,
+}
+
+impl Said {
+    /// Of a client in no segment.
+    pub const NO_SEGMENT: Self =
+        Self { allows: false, enforced: true, reason: Reason::NoSegment, rule: None, shown: Some(Shown::Refused) };
+}
+
+impl Verdict {
+    /// What the record would say.
+    #[must_use]
+    pub fn said(&self) -> Said {
+        let answered = Said { allows: true, enforced: true, reason: Reason::Rule, rule: None, shown: None };
+        match self {
+            Self::Permit(permit) => match permit.observed {
+                Some((rule, reason)) => Said { allows: false, enforced: false, reason, rule, ..answered },
+                None => Said { rule: permit.rule(), ..answered },
+            },
+            Self::Refuse(Refusal { rule, reason, shown, .. }) => {
+                Said { allows: false, enforced: true, reason: *reason, rule: *rule, shown: Some(*shown) }
+            }
+            Self::Answer(own) => Said { reason: own.reason, ..answered },
+        }
+    }
+
+    /// What would be opened of each address of an answer, where no `within` leaves it out; ranges as few as may be.
+    #[must_use]
+    pub fn ports(&self) -> Vec<Services> {
+        let Self::Permit(permit) = self else { return Vec::new() };
+        let kind = permit.question.kind;
+        if permit.observed.is_some() || !(kind.is_address() || kind.is_service()) {
+            return Vec::new();
+        }
+        let ports = permit.rules.iter().flat_map(|rule| &permit.policy.rule(*rule).ports);
+        let services: Vec<_> = ports.flat_map(|ports| ports.expand()).collect();
+        if services.contains(&Service::Any) { vec![Services::Any] } else { Services::merge(&services) }
+    }
+}
+
+impl Shown {
+    /// Each with its word in files.
+    pub const ALL: [(&'static str, Self); 3] =
+        [("nxdomain", Self::NxDomain), ("nodata", Self::NoData), ("refused", Self::Refused)];
+
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NxDomain => "nxdomain",
+            Self::NoData => "nodata",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// What a refused client is shown (docs/policy.md, "What a refused client sees").

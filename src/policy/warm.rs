@@ -40,7 +40,7 @@ pub struct Warm {
 pub fn decide_warm(policy: &Arc<Policy>, warm: &Warm, now: Wall) -> Option<Permit> {
     let segment = policy.place_of(&warm.segment)?;
     let Question { name, kind } = &warm.question;
-    let asker = Asker { client: NOBODY, named: false, segment, voucher: None };
+    let asker = Asker::of_segment(segment);
     let Ruling::Allowed(rules) = policy.rule_on(asker.case(now), name.as_wire(), *kind) else { return None };
     let rules: SmallVec<_> = rules.into_iter().filter(|rule| policy.rule(*rule).warm.contains(name)).collect();
     let question = warm.question.clone();
@@ -75,6 +75,11 @@ impl Policy {
 }
 
 impl Asker {
+    /// Stands for a segment.
+    pub(super) const fn of_segment(segment: SegmentIndex) -> Self {
+        Self { client: NOBODY, named: false, segment, voucher: None }
+    }
+
     /// Whether it stands for its segment: nobody asked.
     pub(super) const fn is_segment(&self) -> bool {
         self.client.is_unspecified()

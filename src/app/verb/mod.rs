@@ -6,3 +6,4 @@ pub(super) mod import;
 pub(super) mod log;
 pub(super) mod node;
 pub(super) mod run;
+pub(super) mod test;
