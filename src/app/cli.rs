@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::verb;
+use crate::draft::LearnTerms;
 use crate::serve::GrantFilter;
 
 /// The DNS server of a network that is closed by default: answers allowlisted names, opens their addresses in the
@@ -74,6 +75,32 @@ enum Verb {
                       Example:\n  outgate import list --action deny --segments '*' ads.txt -o policy/ads.toml"
     )]
     Import(verb::import::Verb),
+    /// Propose rules for what the clients of an observe segment use, from the query log, with evidence for every line
+    #[command(
+        after_help = "Archives beside the log are read too. Every line should be read by somebody who knows the \
+                              clients.\nExit code: 0 done, 1 there is nothing to propose.\n\n\
+                              Example:\n  outgate learn --log query.jsonl --segment trial -o policy/trial-learned.toml"
+    )]
+    Learn {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The current log file, a directory of logs, or any file of records, also several; without it the one of the
+        /// configuration
+        #[arg(long, value_name = "FILE")]
+        log: Vec<PathBuf>,
+        /// Learn for this segment alone
+        #[arg(long, value_name = "SEGMENT")]
+        segment: Option<String>,
+        /// Also what rules allow already, to write the policy anew
+        #[arg(long)]
+        all: bool,
+        /// How the rules' ids begin; without it with their segment
+        #[arg(long, value_name = "ID")]
+        id: Option<String>,
+        /// Write the rules to this file, at once, instead of the standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Show what a running node serves and how it is doing
     #[command(after_help = "Example:\n  outgate status --json")]
     Status {
@@ -152,6 +179,10 @@ pub fn main() -> ExitCode {
             verb::explain::run(&config, (client, certificate), &name, &kind, json)
         }
         Verb::Import(verb) => verb::import::run(verb),
+        Verb::Learn { config, log, segment, all, id, output } => {
+            let terms = LearnTerms { segment, all, id };
+            verb::learn::run(&config, verb::learn::Wanted { log, terms, output })
+        }
         Verb::Test(arguments) => verb::test::run(&arguments),
         Verb::Status { config, json } => verb::node::status(&config, json),
         Verb::Grants { config, client, address, name, segment, limit, json } => {

@@ -196,7 +196,7 @@ mod tests {
                 "9: \"@@||x.example.org^\" is not a name of a host",
                 "10: \"example.org##.ad\" is not a name of a host",
                 "11: \"mask.icloud.com\" leads round this resolver: mask.icloud.com is on the bypass list",
-                "12: \"printer.local\" is answered here whatever rules say: local is a special-use name",
+                "12: \"printer.local\" is answered here: local is a special-use name",
                 "13: \"a..b\" is not a name: it has an empty label",
             ]
         );

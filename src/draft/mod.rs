@@ -1,4 +1,5 @@
-//! Drafts: rules as text, for people to read and put into their policy. Made of what other systems have.
+//! Drafts: rules as text, for people to read and put into their policy. Made of what other systems have, or of what was
+//! asked for.
 //!
 //! Pure: takes text and values, returns values; opens no file, reads no clock. The same input makes the same text.
 //!
@@ -7,6 +8,7 @@
 //!   vague, an allow takes the narrower meaning and a deny the wider one.
 
 mod cilium;
+mod learn;
 mod list;
 mod names;
 mod rpz;
@@ -22,6 +24,7 @@ use crate::net::Services;
 use crate::policy::Action;
 use crate::record::RecordType;
 pub use cilium::cilium;
+pub use learn::{Fate, LearnTerms, Learned, Learner, Seen};
 pub use list::{ListTerms, list};
 pub use rpz::rpz;
 pub use text::safe;

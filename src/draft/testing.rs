@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Draft, Heading};
 use crate::name::Name;
-use crate::policy::{Policy, Settings, Source, Verdict, compile, decide};
+use crate::policy::{Policy, Server, Settings, Site, Source, Verdict, compile, decide};
 use crate::record::RecordType;
 use crate::time::Wall;
 
@@ -18,7 +18,9 @@ pub(super) fn checked(draft: &Draft) -> Arc<Policy> {
                    segments = [\"*\"]\nnames = [\"example.invalid.org\"]\n";
     let files = [("office.toml", segment.to_owned()), ("draft.toml", draft.to_string())];
     let files = files.map(|(file, text)| Source { file: file.to_owned(), text });
-    let policy = compile(files, &Settings::default());
+    // What is learned of a special-use name is served here.
+    let site = Site { apex: Name::parse("x.local").unwrap(), server: Server::Zone };
+    let policy = compile(files, &Settings { sites: vec![site], ..Settings::default() });
     let policy = policy.unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{draft}"));
     assert!(policy.warnings().is_empty(), "{:?}\n{draft}", policy.warnings());
     assert_eq!(policy.rules_len(), draft.rules.len() + 1);
@@ -26,14 +28,20 @@ pub(super) fn checked(draft: &Draft) -> Arc<Policy> {
 }
 
 /// Whether each name may be asked for, by a policy of the draft alone.
-pub(super) fn decided<'a, T: AsRef<str>>(draft: &Draft, names: &'a [T]) -> impl Iterator<Item = bool> + use<'a, T> {
+pub(super) fn decided<T: AsRef<str>>(draft: &Draft, names: &[T]) -> Vec<bool> {
+    allowed(draft, &names.iter().map(|name| (name.as_ref(), RecordType::A)).collect::<Vec<_>>())
+}
+
+/// The same for names with types.
+pub(super) fn allowed(draft: &Draft, questions: &[(&str, RecordType)]) -> Vec<bool> {
     let policy = checked(draft);
     let asker = policy.asker("192.0.2.1".parse().unwrap()).unwrap();
-    names.iter().map(move |name| {
-        let name = Name::parse(name.as_ref()).unwrap();
-        let verdict = decide(&policy, asker, name.as_wire(), RecordType::A, Wall(1_000_000_000_000_000));
+    let decided = questions.iter().map(|(name, kind)| {
+        let name = Name::parse(name).unwrap();
+        let verdict = decide(&policy, asker, name.as_wire(), *kind, Wall(1_000_000_000_000_000));
         matches!(verdict, Verdict::Permit(_))
-    })
+    });
+    decided.collect()
 }
 
 /// What was left, as `line: fact`.

@@ -66,7 +66,7 @@ pub use verdict::{
     Basis, Cleared, Opening, Own, Permit, Reason, Refusal, ReservedIndex, RuleIndex, Said, SegmentIndex, Shown,
     Verdict, Withheld,
 };
-pub use vet::{Objection, Vetter, is_id};
+pub use vet::{Objection, Vetter, is_id, registrable};
 pub use warm::{Warm, decide_warm};
 
 /// A compiled policy: immutable, numbered, shared. Made by [`compile`].

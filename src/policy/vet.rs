@@ -9,6 +9,7 @@ use super::pattern::{Pattern, PatternError, Reach, Shape};
 use super::patterns::MAX_GLOBS;
 use super::reserved::{Entry, Reserved, What};
 use super::runtime::Rules;
+use crate::name::{NameBuf, ancestors, labels};
 
 /// Knows the built-in lists; asks no policy.
 #[derive(Debug)]
@@ -32,9 +33,12 @@ pub enum Objection {
     /// A wildcard directly on a public suffix.
     #[error("is on a public suffix: anyone may have a name below {0}")]
     Tenants(String),
-    /// A special-use name, or one below it.
-    #[error("is answered here whatever rules say: {0} is a special-use name")]
+    /// A special-use name, or one below it: nobody serves it, unless a zone or an upstream here does.
+    #[error("is answered here: {0} is a special-use name")]
     Special(String),
+    /// The same, and nobody can serve it.
+    #[error("can never be opened: {0} is a special-use name")]
+    Fixed(String),
     /// Of the bypass list.
     #[error("leads round this resolver: {0} is on the bypass list")]
     Bypass(String),
@@ -49,6 +53,7 @@ impl Objection {
             Self::Root => "name what is meant",
             Self::TopLevel => "write the full suffixes that are meant",
             Self::Tenants(_) => "name the owners that are meant, or write a rule with allow_tenant_wildcard = true",
+            Self::Fixed(_) => "remove it",
             Self::Special(_) => "where a zone or an upstream here serves it, write a rule by hand",
             Self::Bypass(_) => "where that is meant, write a rule by hand, with guard = \"override\"",
         }
@@ -80,6 +85,9 @@ impl Vetter {
             return Ok(pattern);
         }
         match self.reserved.read(self.index.find(None, pattern.base()).reserved()) {
+            Some((_, Entry { what: What::Special { fixed: true, .. }, name, .. })) => {
+                return Err(Objection::Fixed(name.to_string()));
+            }
             Some((_, Entry { what: What::Special { .. }, name, .. })) => {
                 return Err(Objection::Special(name.to_string()));
             }
@@ -98,6 +106,23 @@ impl Vetter {
 #[must_use]
 pub fn is_id(text: &str) -> bool {
     in_alphabet(text)
+}
+
+/// What its owner registered of a name: it, or the one above it that is directly below the nearest public suffix. `None`: it
+/// is a public suffix itself.
+#[must_use]
+pub fn registrable(name: &[u8]) -> Option<&[u8]> {
+    let mut registered = None;
+    for base in ancestors(name) {
+        let mut whole = NameBuf::new();
+        labels(base).try_for_each(|label| whole.push_label(label)).ok()?;
+        // Of the root nothing else can be said than of a top-level domain.
+        if base == [0] || (Pattern { shape: Shape::Many, base: whole }).reach() != Reach::Owner {
+            return registered;
+        }
+        registered = Some(base);
+    }
+    None
 }
 
 impl Pattern {
@@ -120,6 +145,27 @@ mod tests {
     use crate::policy::{Settings, Source, compile};
 
     #[test]
+    fn knows_what_was_registered() {
+        let rows = [
+            ("a.b.example.com", "example.com"),
+            ("example.com", "example.com"),
+            ("com", "-"),
+            ("x.co.uk", "x.co.uk"),
+            ("a.x.github.io", "x.github.io"),
+            ("github.io", "-"),
+            ("a.b.eu-west-1.compute.amazonaws.com", "b.eu-west-1.compute.amazonaws.com"),
+            ("www.service.corp", "service.corp"),
+            ("printer", "-"),
+            (".", "-"),
+        ];
+        for (name, expected) in rows {
+            let name = crate::name::Name::parse(name).unwrap();
+            let found = registrable(name.as_wire()).map(|wire| crate::name::Name::from_wire(wire).unwrap().to_string());
+            assert_eq!(found.as_deref().unwrap_or("-"), expected, "{name}");
+        }
+    }
+
+    #[test]
     fn says_what_check_would_say() {
         let vetter = Vetter::default();
         let rows = [
@@ -131,8 +177,8 @@ mod tests {
             (".", Err("is the root")),
             ("**.zip", Err("would allow a whole top-level domain")),
             ("*.github.io", Err("is on a public suffix: anyone may have a name below github.io")),
-            ("x.corp.internal", Err("is answered here whatever rules say: internal is a special-use name")),
-            ("**.onion", Err("is answered here whatever rules say: onion is a special-use name")),
+            ("x.corp.internal", Err("is answered here: internal is a special-use name")),
+            ("**.onion", Err("can never be opened: onion is a special-use name")),
             ("x.dns.google", Err("leads round this resolver: dns.google is on the bypass list")),
         ];
         for (text, expected) in rows {

@@ -37,6 +37,7 @@ mod explain;
 mod forwarder;
 mod import;
 mod keytrap;
+mod learn;
 mod life;
 mod outage;
 mod packets;

@@ -129,10 +129,7 @@ impl Common {
                 "--segments: \"{wrong}\" is not the name of a segment; write names of segments of the policy, or '*'"
             )));
         }
-        if let Some(wrong) = self.id.as_ref().filter(|id| !is_id(id)) {
-            let remedy = "write 1 to 63 letters, digits, `_`, `.` or `-`";
-            return Err(Failure::Argument(format!("--id: a rule's id cannot begin with \"{wrong}\"; {remedy}")));
-        }
+        check_id(self.id.as_deref())?;
         let stem = self.file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         let stem = stem.filter(|stem| stem != "-").unwrap_or_else(|| "imported".to_owned());
         let id = self.id.clone().unwrap_or_else(|| id.map_or(stem, str::to_owned));
@@ -188,6 +185,13 @@ fn tell(draft: &Draft) {
     line(format!("{allowed} names allowed and {denied} denied by {rules} rules; {left} entries left out"));
     // Nobody reads it: the rules are written all the same.
     let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// `--id` must be what ids can begin with.
+pub(super) fn check_id(id: Option<&str>) -> Result<(), Failure> {
+    let Some(wrong) = id.filter(|id| !is_id(id)) else { return Ok(()) };
+    let remedy = "write 1 to 63 letters, digits, `_`, `.` or `-`";
+    Err(Failure::Argument(format!("--id: a rule's id cannot begin with \"{wrong}\"; {remedy}")))
 }
 
 /// Writes the rules: to a file, which is complete or as it was before, or to standard output.

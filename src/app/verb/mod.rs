@@ -3,6 +3,7 @@
 pub(super) mod check;
 pub(super) mod explain;
 pub(super) mod import;
+pub(super) mod learn;
 pub(super) mod log;
 pub(super) mod node;
 pub(super) mod run;
