@@ -9,7 +9,7 @@ use outgate::firewall::nftables::{Hook, Settings};
 use outgate::firewall::{Firewall, FirewallError};
 use outgate::grant::Change;
 use outgate::net::{SegmentId, Service};
-use outgate::policy::Layout;
+use outgate::policy::{Layout, SegmentLayout};
 use outgate::time::{Clock, Tick};
 
 use crate::kernel::*;
@@ -231,6 +231,70 @@ fn a_new_layout_keeps_the_grants() {
     });
 }
 
+/// What the kernel holds in a set of prefixes, as the program nft tells it.
+fn held(set: &str) -> String {
+    let text = run("nft", &["list", "set", "inet", "outgate", set]);
+    let elements = text.split_once("elements = {").and_then(|(_, rest)| rest.split_once('}'));
+    elements.map_or_else(String::new, |(elements, _)| elements.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn denying(segments: &[SegmentLayout], denied: &[&str]) -> Layout {
+    let mut denied: Vec<_> = denied.iter().map(|prefix| prefix.parse().unwrap()).collect();
+    denied.sort_unstable();
+    Layout { segments: segments.to_vec(), denied }
+}
+
+#[test]
+fn what_is_denied_is_in_the_deny_sets() {
+    alone(|| {
+        let segments = [segment("office", &["192.0.2.0/24"], &[("203.0.113.0/24", "any")])];
+        let mut first = firewall(forward());
+        // Prefixes that nest, repeat or touch each other, and a static rule's.
+        let denied = ["203.0.113.0/25", "203.0.113.7/32", "203.0.113.128/25", "198.51.100.9/32", "2001:db8::/32"];
+        first.adopt(&denying(&segments, &denied), now()).unwrap();
+        open(&mut first, &[web(1)], MINUTE);
+        assert_eq!((held("deny4").as_str(), held("deny6").as_str()), ("198.51.100.9, 203.0.113.0/24", "2001:db8::/32"));
+        first.arrange(&denying(&segments, &["0.0.0.0/0", "2001:db8::1/128"])).unwrap();
+        assert_eq!((held("deny4").as_str(), held("deny6").as_str()), ("0.0.0.0/0", "2001:db8::1"));
+        first.arrange(&denying(&segments, &["198.51.100.9/32"])).unwrap();
+        assert_eq!((held("deny4").as_str(), held("deny6").as_str()), ("198.51.100.9", ""));
+        let without = denying(&segments, &[]);
+        assert!(live(&mut first, &without).contains_key(&web(1)), "grants stay");
+        assert_eq!(held("deny4"), "");
+        first.arrange(&denying(&[], &["198.51.100.9/32"])).unwrap();
+
+        // What somebody left there while nobody owned the table goes, and what is denied comes back.
+        drop(first);
+        run("nft", &["flush", "set", "inet", "outgate", "deny4"]);
+        run("nft", &["add", "element", "inet", "outgate", "deny4", "{ 192.0.2.0/24 }"]);
+        let mut second = firewall(forward());
+        let one = denying(&segments, &["203.0.113.7/32"]);
+        second.adopt(&one, now()).unwrap();
+        assert_eq!(held("deny4"), "203.0.113.7");
+        assert_eq!(
+            second.restore(&denying(&segments, &["203.0.113.8/32"]), &[(web(1), now() + MINUTE)], now()),
+            Ok(true)
+        );
+        assert_eq!(held("deny4"), "203.0.113.8");
+        drop(second);
+
+        // A table that others can change: they are heard, and what they did is put right.
+        run("nft", &["delete table inet outgate; add table inet outgate"]);
+        let mut plain = firewall(forward());
+        plain.adopt(&one, now()).unwrap();
+        for change in ["flush set inet outgate deny4", "add element inet outgate deny4 { 192.0.2.0/24 }"] {
+            run("nft", &[change]);
+            assert_eq!(plain.drifted(), Ok(true), "{change}");
+            plain.adopt(&one, now()).unwrap();
+            assert_eq!(held("deny4"), "203.0.113.7", "{change}");
+            run("nft", &[change]);
+            plain.arrange(&denying(&segments, &["203.0.113.7/32", "203.0.113.9/32"])).unwrap();
+            assert_eq!(held("deny4"), "203.0.113.7, 203.0.113.9", "{change}");
+            assert_eq!(plain.drifted(), Ok(true), "it is still told");
+        }
+    });
+}
+
 #[test]
 fn without_rights_it_is_forbidden() {
     if std::env::var("OUTGATE_TEST_WITHOUT_RIGHTS").is_ok() {
@@ -309,6 +373,10 @@ fn ten_thousand_segments_fit_into_one_transaction() {
         let start = clock.tick();
         firewall.arrange(&all).unwrap();
         timed("arrange, one segment fewer", start);
+        all.denied = vec!["203.0.113.7/32".parse().unwrap()];
+        let start = clock.tick();
+        firewall.arrange(&all).unwrap();
+        timed("arrange, one address denied", start);
         let start = clock.tick();
         assert_eq!(firewall.adopt(&all, start).unwrap().len(), 100_000);
         timed("adopt again, 100,000 elements", start);

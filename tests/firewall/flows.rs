@@ -266,3 +266,53 @@ fn a_host_governs_its_own_flows() {
     });
     assert_eq!(try_from(&net, CLIENT[0], SERVER[0], "tcp/80"), Refused, "without a segment");
 }
+
+#[test]
+fn what_is_denied_is_cut_at_once_for_everybody() {
+    use Fate::{Arrives, Refused};
+    let Some(net) = Net::new() else { return };
+    // Granted, by a static rule, not governed, observed: it makes no difference.
+    let layout = layout(vec![
+        segment("observed", &["192.0.2.200/32", "2001:db8:1::200/128"], &[]),
+        segment("office", &["192.0.2.0/25", "2001:db8:1::/120"], &[("198.51.100.0/24", "udp/443")]),
+    ]);
+    let first = layout.clone();
+    let mut wall = net.gateway.run(move || {
+        unlimited();
+        let ungated = vec!["198.51.100.1/32".parse().unwrap(), "2001:db8:2::1/128".parse().unwrap()];
+        let mut wall = firewall(Settings { ungated, ..forward() });
+        wall.adopt(&first, now()).unwrap();
+        wall
+    });
+    for at in 0..2 {
+        let (client, observed, server, other) = (CLIENT[at], STRANGER[at], SERVER[at], OTHER[at]);
+        let (mut office, mut watched) =
+            net.client.run(move || (tcp(client, server, 443).unwrap(), tcp(observed, server, 443).unwrap()));
+        let mut elsewhere = net.client.run(move || tcp(observed, other, 443).unwrap());
+        let mut denied = layout.clone();
+        denied.denied = vec![ip(server).into()];
+        let open = layout.clone();
+        wall = net.gateway.run(move || {
+            wall.arrange(&denied).unwrap();
+            wall
+        });
+        // Who sends is told.
+        assert_eq!(talk(&mut office), Err(ErrorKind::ConnectionReset));
+        assert_eq!(talk(&mut watched), Err(ErrorKind::ConnectionReset));
+        talk(&mut elsewhere).unwrap();
+        for (from, to, service, fate) in [
+            (client, server, "tcp/443", Refused),
+            (client, server, "udp/443", Refused),
+            (observed, server, "icmp", Refused),
+            (observed, other, "icmp", Arrives),
+        ] {
+            assert_eq!(try_from(&net, from, to, service), fate, "{from} → {to} {service}");
+        }
+        wall = net.gateway.run(move || {
+            wall.arrange(&open).unwrap();
+            wall
+        });
+        assert_eq!(try_from(&net, client, server, "tcp/443"), Arrives, "and open again");
+    }
+    drop(wall);
+}

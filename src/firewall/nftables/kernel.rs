@@ -84,6 +84,17 @@ impl Kernel {
         if self.drifted {
             self.layout = None;
         }
+        // What is denied changes at once, however many segments there are.
+        if let Some(before) = self.layout.take_if(|before| before.segments == layout.segments) {
+            let mut batch = self.socket.batch();
+            let fill = sets::Fill::new(settings, layout, Some(&before));
+            fill.flush(&mut batch, &sets::shapes(settings));
+            fill.write(&mut batch);
+            self.socket.commit(batch).map_err(error)?;
+            self.layout = Some(Layout { denied: layout.denied.clone(), ..before });
+            self.drifted |= self.listen()? != Heard::Nothing;
+            return Ok(());
+        }
         let sets = self.list(Verb::GetSet, |message| sets::Present::read(message.attributes())).map_err(error)?;
         let chains =
             self.list(Verb::GetChain, |message| ruleset::Present::read(message.attributes())).map_err(error)?;

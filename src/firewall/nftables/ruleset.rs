@@ -317,12 +317,12 @@ impl Rules<'_> {
         self.rule(|r| r.limited().log(group, prefix));
     }
 
-    /// What comes first in every hook: the emergency.
+    /// What comes first in every hook: the emergency. Who sends there is told so; what comes from there is not answered.
     fn denied(&mut self) {
         for family in Family::BOTH {
             let deny = format!("deny{}", family.digit());
             self.rule(|r| r.family(family).source_in(family, &deny).act(Action::Drop));
-            self.rule(|r| r.family(family).destination_in(family, &deny).act(Action::Drop));
+            self.rule(|r| r.family(family).destination_in(family, &deny).act(Action::Goto("refuse")));
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::element::{Entry, Grants, Value, write};
 use super::expression::{Family, TCP, UDP};
-use super::ranges::{Range, flatten};
+use super::ranges::{Range, flatten, union};
 use super::wire::{Attributes, Batch, CREATE, Reader, Verb, number, text};
 use super::{Hook, Settings};
 use crate::net::Prefix;
@@ -195,7 +195,7 @@ pub(super) fn shapes(settings: &Settings) -> Vec<Shape> {
     };
     for family in Family::BOTH {
         let (address, digit) = (Part::Address(family), family.digit());
-        add(format!("deny{digit}"), vec![address], INTERVAL | TIMEOUT, Gives::Nothing);
+        add(format!("deny{digit}"), vec![address], INTERVAL, Gives::Nothing);
         let gives = if settings.hook == Hook::Sets { Gives::Segment } else { Gives::Verdict };
         add(format!("segment{digit}"), vec![address], INTERVAL | MAP, gives);
         let static_rule = vec![Part::Segment, address, Part::Protocol, Part::Port];
@@ -210,6 +210,7 @@ pub(super) fn shapes(settings: &Settings) -> Vec<Shape> {
 /// What a set of the layout holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
+    Denied(Family),
     Segments(Family),
     Networks(Family),
     Ungated(Family),
@@ -223,13 +224,20 @@ impl Content {
         let families = Family::BOTH.into_iter();
         families
             .flat_map(|family| {
-                [Self::Segments(family), Self::Networks(family), Self::Ungated(family), Self::Resolvers(family)]
+                [
+                    Self::Denied(family),
+                    Self::Segments(family),
+                    Self::Networks(family),
+                    Self::Ungated(family),
+                    Self::Resolvers(family),
+                ]
             })
             .chain([Self::Dns])
     }
 
     fn set(self) -> String {
         match self {
+            Self::Denied(family) => format!("deny{}", family.digit()),
             Self::Segments(family) => format!("segment{}", family.digit()),
             Self::Networks(family) => format!("network{}", family.digit()),
             Self::Ungated(family) => format!("ungated{}", family.digit()),
@@ -240,8 +248,10 @@ impl Content {
 
     /// True where the set that holds it under one layout holds it under the other.
     fn is_same(self, one: &Layout, other: &Layout) -> bool {
+        let denied = one.denied == other.denied;
         let (one, other) = (one.segments.iter(), other.segments.iter());
         match self {
+            Self::Denied(_) => denied,
             Self::Segments(_) => one.map(|s| (&s.name, &s.sources)).eq(other.map(|s| (&s.name, &s.sources))),
             Self::Networks(_) => one.map(|s| (s.id, &s.networks)).eq(other.map(|s| (s.id, &s.networks))),
             Self::Ungated(_) | Self::Resolvers(_) | Self::Dns => true,
@@ -282,11 +292,8 @@ impl<'a> Fill<'a> {
             match *content {
                 Content::Segments(family) => self.segments(batch, set, family),
                 Content::Networks(family) => self.networks(batch, set, family),
-                Content::Ungated(family) => {
-                    let prefixes = self.settings.ungated.iter().filter(|prefix| of(**prefix) == family);
-                    let flat = flatten(prefixes.map(|prefix| (*prefix, ())).collect(), |_| ());
-                    intervals(batch, set, family, flat.iter().map(|(range, ())| (*range, Value::None)));
-                }
+                Content::Denied(family) => prefixes(batch, set, family, &self.layout.denied),
+                Content::Ungated(family) => prefixes(batch, set, family, &self.settings.ungated),
                 Content::Resolvers(family) => {
                     let addresses = self.settings.resolvers.iter().filter(|address| Family::of(**address) == family);
                     let keys: Vec<_> = addresses.map(|address| bytes(family, to_number(*address))).collect();
@@ -350,6 +357,12 @@ pub(super) fn bytes(family: Family, number: u128) -> Vec<u8> {
 pub(super) fn service(protocol: u8, port: u16) -> [u8; 8] {
     let [high, low] = port.to_be_bytes();
     [protocol, 0, 0, 0, high, low, 0, 0]
+}
+
+/// The prefixes of one family, whether they nest or not.
+fn prefixes(batch: &mut Batch, set: (&str, &str), family: Family, all: &[Prefix]) {
+    let ranges = all.iter().filter(|prefix| of(**prefix) == family).map(|prefix| Range::of(*prefix));
+    intervals(batch, set, family, union(ranges.collect()).into_iter().map(|range| (range, Value::None)));
 }
 
 /// Ranges as a plain interval set holds them: an entry where one begins, another behind its end.
