@@ -22,7 +22,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use outgate::audit::{self, Log, RecordId};
 use outgate::firewall::nftables::{Hook, Nftables};
-use outgate::firewall::{Common, Firewall, FirewallError, nftables};
+use outgate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, nftables};
 use outgate::gate::{GrantQuery, Granter, GranterParts, Rulebook, WORDS};
 use outgate::grant::{Caps, Change, Ledger, Terms};
 use outgate::metric::Registry;
@@ -62,6 +62,10 @@ impl Firewall for Void {
 
     fn apply(&mut self, _: &[Change], _: Tick) -> Result<Vec<usize>, FirewallError> {
         Ok(Vec::new())
+    }
+
+    fn cutter(&self, _: &Arc<[Cut]>) -> Cutter {
+        Box::new(|| Ok(0))
     }
 
     fn drifted(&mut self) -> Result<bool, FirewallError> {
@@ -392,7 +396,7 @@ fn million(kind: Kind) -> Outcome<()> {
 
     let revoke = || -> Outcome<_> {
         let since = node.asking.clock.tick();
-        let revoked = runtime()?.block_on(node.asking.granter.revoke());
+        let revoked = runtime()?.block_on(node.asking.granter.revoke()).reasons;
         Ok((revoked, node.asking.clock.tick().since(since)))
     };
     let (done, waits) = paced_while(&node.asking, LIVE, 1_000, revoke)?;

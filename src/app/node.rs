@@ -213,7 +213,8 @@ impl RunningNode {
         let designation = identity.as_ref().and_then(|identity| self.parts.doors.designation(identity));
         let rulebook = Rulebook::new(policy, zones, before.epoch + 1, now, self.parts.registry.tallies());
         let rulebook = Arc::new(rulebook.designating(designation).giving_cookies(secrets));
-        let revoked = gate.swap(Arc::clone(&rulebook)).await.map_err(|(name, error)| {
+        let swapped = gate.swap(Arc::clone(&rulebook)).await;
+        let revoked = swapped.map(|closed| closed.reasons).map_err(|(name, error)| {
             vec![Mistake::general(format!("firewall \"{name}\" refused the new policy: {error}"), "")]
         })?;
         if let Some((tls, identity)) = self.parts.tls.as_ref().zip(identity)
@@ -332,6 +333,7 @@ impl Node for Arc<RunningNode> {
             address: filter.address,
             name: filter.name.clone(),
             segment: filter.segment.clone(),
+            rule: None,
             limit: filter.limit,
         };
         let now = gate.clock.tick();

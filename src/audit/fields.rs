@@ -92,7 +92,12 @@ pub const FIELDS: &[Field] = &[
     field("grant", "ports_omitted", "integer", "service ranges that did not fit, above 48"),
     field("grant", "until", "time", "when it ends by itself"),
     field("grant", "query", "string", "id of the query that caused it"),
-    field("grant", "why", "string", "why, where that is not plain"),
+    field(
+        "grant",
+        "why",
+        "string",
+        "why, where that is not plain: of `revoke` and `shorten` it is `policy`, or what the operator said who closed it",
+    ),
     field("grant", "backends", "list", "the firewalls that acknowledged it"),
     field("grant", "backends[].name", "string", "the firewall's name"),
     field("grant", "backends[].acked_us", "integer", "send to acknowledgement, in microseconds"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::firewall::{Common, Firewall, FirewallError, Plan};
+use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Plan};
 use crate::grant::Change;
 use crate::net::Element;
 use crate::policy::Layout;
@@ -69,11 +69,12 @@ struct State {
     mode: Mode,
     elements: BTreeMap<Element, Tick>,
     changes: Vec<Change>,
+    cuts: Vec<Cut>,
     layout: Layout,
     drifted: bool,
 }
 
-/// How many changes are kept to be read: a firewall that only remembers must not grow for ever.
+/// How many changes and cuts are kept to be read: a firewall that only remembers must not grow for ever.
 const CHANGES: usize = 65_536;
 
 impl MemoryHandle {
@@ -93,6 +94,12 @@ impl MemoryHandle {
     #[must_use]
     pub fn take_changes(&self) -> Vec<Change> {
         std::mem::take(&mut self.state.lock().changes)
+    }
+
+    /// The connections that were to end since the last call; at most the first 65,536.
+    #[must_use]
+    pub fn take_cuts(&self) -> Vec<Cut> {
+        std::mem::take(&mut self.state.lock().cuts)
     }
 
     /// The layout that is in force.
@@ -161,6 +168,20 @@ impl Firewall for Memory {
             state.elements.retain(|_, until| *until > now);
         }
         Ok(failed)
+    }
+
+    fn cutter(&self, cuts: &Arc<[Cut]>) -> Cutter {
+        let (handle, cuts) = (self.handle.clone(), Arc::clone(cuts));
+        Box::new(move || {
+            let mut state = handle.state.lock();
+            if state.mode == Mode::Stall {
+                return Err(FirewallError::Deadline);
+            }
+            let room = CHANGES - state.cuts.len();
+            state.cuts.extend(cuts.iter().take(room));
+            // There are no connections here.
+            Ok(0)
+        })
     }
 
     fn drifted(&mut self) -> Result<bool, FirewallError> {

@@ -3,6 +3,7 @@
 //! A backend is driven by one thread, the granter. When [`Firewall::apply`] returns, the changes that it does
 //! not list as failed are in force: "in the kernel", never "received".
 
+mod cut;
 mod memory;
 pub mod nftables;
 
@@ -10,6 +11,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::cut::{Cut, Cutter};
 pub use self::memory::{Memory, MemoryHandle, Mode};
 use crate::document::Table;
 use crate::grant::Change;
@@ -55,6 +57,10 @@ pub trait Firewall: Send {
     /// # Errors
     /// None of the changes can be relied upon.
     fn apply(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError>;
+
+    /// What ends the live connections that `cuts` take, and of those that it let begin no others: their next packet is
+    /// judged like one that begins. Nothing has been done yet. Elements that let them begin are to be closed before.
+    fn cutter(&self, cuts: &Arc<[Cut]>) -> Cutter;
 
     /// Whether somebody else changed what is ours since the last call. Does not block.
     ///

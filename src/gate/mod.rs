@@ -30,7 +30,8 @@ pub use cookie::Secrets;
 pub use designation::{Designation, Door};
 pub use fast::{Fast, Finished, Job};
 pub use granter::{
-    EnforcerCounts, GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, NotGranted,
+    Closed, EnforcerCounts, GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, GrantsOf,
+    NotGranted,
 };
 pub use inflight::{Slot, Slots};
 pub use refresh::{Refresher, Refreshes};

@@ -9,7 +9,7 @@ use arc_swap::Guard;
 
 use crate::cache::{Flush, Flushed};
 use crate::firewall::FirewallError;
-use crate::gate::{Designation, Gate, Secrets};
+use crate::gate::{Closed, Designation, Gate, GrantsOf, Secrets};
 use crate::metric::{SegmentSlot, Tallies};
 use crate::policy::{Asker, Policy};
 use crate::time::Wall;
@@ -25,8 +25,8 @@ pub struct Rulebook {
     /// The policy.
     pub policy: Arc<Policy>,
     /// The local zones.
-    pub zones: Zones,
-    /// Grows with every load; a prepared reply of another epoch is not told.
+    pub zones: Arc<Zones>,
+    /// Grows with every load, and when grants are closed on demand; a prepared reply of another epoch is not told.
     pub epoch: u64,
     /// How often was flushed under it.
     flushes: AtomicU64,
@@ -48,7 +48,7 @@ impl Rulebook {
         Self {
             slots: slots.collect(),
             policy,
-            zones,
+            zones: Arc::new(zones),
             epoch,
             flushes: AtomicU64::new(0),
             loaded: now,
@@ -67,6 +67,20 @@ impl Rulebook {
     #[must_use]
     pub fn giving_cookies(self, secrets: Secrets) -> Self {
         Self { cookies: Some(Arc::new(secrets)), ..self }
+    }
+
+    /// The same under the next epoch: whatever was prepared under this one is prepared anew.
+    fn renewed(&self) -> Self {
+        Self {
+            policy: Arc::clone(&self.policy),
+            zones: Arc::clone(&self.zones),
+            epoch: self.epoch + 1,
+            flushes: AtomicU64::new(0),
+            loaded: self.loaded,
+            designation: self.designation.clone(),
+            cookies: self.cookies.clone(),
+            slots: self.slots.clone(),
+        }
     }
 
     /// What a thread keeps for itself stands under this number, which never comes twice: there are fewer than 2^32 loads,
@@ -161,12 +175,30 @@ impl Gate {
     }
 
     /// Puts a rulebook in force: firewalls first, then the rulebook, then the threads, then the grants
-    /// (ARCHITECTURE: a Permit can grow stale). How many reasons for grants went.
+    /// (ARCHITECTURE: a Permit can grow stale). What was closed. One at a time: the caller sees to it.
     ///
     /// # Errors
     /// The firewall that refused its layout, and why; nothing has changed.
-    pub async fn swap(&self, rulebook: Arc<Rulebook>) -> Result<u64, (Arc<str>, FirewallError)> {
+    pub async fn swap(&self, rulebook: Arc<Rulebook>) -> Result<Closed, (Arc<str>, FirewallError)> {
         self.granter.arrange(Arc::clone(&rulebook)).await?;
+        self.publish(rulebook).await;
+        Ok(self.granter.revoke().await)
+    }
+
+    /// Closes what `filter` takes, whatever the policy says; it is open again for who asks again. `why` is what its records
+    /// say. What is told meanwhile was asked for after it was closed. Not while a [`Gate::swap`] is under way: the caller
+    /// sees to it.
+    pub async fn close(&self, filter: GrantsOf, why: Arc<str>) -> Closed {
+        let filter = Arc::new(filter);
+        // First: nothing that is to be closed is opened from here on.
+        self.granter.hold(&filter).await;
+        // Then: nothing that was opened before is told any more, prepared or under way.
+        self.publish(Arc::new(self.rulebook.load().renewed())).await;
+        self.granter.close(filter, why).await
+    }
+
+    /// Puts a rulebook in force and waits until every thread has taken it.
+    async fn publish(&self, rulebook: Arc<Rulebook>) {
         self.rulebook.store(Arc::clone(&rulebook));
         fence(Ordering::SeqCst);
         let pass = async {
@@ -177,6 +209,5 @@ impl Gate {
         if tokio::time::timeout(PASS, pass).await.is_err() {
             tracing::warn!("a worker did not take the new policy in time; grants are revoked all the same");
         }
-        Ok(self.granter.revoke().await)
     }
 }

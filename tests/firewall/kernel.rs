@@ -71,7 +71,12 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 pub(crate) fn fails(program: &str, arguments: &[&str]) {
-    assert!(!Command::new(program).args(arguments).output().unwrap().status.success(), "{program} {arguments:?}");
+    assert!(!tries(program, arguments), "{program} {arguments:?}");
+}
+
+/// Whether a program does what it is told.
+pub(crate) fn tries(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).output().unwrap().status.success()
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod cutting;
 mod elements;
 mod flows;
 mod kernel;

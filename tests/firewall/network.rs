@@ -114,13 +114,19 @@ pub(crate) fn source(from: &str, port: u16) -> SocketAddr {
 
 /// Connects from one address to another, and says a byte and hears it.
 pub(crate) fn tcp(from: &str, to: &str, port: u16) -> Result<TcpStream, ErrorKind> {
+    let mut stream = connect(from, to, port)?;
+    talk(&mut stream).map(|()| stream)
+}
+
+/// Connects from one address to another.
+pub(crate) fn connect(from: &str, to: &str, port: u16) -> Result<TcpStream, ErrorKind> {
     let to = SocketAddr::new(ip(to), port);
     let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None).unwrap();
     socket.bind(&source(from, 0).into()).unwrap();
     socket.connect_timeout(&to.into(), PATIENCE).map_err(|error| error.kind())?;
-    let mut stream = TcpStream::from(socket);
+    let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    talk(&mut stream).map(|()| stream)
+    Ok(stream)
 }
 
 pub(crate) fn talk(stream: &mut TcpStream) -> Result<(), ErrorKind> {

@@ -382,7 +382,9 @@ impl World {
             .giving_cookies(Secrets::new(SECRET));
         let revoked = self.runtime.block_on(self.gate.swap(Arc::new(rulebook)));
         self.runtime.block_on(self.warmer.settle());
-        revoked.map_err(|(name, error)| vec![Mistake::general(format!("{name}: {error}"), "")])
+        revoked
+            .map(|closed| closed.reasons)
+            .map_err(|(name, error)| vec![Mistake::general(format!("{name}: {error}"), "")])
     }
 
     /// The records that were written since the last call, in the order of the file.

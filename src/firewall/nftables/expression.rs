@@ -123,6 +123,7 @@ const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
+const CT_STATUS: u32 = 2;
 const CT_MARK: u32 = 3;
 
 /// NFT_CMP_NEQ.
@@ -230,6 +231,13 @@ impl Rule<'_, '_> {
     pub(super) fn protocol(&mut self, protocol: u8) -> &mut Self {
         self.meta(META_L4PROTO, R);
         self.equals(&[protocol]);
+        self
+    }
+
+    /// `meta l4proto != …`.
+    pub(super) fn protocol_but(&mut self, protocol: u8) -> &mut Self {
+        self.meta(META_L4PROTO, R);
+        self.compare(NOT_EQUAL, &[protocol]);
         self
     }
 
@@ -352,6 +360,14 @@ impl Rule<'_, '_> {
     pub(super) fn is_reply(&mut self) -> &mut Self {
         self.conntrack(CT_DIRECTION);
         self.equals(&[1]);
+        self
+    }
+
+    /// `ct status & bit != 0`.
+    pub(super) fn status(&mut self, bit: u32) -> &mut Self {
+        self.conntrack(CT_STATUS);
+        self.bits(bit.to_ne_bytes(), [0; 4]);
+        self.compare(NOT_EQUAL, &[0; 4]);
         self
     }
 

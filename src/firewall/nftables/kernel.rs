@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::element::{self, Entry, Grants, Key, Value};
 use super::expression::Family;
 use super::socket::{Chains, Failure, Heard, Socket, Watch, anybody_listens};
-use super::wire::{Attributes, Batch, CREATE, Message, Verb, number, text};
+use super::wire::{self, Attributes, Batch, CREATE, Message, Verb, number, text};
 use super::{Hook, Settings, ruleset, sets};
 use crate::firewall::{FirewallError, Load};
 use crate::net::Element;
@@ -159,8 +159,7 @@ impl Kernel {
         let mut found = Vec::new();
         let table = &self.table;
         self.socket.dump(
-            verb,
-            |_| (),
+            |sequence| wire::dump(verb, sequence, |_| ()),
             |message| match message {
                 None => found.clear(),
                 Some(message) => {
@@ -321,7 +320,8 @@ fn list_elements(
         a.text(1, table);
         a.text(2, set);
     };
-    socket.dump(Verb::GetElements, which, |message| match message {
+    let request = |sequence| wire::dump(Verb::GetElements, sequence, which);
+    socket.dump(request, |message| match message {
         None => each(None),
         Some(message) => element::read(message.attributes(), |key, left| each(Some((key, left)))),
     })

@@ -9,6 +9,7 @@
 //! Each segment has a chain, and the kernel walks all chains at every commit: a transaction of one grant takes some
 //! 10 µs with few segments, some 100 µs with 10,000.
 
+mod conntrack;
 mod element;
 mod expression;
 mod kernel;
@@ -22,14 +23,18 @@ mod wire;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
+use self::conntrack::Way;
 use self::element::{Grants, Key};
+use self::expression::Family;
 use self::kernel::{Kernel, Outcome, Work};
 use self::local::Reasons;
 use crate::document::Table;
-use crate::firewall::{Common, Firewall, FirewallError, Load, Plan};
+use crate::firewall::cut::Cuts;
+use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Load, Plan};
 use crate::grant::Change;
 use crate::net::{Element, Prefix, local_addresses};
 use crate::policy::Layout;
@@ -250,6 +255,17 @@ impl Nftables {
         Ok(kernel)
     }
 
+    /// Cuts as connections of this host match them: it is one client, whichever of its addresses a connection is from.
+    fn of_host(cuts: &[Cut]) -> Vec<Cut> {
+        let here = local_addresses();
+        let is_here = |from: Prefix| {
+            Family::BOTH.iter().any(|family| from.contains(&local::address(*family)))
+                || here.iter().any(|address| from.contains(address))
+        };
+        let ours = cuts.iter().filter(|cut| cut.from.is_none_or(is_here));
+        ours.map(|cut| Cut { from: None, ..*cut }).collect()
+    }
+
     fn make(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError> {
         let (works, mut failed) = self.works(changes, now);
         let kernel = self.kernel.as_mut().ok_or(FirewallError::NotAdopted)?;
@@ -306,6 +322,16 @@ impl Firewall for Nftables {
             self.sweep_at = 1024.max(2 * self.reasons.len());
         }
         made
+    }
+
+    fn cutter(&self, cuts: &Arc<[Cut]>) -> Cutter {
+        let (mark, deadline) = (self.settings.mark, self.common.deadline);
+        let cuts = match self.settings.hook {
+            Hook::Output => Cuts::new(Self::of_host(cuts)),
+            Hook::Forward | Hook::Sets => Cuts::new(cuts.iter().copied()),
+        };
+        let way = if self.settings.hook == Hook::Sets { Way::Delete } else { Way::Judge { mark } };
+        Box::new(move || conntrack::cut(&cuts, way, deadline))
     }
 
     fn drifted(&mut self) -> Result<bool, FirewallError> {

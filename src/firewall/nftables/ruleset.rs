@@ -16,6 +16,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::conntrack::CUT;
 use super::element::Grants;
 use super::expression::{
     Action, ESTABLISHED, Family, INVALID, NEW, PROHIBITED, RELATED, RESET, Rule, Source, TCP, Tail, UDP,
@@ -340,6 +341,9 @@ impl Rules<'_> {
         for interface in &settings.inside {
             self.rule(|r| r.enters(interface).act(Action::Goto("closed")));
         }
+        // The other side of a connection that was cut does not begin it anew. Of TCP it is heard, so that who is here
+        // answers, is refused, and knows.
+        self.rule(|r| r.protocol_but(TCP).status(CUT).act(Action::Drop));
         // From elsewhere: others judge it, and its replies pass. TCP counts from its SYN: connection tracking takes
         // a connection that it has lost for one that begins with whoever speaks first.
         self.rule(|r| r.goes_on().act(Action::Accept));

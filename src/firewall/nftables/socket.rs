@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::SockRef;
 
-use super::wire::{self, Attributes, Batch, DONE, ERROR, INTERRUPTED, Message, Messages, Verb};
+use super::wire::{self, Batch, DONE, ERROR, INTERRUPTED, Message, Messages};
 use crate::firewall::FirewallError;
 
 /// The group of sockets that hear of every change (NFNLGRP_NFTABLES).
@@ -137,19 +137,18 @@ impl Socket {
         }
     }
 
-    /// Asks for a list and calls `each` with every message of it. A list that somebody's change has broken in two
+    /// Sends the request for a list, with its number, and calls `each` with every message of it. A list that somebody's change has broken in two
     /// is asked for again from the start: `each` then hears `None` first.
     pub(super) fn dump(
         &mut self,
-        verb: Verb,
-        body: impl Fn(&mut Attributes<'_>),
+        request: impl Fn(u32) -> Vec<u8>,
         mut each: impl FnMut(Option<Message<'_>>),
     ) -> Result<(), Failure> {
         for _ in 0..ATTEMPTS {
             each(None);
             let sequence = self.sequence;
             self.sequence = sequence.wrapping_add(1);
-            self.raw.send(&wire::dump(verb, sequence, &body), 0)?;
+            self.raw.send(&request(sequence), 0)?;
             let mut interrupted = false;
             'list: loop {
                 self.receive()?;
@@ -167,6 +166,36 @@ impl Socket {
             }
         }
         Err(Errno::EBUSY.into())
+    }
+
+    /// Sends orders that stand for themselves, `count` of them numbered from [`Socket::next`] on, each asking for an
+    /// acknowledgement; calls `each` with the place of every one and what came of it.
+    pub(super) fn order(
+        &mut self,
+        orders: &[u8],
+        count: u32,
+        mut each: impl FnMut(u32, Result<(), Errno>),
+    ) -> Result<(), Failure> {
+        let first = self.sequence;
+        self.sequence = first.wrapping_add(count);
+        self.raw.send(orders, 0)?;
+        let mut open = count;
+        while open > 0 {
+            self.receive()?;
+            for message in Messages(&self.received).filter(|message| message.kind == ERROR) {
+                let place = message.sequence.wrapping_sub(first);
+                if place < count {
+                    open = open.saturating_sub(1);
+                    each(place, if message.errno() == 0 { Ok(()) } else { Err(Errno::from_raw(message.errno())) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of the next request.
+    pub(super) const fn next(&self) -> u32 {
+        self.sequence
     }
 
     fn receive(&mut self) -> Result<(), Failure> {

@@ -35,8 +35,10 @@ pub(super) const ERROR: u16 = 2;
 pub(super) const DONE: u16 = 3;
 
 const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
+/// NLM_F_ACK.
+pub(super) const ACK: u16 = 4;
+/// NLM_F_DUMP.
+pub(super) const DUMP: u16 = 0x300;
 /// NLM_F_CREATE.
 pub(super) const CREATE: u16 = 0x400;
 /// NLM_F_APPEND.
@@ -64,6 +66,12 @@ impl Attributes<'_> {
         self.0.extend_from_slice(&length(4 + value.len()).to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
         self.0.extend_from_slice(value);
+        align(self.0);
+    }
+
+    /// Attributes as they were read.
+    pub(super) fn raw(&mut self, attributes: &[u8]) {
+        self.0.extend_from_slice(attributes);
         align(self.0);
     }
 
@@ -152,7 +160,7 @@ impl Batch {
         let acknowledged = self.next.wrapping_sub(1);
         let flags = self.last_header + 6;
         let asked = self.bytes.get(flags..flags + 2).and_then(|at| at.try_into().ok()).map_or(0, u16::from_ne_bytes);
-        patch(&mut self.bytes, flags, &(asked | NLM_F_ACK).to_ne_bytes());
+        patch(&mut self.bytes, flags, &(asked | ACK).to_ne_bytes());
         self.write(BATCH_END, NLM_F_REQUEST, (0, SUBSYSTEM), |_| ());
         Sealed { bytes: self.bytes, first: self.first, acknowledged, next: self.next }
     }
@@ -172,10 +180,21 @@ pub(super) struct Sealed {
 /// One request for a dump.
 pub(super) fn dump(verb: Verb, sequence: u32, body: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(64);
-    header(&mut bytes, SUBSYSTEM << 8 | verb as u16, NLM_F_REQUEST | NLM_F_DUMP, sequence, FAMILY, 0);
-    body(&mut Attributes(&mut bytes));
-    close(&mut bytes, 0);
+    request(&mut bytes, (SUBSYSTEM << 8 | verb as u16, DUMP), (sequence, FAMILY), body);
     bytes
+}
+
+/// One request by itself, of any subsystem.
+pub(super) fn request(
+    bytes: &mut Vec<u8>,
+    (kind, flags): (u16, u16),
+    (sequence, family): (u32, u8),
+    body: impl FnOnce(&mut Attributes<'_>),
+) {
+    let start = bytes.len();
+    header(bytes, kind, NLM_F_REQUEST | flags, sequence, family, 0);
+    body(&mut Attributes(bytes));
+    close(bytes, start);
 }
 
 fn header(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) {
@@ -206,7 +225,7 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The attributes of a message of nf_tables, behind its generic header.
+    /// The attributes of a message of a netfilter subsystem, behind its generic header.
     pub(super) fn attributes(&self) -> Reader<'a> {
         Reader(self.body.get(GENERIC..).unwrap_or(&[]))
     }

@@ -5,24 +5,25 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
 use super::chore::{Chore, Listing};
+use super::closing::HeldBack;
 use super::enforcers::Enforcers;
 use super::journal::Journal;
 use super::queue::Inbox;
 use super::record::{self, GrantLog};
-use super::{GrantCounts, GrantEntry, GrantQuery, GranterError, GranterParts, NotGranted};
+use super::{Closed, Cutting, GrantCounts, GrantEntry, GrantQuery, GranterError, GranterParts, GrantsOf, NotGranted};
 use crate::audit::RecordId;
 use crate::firewall::FirewallError;
 use crate::gate::Rulebook;
 use crate::grant::{Added, Change, Effect, Granted, Ledger, Offered, Settled};
-use crate::policy::{Cleared, Policy};
+use crate::policy::{Cleared, Layout, Policy};
 use crate::time::{Clock, Now, Tick, Wall};
 
 /// Offers that go into one batch at most, so that one batch stays within one netlink message or two.
@@ -42,10 +43,16 @@ const EXPIRE: usize = 512;
 pub(super) enum Order {
     Offer(Offer),
     Arrange { rulebook: Arc<Rulebook>, reply: oneshot::Sender<Result<(), (Arc<str>, FirewallError)>> },
-    Revoke { reply: oneshot::Sender<u64> },
+    Revoke { reply: oneshot::Sender<Closed> },
+    Hold { filter: Weak<GrantsOf>, reply: oneshot::Sender<()> },
+    Close { filter: Arc<GrantsOf>, why: Arc<str>, reply: oneshot::Sender<Closed> },
+    Cut { what: Cutting, reply: oneshot::Sender<Vec<Ended>> },
     List { query: GrantQuery, reply: oneshot::Sender<Vec<GrantEntry>> },
     Stop,
 }
+
+/// How many connections a firewall ended, or why it did not.
+pub(super) type Ended = (Arc<str>, Result<u64, String>);
 
 /// An inspected answer that waits to be granted.
 pub(super) struct Offer {
@@ -66,6 +73,14 @@ impl Order {
     }
 }
 
+impl Offer {
+    /// Says that it is not granted.
+    pub(super) fn refuse(self, why: NotGranted) {
+        // Nobody may wait any more.
+        drop(self.reply.send(Err(why)));
+    }
+}
+
 /// An offer whose openings are in the batch.
 struct Waiting {
     offered: Offered,
@@ -82,6 +97,8 @@ pub(super) struct Desk {
     pub(super) rulebook: Arc<ArcSwap<Rulebook>>,
     /// What is done in slices, in turns.
     pub(super) chores: VecDeque<Chore>,
+    /// What waits for a closing.
+    pub(super) held_back: HeldBack,
     /// The policy whose layout the firewalls have: for a moment of a swap, not yet that of the rulebook.
     laid: Arc<Policy>,
     /// When its layout changes by itself: the next observe segment ends.
@@ -109,6 +126,7 @@ impl Desk {
             log,
             rulebook,
             chores: VecDeque::new(),
+            held_back: HeldBack::default(),
             laid,
             layout_ends: None,
             measure_at: Tick(0),
@@ -130,11 +148,13 @@ impl Desk {
         let mut offers = Vec::new();
         loop {
             // It waits only where there is nothing to do.
-            let patience = (orders.is_empty() && self.chores.is_empty() && !self.behind).then_some(IDLE);
+            let busy = !self.chores.is_empty() || self.behind || self.held_back.is_over();
+            let patience = (orders.is_empty() && !busy).then_some(IDLE);
             if orders.len() < BATCH && !inbox.take(&mut orders, patience) && orders.is_empty() {
                 return;
             }
             self.look_after();
+            self.held_back.release(&mut offers);
             if !self.serve(&mut orders, &mut offers) {
                 return;
             }
@@ -172,10 +192,16 @@ impl Desk {
             Order::Offer(offer) => self.grant(&mut vec![offer]),
             Order::Arrange { rulebook, reply } => drop(reply.send(self.arrange(&rulebook.policy))),
             Order::Revoke { reply } => self.begin_revocation(Some(reply)),
+            Order::Hold { filter, reply } => {
+                self.hold(filter);
+                _ = reply.send(());
+            }
+            Order::Close { filter, why, reply } => self.begin_closing(filter, why, reply),
+            Order::Cut { what, reply } => self.cut(what, reply),
             Order::List { query, reply } => self.chores.push_back(Chore::List(Listing::new(query, reply))),
             Order::Stop => {
                 // What was revoked must close.
-                while self.revokes() {
+                while self.closes() {
                     self.chore();
                 }
                 return false;
@@ -285,15 +311,20 @@ impl Desk {
     fn offer(&mut self, offers: &mut Vec<Offer>, now: Now) -> Vec<Waiting> {
         let rulebook = self.rulebook.load_full();
         let mut waiting = Vec::with_capacity(offers.len());
-        for Offer { cleared, told_until, query, reply } in offers.drain(..) {
-            if reply.is_closed() {
+        for offer in offers.drain(..) {
+            if offer.reply.is_closed() {
                 continue;
             }
             // A permit can grow stale between its decision and here (I6).
-            if !Arc::ptr_eq(cleared.permit().policy(), &rulebook.policy) {
-                drop(reply.send(Err(NotGranted::Stale)));
+            if !Arc::ptr_eq(offer.cleared.permit().policy(), &rulebook.policy) {
+                offer.refuse(NotGranted::Stale);
                 continue;
             }
+            if self.held_back.takes(&offer.cleared) {
+                self.held_back.put(offer);
+                continue;
+            }
+            let Offer { cleared, told_until, query, reply } = offer;
             match self.ledger.offer(cleared, told_until, now) {
                 Ok(offered) => waiting.push(Waiting { offered, query, reply }),
                 Err(full) => drop(reply.send(Err(NotGranted::Full(full)))),
@@ -355,6 +386,11 @@ impl Desk {
             self.begin_revocation(None);
         }
         self.count();
+    }
+
+    /// The layout that the firewalls have.
+    pub(super) fn layout(&self) -> Layout {
+        self.laid.layout(self.clock.now().wall)
     }
 
     fn arrange(&mut self, policy: &Arc<Policy>) -> Result<(), (Arc<str>, FirewallError)> {

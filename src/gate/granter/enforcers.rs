@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::firewall::{Firewall, FirewallError};
+use crate::firewall::{Cut, Cutter, Firewall, FirewallError};
 use crate::grant::{Change, Ledger};
 use crate::metric::Distribution;
 use crate::net::Element;
@@ -188,6 +188,18 @@ impl Enforcers {
     /// A required firewall of which it is not known what is in force.
     pub(super) fn unusable(&self) -> Option<&EnforcerCounts> {
         self.counts.enforcers.iter().find(|counts| !counts.ready())
+    }
+
+    /// The names of all of which it is not known what is in force.
+    pub(super) fn all_unusable(&self) -> Vec<Arc<str>> {
+        let unusable = self.counts.enforcers.iter().filter(|counts| !counts.usable.load(Ordering::Relaxed));
+        unusable.map(|counts| Arc::clone(&counts.name)).collect()
+    }
+
+    /// What ends connections in each firewall, with its name.
+    pub(super) fn cutters(&self, cuts: &Arc<[Cut]>) -> Vec<(Arc<str>, Cutter)> {
+        let each = self.firewalls.iter().zip(&self.counts.enforcers);
+        each.map(|(firewall, counts)| (Arc::clone(&counts.name), firewall.cutter(cuts))).collect()
     }
 
     /// Tells every required firewall; changes that any of them did not take have failed.

@@ -3,6 +3,8 @@
 //! This is its handle: what the slow path, the reload and the operator ask of it. The thread is in `desk`.
 
 mod chore;
+mod closing;
+mod cutting;
 mod desk;
 mod enforcers;
 mod journal;
@@ -23,12 +25,12 @@ use queue::{Refused, Sender};
 use tokio::sync::oneshot;
 
 use crate::audit::{RecordId, Shard};
-use crate::firewall::{Firewall, FirewallError};
+use crate::firewall::{Cut, Firewall, FirewallError};
 use crate::gate::Rulebook;
 use crate::grant::{Full, Granted, Ledger};
 use crate::metric::Distribution;
 use crate::name::Name;
-use crate::net::{Scope, Service};
+use crate::net::{Element, Prefix, Scope, Service};
 use crate::policy::{Basis, Cleared};
 use crate::time::{Clock, Tick, Wall};
 
@@ -66,8 +68,49 @@ pub struct GrantQuery {
     pub name: Option<Name>,
     /// Only of this segment.
     pub segment: Option<String>,
+    /// Only under this rule.
+    pub rule: Option<Arc<str>>,
     /// At most so many.
     pub limit: usize,
+}
+
+/// Which reasons for grants are closed: those of which all is so that is said here.
+#[derive(Clone, Debug, Default)]
+pub struct GrantsOf {
+    /// What is open for this client alone, or for what connects in its place.
+    pub client: Option<IpAddr>,
+    /// To an address in here.
+    pub address: Option<Prefix>,
+    /// For this name, or through it: an alias on the way, a target.
+    pub name: Option<Name>,
+    /// And for the names below it.
+    pub below: bool,
+    /// Of this segment.
+    pub segment: Option<Arc<str>>,
+    /// Under this rule.
+    pub rule: Option<Arc<str>>,
+}
+
+/// What was closed.
+#[derive(Clone, Debug, Default)]
+pub struct Closed {
+    /// How many reasons went.
+    pub reasons: u64,
+    /// What is open for no reason any more, and closed in every firewall that is not named in `unclosed`.
+    pub elements: Vec<Element>,
+    /// How many elements other reasons hold open.
+    pub still_open: u64,
+    /// Firewalls that did not take all of it yet: they are told again until they do.
+    pub unclosed: Vec<Arc<str>>,
+}
+
+/// Which connections are to end.
+#[derive(Debug)]
+pub(super) enum Cutting {
+    /// These.
+    Named(Vec<Cut>),
+    /// Those that these elements let begin, as far as they are closed.
+    Of(Vec<Element>),
 }
 
 /// One reason for which one element is open.
@@ -217,17 +260,44 @@ impl Granter {
         arranged.unwrap_or_else(|| Err((Arc::from("granter"), FirewallError::Deadline)))
     }
 
-    /// Re-decides every live grant under the published policy and closes what it would not make; how many reasons
-    /// went.
-    pub async fn revoke(&self) -> u64 {
+    /// Re-decides every live grant under the published policy and closes what it would not make.
+    pub async fn revoke(&self) -> Closed {
+        self.insist(|reply| Order::Revoke { reply }).await.unwrap_or_default()
+    }
+
+    /// From here on offers of what `filter` takes wait, until [`Granter::close`] has closed it or nobody has the filter any
+    /// more.
+    pub(in crate::gate) async fn hold(&self, filter: &Arc<GrantsOf>) {
+        let filter = Arc::downgrade(filter);
+        self.insist(|reply| Order::Hold { filter, reply }).await;
+    }
+
+    /// Closes what `filter` takes, whatever the policy says; `why` is what its records say.
+    pub(in crate::gate) async fn close(&self, filter: Arc<GrantsOf>, why: Arc<str>) -> Closed {
+        self.insist(|reply| Order::Close { filter, why, reply }).await.unwrap_or_default()
+    }
+
+    /// Ends live connections in every firewall: how many, or why it could not. Grants stay: what is still granted begins
+    /// anew.
+    pub async fn cut(&self, cuts: Vec<Cut>) -> Vec<(Arc<str>, Result<u64, String>)> {
+        self.insist(|reply| Order::Cut { what: Cutting::Named(cuts), reply }).await.unwrap_or_default()
+    }
+
+    /// Ends the live connections that elements let begin, but for those that are open again, or still, by now.
+    pub async fn cut_closed(&self, elements: Vec<Element>) -> Vec<(Arc<str>, Result<u64, String>)> {
+        self.insist(|reply| Order::Cut { what: Cutting::Of(elements), reply }).await.unwrap_or_default()
+    }
+
+    /// Puts an order to the thread that is never given up where the queue is full, unlike an offer: what is to be closed
+    /// must be (I6). `None` where the thread has ended.
+    async fn insist<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        let mut order = Order::Revoke { reply };
-        // Unlike an offer it is never given up where the queue is full: what was revoked must close (I6).
+        let mut order = order(reply);
         while let Err(Refused::Full(back)) = self.orders.put(order) {
             order = back;
             tokio::time::sleep(FULL).await;
         }
-        answer.await.unwrap_or(0)
+        answer.await.ok()
     }
 
     /// Lists grants.

@@ -1,5 +1,6 @@
 //! Gates around which things change at the wrong moment: firewalls that fail or lag behind, ends of observing, swaps.
 
+mod closing;
 mod under_way;
 
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::audit::{Log, Settings as AuditSettings};
-use crate::firewall::{Firewall, FirewallError, Memory, MemoryHandle, Mode};
+use crate::firewall::{Cut, Cutter, Firewall, FirewallError, Memory, MemoryHandle, Mode};
 use crate::grant::{Caps, Change, Ledger};
 use crate::metric::Registry;
 use crate::name::Name;
@@ -90,6 +91,13 @@ impl Firewall for Gateway {
     fn apply(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError> {
         self.check()?;
         self.memory.lock().apply(changes, now)
+    }
+
+    fn cutter(&self, cuts: &Arc<[Cut]>) -> Cutter {
+        match self.check() {
+            Ok(()) => self.memory.lock().cutter(cuts),
+            Err(error) => Box::new(move || Err(error)),
+        }
     }
 
     fn drifted(&mut self) -> Result<bool, FirewallError> {
@@ -310,7 +318,7 @@ fn an_advisory_firewall_holds_nothing_up() {
     let world = World::start(&place, &clock, POLICY, &[&advisory, &gateway], None);
     world.offer().unwrap();
     let next = rulebook(&observing(&clock), 2, &clock, &world.registry);
-    assert_eq!(world.runtime.block_on(world.gate.swap(next)).unwrap(), 1, "one grant is revoked");
+    assert_eq!(world.runtime.block_on(world.gate.swap(next)).unwrap().reasons, 1, "one grant is revoked");
     assert_eq!((gateway.observing().len(), gateway.handle.elements()), (3, vec![]));
     // As soon as it can be used, it has all that the others have.
     let next = rulebook(POLICY, 3, &clock, &world.registry);
@@ -375,7 +383,7 @@ fn a_swap_waits_for_who_uses_the_rulebook_before() {
     }
     assert_eq!((in_use.epoch, gateway.handle.elements().len()), (1, 1));
     drop(in_use);
-    assert_eq!(world.runtime.block_on(swap).unwrap().unwrap(), 1);
+    assert_eq!(world.runtime.block_on(swap).unwrap().unwrap().reasons, 1);
     assert_eq!(gateway.handle.elements(), []);
     assert_eq!(world.gate.use_rulebook(&slot).epoch, 2);
     world.stop();

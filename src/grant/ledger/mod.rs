@@ -128,11 +128,19 @@ impl Ledger {
 
     /// What is live or pending in some slots.
     pub fn held(&self, slots: Range<usize>) -> impl Iterator<Item = Held<'_>> {
-        self.table.taken(slots).filter_map(|slot| {
-            let (element, entry) = self.table.element(slot).zip(self.table.entry(slot))?;
-            let in_force = (entry.in_force > Tick(0)).then_some(entry.in_force);
-            Some(Held { element, in_force, reasons: &entry.reasons })
-        })
+        self.table.taken(slots).filter_map(|slot| self.at(slot))
+    }
+
+    /// An element that is live or pending.
+    #[must_use]
+    pub fn find(&self, element: &Element) -> Option<Held<'_>> {
+        self.at(self.table.find(element)?)
+    }
+
+    fn at(&self, slot: Slot) -> Option<Held<'_>> {
+        let (element, entry) = self.table.element(slot).zip(self.table.entry(slot))?;
+        let in_force = (entry.in_force > Tick(0)).then_some(entry.in_force);
+        Some(Held { element, in_force, reasons: &entry.reasons })
     }
 
     /// Puts the openings of an answer that is told until `told_until` into the batch being filled. An opening
