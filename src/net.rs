@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::str::FromStr;
 
@@ -78,6 +78,24 @@ impl<T> PrefixMap<T> {
                 self.six.longest(|length| bits & !u128::MAX.checked_shr(length.into()).unwrap_or(0))
             }
         }
+    }
+}
+
+impl<T> PrefixMap<T> {
+    /// Every prefix, in no order.
+    pub fn prefixes(&self) -> impl Iterator<Item = Prefix> {
+        let four = self.four.entries.keys().map(|(length, bits)| (IpAddr::from(Ipv4Addr::from_bits(*bits)), *length));
+        let six = self.six.entries.keys().map(|(length, bits)| (IpAddr::from(Ipv6Addr::from_bits(*bits)), *length));
+        four.chain(six).filter_map(|(address, length)| Prefix::new(address, length).ok())
+    }
+
+    /// The value of the longest prefix that holds all of `prefix`.
+    #[must_use]
+    pub fn covering(&self, prefix: Prefix) -> Option<&T> {
+        std::iter::successors(Some(prefix.trunc()), IpNet::supernet).find_map(|prefix| match prefix {
+            IpNet::V4(prefix) => self.four.entries.get(&(prefix.prefix_len(), prefix.network().to_bits())),
+            IpNet::V6(prefix) => self.six.entries.get(&(prefix.prefix_len(), prefix.network().to_bits())),
+        })
     }
 }
 

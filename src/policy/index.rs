@@ -93,6 +93,23 @@ pub(super) struct Found<'a> {
 }
 
 impl Index {
+    /// The patterns; the number of one is that of its posting.
+    pub(super) const fn patterns(&self) -> &Patterns {
+        &self.patterns
+    }
+
+    /// Every rule that names the patterns of a posting, each once.
+    pub(super) fn posted(&self, posting: u32) -> Vec<RuleIndex> {
+        let posting = self.postings.get(posting as usize);
+        let all = posting
+            .into_iter()
+            .flat_map(|posting| posting.rules.iter().copied().chain(posting.by_segment.iter().map(|(_, rule)| *rule)));
+        let mut all: Vec<_> = all.collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     pub(super) fn find<'a>(&'a self, later: Option<&'a Self>, wire: &[u8]) -> Found<'a> {
         let look = |index: &'a Self| (index, index.patterns.find(wire));
         Found { first: look(self), later: later.map(look) }

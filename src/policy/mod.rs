@@ -11,6 +11,7 @@
 mod ageing;
 mod asker;
 mod cases;
+mod compare;
 mod decide;
 mod demand;
 mod explain;
@@ -52,6 +53,7 @@ use crate::net::{Prefix, SegmentId, Services};
 use crate::time::Wall;
 pub use asker::{Asker, Forwarder, Identity};
 pub use cases::{Case, Tried, read_cases};
+pub use compare::{Change, Comparison, Moved, NameChange, NetworkChange, SegmentChange, Word, compare};
 pub use decide::decide;
 pub use demand::Caps;
 pub use inspect::inspect;

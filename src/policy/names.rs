@@ -174,6 +174,32 @@ impl Names {
         })
     }
 
+    /// Every name that is here, ancestors of others among them, with its number.
+    pub(super) fn each_name(&self, mut visit: impl FnMut(&[u8], u32)) {
+        let mut wire = Vec::with_capacity(MAX_WIRE);
+        let mut at = 0;
+        while let (Some(length), Ok(place)) = (self.nodes.get(at + HEAD - 1), u32::try_from(at)) {
+            wire.clear();
+            let mut node = at;
+            // A parent is before its children; the root has no label.
+            while let (true, Some((parent, label))) = (node > 0, self.node(node)) {
+                wire.push(u8::try_from(label.len()).unwrap_or(0));
+                wire.extend_from_slice(label);
+                node = parent;
+            }
+            wire.push(0);
+            visit(&wire, self.value(place));
+            at += HEAD + usize::from(*length);
+        }
+    }
+
+    /// The parent's place and the label of the node at a place.
+    fn node(&self, place: usize) -> Option<(usize, &[u8])> {
+        let (parent, rest) = self.nodes.get(place + VALUE.end..)?.split_first_chunk()?;
+        let (length, rest) = rest.split_first()?;
+        Some((u32::from_le_bytes(*parent) as usize, rest.get(..usize::from(*length))?))
+    }
+
     /// The numbers on the way from the root to a name, as far as it is here; each with how many labels the name has more.
     pub(super) fn path(&self, wire: &[u8], mut visit: impl FnMut(usize, u32)) {
         if self.is_empty() {
@@ -256,6 +282,11 @@ mod tests {
                 set.shrink();
             }
             set.change(|value| value * 2);
+            let mut each = HashMap::new();
+            set.each_name(|wire, value| assert_eq!(each.insert(wire.to_vec(), value / 2), None));
+            if !names.is_empty() {
+                prop_assert_eq!(&each, &model);
+            }
             for name in asked.iter().chain(&names) {
                 let mut found = Vec::new();
                 set.path(name.as_wire(), |left, value| found.push((left, value)));

@@ -2,14 +2,14 @@
 //!
 //! A look-up goes down the name once, however many patterns there are.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::names::{Full, Names};
 use super::pattern::{Pattern, Shape, glob_matches};
-use crate::name::labels;
+use crate::name::{labels, write_presentation};
 
 /// Globs that one suffix may carry: each one is tried in turn. A guess, far above what files hold.
 pub(super) const MAX_GLOBS: usize = 256;
@@ -84,13 +84,56 @@ impl Patterns {
             if left == 1 {
                 add(marks.one, rank - 1, false);
                 let label = labels(wire).next().unwrap_or_default();
-                let globs = (marks.globs as usize).checked_sub(1).and_then(|at| self.globs.get(at));
-                for (_, number) in globs.into_iter().flatten().filter(|(glob, _)| glob_matches(glob, label)) {
+                for (_, number) in self.globs_of(marks).iter().filter(|(glob, _)| glob_matches(glob, label)) {
                     add(*number, rank - 1, false);
                 }
             }
         });
         matches
+    }
+
+    /// Every pattern with its number; those of one name come one after the other.
+    pub(super) fn each(&self, mut visit: impl FnMut(&[u8], Mark<'_>, u32)) {
+        self.names.each_name(|base, number| {
+            let Some(marks) = self.marks.get(number as usize) else { return };
+            let plain = [(Mark::Exact, marks.exact), (Mark::One, marks.one), (Mark::Many, marks.many)];
+            let globs = self.globs_of(marks).iter().map(|(glob, number)| (Mark::Glob(glob), *number));
+            for (mark, number) in plain.into_iter().chain(globs).filter(|(_, number)| *number > 0) {
+                visit(base, mark, number);
+            }
+        });
+    }
+
+    /// The number of a pattern; 0: it is not here.
+    pub(super) fn number(&self, base: &[u8], mark: Mark<'_>) -> u32 {
+        let mut found = Marks::default();
+        self.names.path(base, |left, number| {
+            if left == 0 {
+                found = self.marks.get(number as usize).copied().unwrap_or_default();
+            }
+        });
+        match mark {
+            Mark::Exact => found.exact,
+            Mark::One => found.one,
+            Mark::Many => found.many,
+            Mark::Glob(glob) => {
+                self.globs_of(&found).iter().find(|(known, _)| **known == *glob).map_or(0, |(_, number)| *number)
+            }
+        }
+    }
+
+    /// Every pattern as it is written.
+    pub(super) fn written(&self) -> BTreeSet<String> {
+        let mut written = BTreeSet::new();
+        self.each(|base, mark, _| {
+            written.insert(mark.written(base));
+        });
+        written
+    }
+
+    fn globs_of(&self, marks: &Marks) -> &[(Box<[u8]>, u32)] {
+        let globs = (marks.globs as usize).checked_sub(1).and_then(|at| self.globs.get(at));
+        globs.map_or(&[], Vec::as_slice)
     }
 
     /// True where a pattern matches `wire`.
@@ -137,6 +180,34 @@ impl Patterns {
             let globs = globs.map_or(Default::default(), Vec::as_slice);
             Spot { place, above, label, exact, one, many, globs, reserved: reserved > 0 }
         })
+    }
+}
+
+/// What of a pattern is not its base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Mark<'a> {
+    /// As [`Shape::Exact`].
+    Exact,
+    /// As [`Shape::One`].
+    One,
+    /// As [`Shape::Many`].
+    Many,
+    /// As [`Shape::Glob`].
+    Glob(&'a [u8]),
+}
+
+impl Mark<'_> {
+    /// The pattern on `base` for people.
+    pub(super) fn written(self, base: &[u8]) -> String {
+        let mut text = match self {
+            Self::Exact => String::new(),
+            Self::One => "*.".to_owned(),
+            Self::Many => "**.".to_owned(),
+            Self::Glob(glob) => format!("{}.", String::from_utf8_lossy(glob)),
+        };
+        // Writing to a String cannot fail.
+        let _ = write_presentation(base, &mut text);
+        text
     }
 }
 

@@ -18,7 +18,7 @@ use crate::record::service::{Service, key};
 use crate::record::{AddressTrust, Origin, Record, RecordType};
 use crate::time::Ttl;
 
-const CLIENTS: [&str; 3] = ["192.0.2.1", "198.51.100.1", "203.0.113.1"];
+pub(super) const CLIENTS: [&str; 3] = ["192.0.2.1", "198.51.100.1", "203.0.113.1"];
 const SEGMENTS: &str = r#"
 [[segment]]
 name    = "s0"
@@ -33,7 +33,7 @@ clients = ["203.0.113.0/24"]
 refusal = "refused"
 "#;
 const TYPES: [RecordType; 3] = [RecordType::A, RecordType::AAAA, RecordType::TXT];
-const ASKED: [RecordType; 4] = [RecordType::A, RecordType::AAAA, RecordType::TXT, RecordType::HTTPS];
+pub(super) const ASKED: [RecordType; 4] = [RecordType::A, RecordType::AAAA, RecordType::TXT, RecordType::HTTPS];
 const ADDRESS_TYPES: [RecordType; 2] = [RecordType::A, RecordType::AAAA];
 const ADDRESSES: [&str; 10] = [
     "192.88.98.1",
@@ -50,12 +50,12 @@ const ADDRESSES: [&str; 10] = [
 
 /// One rule as it is written.
 #[derive(Clone, Debug)]
-struct Spec {
+pub(super) struct Spec {
     id: String,
     deny: bool,
-    segments: Vec<usize>,
-    names: Vec<String>,
-    except: Vec<String>,
+    pub(super) segments: Vec<usize>,
+    pub(super) names: Vec<String>,
+    pub(super) except: Vec<String>,
     types: Vec<RecordType>,
     private: bool,
     within: bool,
@@ -64,6 +64,10 @@ struct Spec {
 }
 
 impl Spec {
+    pub(super) fn called(self, id: String) -> Self {
+        Self { id, ..self }
+    }
+
     fn write(&self) -> String {
         let action = if self.deny { "deny" } else { "allow" };
         let segments: Vec<_> = self.segments.iter().map(|segment| format!("s{segment}")).collect();
@@ -123,11 +127,15 @@ fn naive(specs: &[Spec], segment: usize, asked: &str, kind: RecordType) -> Resul
 
 /// Every name that the generated policies can tell apart, and a few more.
 fn universe() -> Vec<String> {
-    let labels = ["a", "b", "ab"];
+    universe_of(&["a", "b", "ab"], 3)
+}
+
+/// The names of these labels below `example.org`, so many labels deep, and those above.
+pub(super) fn universe_of(labels: &[&str], depth: usize) -> Vec<String> {
     let mut names = vec![".".to_owned(), "org".to_owned(), "example.org".to_owned()];
     let mut level = vec!["example.org".to_owned()];
-    for _ in 0..3 {
-        level = level.iter().flat_map(|base| labels.map(|label| format!("{label}.{base}"))).collect();
+    for _ in 0..depth {
+        level = level.iter().flat_map(|base| labels.iter().map(move |label| format!("{label}.{base}"))).collect();
         names.extend(level.iter().cloned());
     }
     names
@@ -166,6 +174,11 @@ fn a_rule() -> impl Strategy<Value = Spec> {
     )
 }
 
+/// So many rules, which have no ids yet.
+pub(super) fn a_rule_of(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Spec>> {
+    prop::collection::vec(a_rule(), count)
+}
+
 fn a_policy() -> impl Strategy<Value = Vec<Spec>> {
     prop::collection::vec(a_rule(), 0..8).prop_map(|mut specs| {
         for (index, spec) in specs.iter_mut().enumerate() {
@@ -175,7 +188,7 @@ fn a_policy() -> impl Strategy<Value = Vec<Spec>> {
     })
 }
 
-fn build(specs: impl Iterator<Item = Spec>) -> Arc<Policy> {
+pub(super) fn build(specs: impl Iterator<Item = Spec>) -> Arc<Policy> {
     let mut files = vec![Source { file: "segments.toml".to_owned(), text: SEGMENTS.to_owned() }];
     files.extend(specs.map(|spec| Source { file: format!("{}.toml", spec.id), text: spec.write() }));
     Arc::new(compile(files, &Settings::default()).unwrap())

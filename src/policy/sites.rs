@@ -72,6 +72,11 @@ impl Sites {
         all
     }
 
+    /// Every zone that is served here, and for whom an upstream serves it.
+    pub(super) fn each(&self) -> impl Iterator<Item = (&Name, &Audience)> {
+        self.served.iter().map(|(apex, served)| (apex, &served.upstream))
+    }
+
     /// Whether `name` is answered here for this segment, or by an upstream for a zone at `top` or below it: as the local
     /// zones and the upstreams themselves look for it.
     pub(super) fn serve(&self, segment: SegmentIndex, name: &[u8], top: &Name) -> bool {

@@ -1,0 +1,339 @@
+//! [`compare`]: what two policies decide differently, said once for all names that share the difference.
+//!
+//! - The names are parted by the patterns of both policies: those that rules name and those that they except. Names that
+//!   the same patterns match are decided alike, so one name of each part is decided under both policies, by the function
+//!   that decides queries. Only parts that a changed pattern touches are looked at.
+//! - A pattern stands for those of its names that no nearer pattern of a rule for the segment names or excepts.
+//! - The rules decide, not what becomes of their word: `mode`, `filter_aaaa` and `refusal` of a segment are told once, as
+//!   changes of the segment. An id, an owner, a reason or a ticket decides nothing.
+//! - `compare(a, a)` is empty. What could not be looked at is told: [`Comparison::left_out`].
+
+mod changed;
+mod classes;
+mod globs;
+mod opens;
+mod parts;
+mod segments;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use self::changed::Changed;
+use self::classes::Classes;
+use self::opens::{Part, beyond, of, plain, written};
+use super::decide::{Rules, Ruling};
+use super::{Policy, Reason, RuleIndex};
+use crate::document::Place;
+use crate::name::NameBuf;
+use crate::net::{Prefix, Services};
+use crate::record::RecordType;
+
+/// Names that are decided before the rest is given up: some ten seconds. Only a change for very many names in very many
+/// segments that have rules of their own needs more.
+const LOOKS: u64 = 10_000_000;
+
+/// What two policies decide differently; empty where that is nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// Segments that came, went or changed, by name.
+    pub segments: Vec<SegmentChange>,
+    /// Clients, certificates and sources of flows that are another segment's now.
+    pub moved: Vec<Moved>,
+    /// What became of names.
+    pub names: Vec<NameChange>,
+    /// What became of static openings.
+    pub networks: Vec<NetworkChange>,
+    /// What was not compared, as sentences.
+    pub left_out: Vec<String>,
+}
+
+/// One segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentChange {
+    /// Its name.
+    pub segment: Arc<str>,
+    /// Where it stood; `None`: it is new.
+    pub before: Option<Place>,
+    /// Where it stands; `None`: it is gone.
+    pub after: Option<Place>,
+    /// Key, old value, new value.
+    pub keys: Vec<(&'static str, String, String)>,
+}
+
+/// Clients, a certificate or the source of flows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moved {
+    /// `clients`, `certificates` or `sources`.
+    pub what: &'static str,
+    /// A prefix, or a certificate's name.
+    pub subject: String,
+    /// Whose it was, and where that segment stood.
+    pub before: Option<(Arc<str>, Place)>,
+    /// Whose it is, and where that segment stands.
+    pub after: Option<(Arc<str>, Place)>,
+}
+
+/// What became of names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Change {
+    /// Refused before, and not any more.
+    Allowed,
+    /// Refused now.
+    Denied,
+    /// More is opened.
+    Widened,
+    /// Less is opened.
+    Narrowed,
+    /// Some of what was opened is not, and something else is.
+    Altered,
+    /// Refused before as well, and denied by a rule now: answers that lead to it are withheld.
+    Barred,
+    /// Refused still, and denied by no rule any more: answers may lead to it.
+    Unbarred,
+}
+
+impl Change {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Widened => "widened",
+            Self::Narrowed => "narrowed",
+            Self::Altered => "altered",
+            Self::Barred => "barred",
+            Self::Unbarred => "unbarred",
+        }
+    }
+}
+
+/// One difference, for all the names, types and segments that it is the same of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameChange {
+    /// What became of them.
+    pub change: Change,
+    /// For whom, by name.
+    pub segments: Vec<Arc<str>>,
+    /// Names and patterns.
+    pub names: Vec<String>,
+    /// The types asked for; none: every one.
+    pub types: Vec<RecordType>,
+    /// Who said so before.
+    pub before: Word,
+    /// Who says so now.
+    pub after: Word,
+}
+
+/// What a policy says, and by which rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// `allow`, `deny`, or `answer` for what the node answers itself.
+    pub verdict: &'static str,
+    /// The rules with their places, the nearest first. Of a refusal the one that its record names; none: no rule did.
+    pub rules: Vec<(Arc<str>, Place)>,
+    /// What is opened, and under which terms.
+    pub opens: Vec<String>,
+}
+
+/// What is opened without any query.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NetworkChange {
+    /// It is opened now, or not any more.
+    pub opened: bool,
+    /// For whom, by name.
+    pub segments: Vec<Arc<str>>,
+    /// Where to.
+    pub network: Prefix,
+    /// What of it.
+    pub services: Vec<Services>,
+    /// The static rules that name it, with their places: now, or before.
+    pub rules: Vec<(Arc<str>, Place)>,
+}
+
+impl Comparison {
+    /// True where nothing differs and everything was compared.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { segments, moved, names, networks, left_out } = self;
+        segments.is_empty() && moved.is_empty() && names.is_empty() && networks.is_empty() && left_out.is_empty()
+    }
+}
+
+/// What `new` decides differently from `old`, both compiled with the same settings.
+#[must_use]
+pub fn compare(old: &Policy, new: &Policy) -> Comparison {
+    let policies = [old, new];
+    let classes = Classes::new(policies);
+    let changed = Changed::new(&classes);
+    let mut looks = Looks { classes: &classes, differences: HashMap::new(), left: LOOKS };
+    let mut left_out = parts::each(&classes, &changed, &mut |wire, class, name| looks.look(wire, class, name));
+    if looks.left == 0 {
+        left_out.push(format!("more than {LOOKS} names of segments differ perhaps; the others were not looked at"));
+    }
+    Comparison {
+        segments: segments::changed(&classes),
+        moved: segments::moved(&classes),
+        names: looks.grouped(),
+        networks: segments::networks(&classes),
+        left_out,
+    }
+}
+
+/// What one policy says of a question; the rules decide, as in [`Ruling`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Said {
+    Allowed(Vec<RuleIndex>),
+    Refused(Option<RuleIndex>),
+    Denied(RuleIndex),
+    Answered,
+}
+
+/// Everything about a difference but for whom and for what it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Difference {
+    change: Change,
+    types: Vec<RecordType>,
+    said: [Said; 2],
+    opened: [Vec<Part>; 2],
+}
+
+/// The looking.
+struct Looks<'a> {
+    classes: &'a Classes<'a>,
+    /// Each difference with its names, and each name with the classes of segments.
+    differences: HashMap<Difference, BTreeMap<String, BTreeSet<u32>>>,
+    left: u64,
+}
+
+impl Looks<'_> {
+    /// Decides one name under both policies for the segments of one class; false where no more are to be looked at.
+    fn look(&mut self, wire: &NameBuf, class: u32, name: &dyn Fn() -> String) -> bool {
+        let Some(left) = self.left.checked_sub(1) else { return false };
+        self.left = left;
+        let mut differences: BTreeMap<_, Vec<RecordType>> = BTreeMap::new();
+        for kind in self.types(wire, class) {
+            let said = [0, 1].map(|side| self.said(side, wire, class, kind));
+            if let Some((change, opened)) = self.differ(&said, kind) {
+                differences.entry((change, said, opened)).or_default().push(kind);
+            }
+        }
+        // What becomes of the name itself says as much of answers that lead to it.
+        let is_led_to = |change| matches!(change, Change::Barred | Change::Unbarred);
+        if !differences.keys().all(|(change, ..)| is_led_to(*change)) {
+            differences.retain(|(change, ..), _| !is_led_to(*change));
+        }
+        for ((change, said, opened), mut types) in differences {
+            if is_led_to(change) {
+                types.clear();
+            }
+            let difference = Difference { change, types, said, opened };
+            self.differences.entry(difference).or_default().entry(name()).or_default().insert(class);
+        }
+        left > 0
+    }
+
+    /// The types by which a name can differ: those that rules allow. Of others there is nothing but refusals, and what is
+    /// answered here without rules.
+    fn types(&self, wire: &[u8], class: u32) -> BTreeSet<RecordType> {
+        let mut types = BTreeSet::from([RecordType::A]);
+        let segments = self.classes.of(class);
+        for (policy, segment) in self.classes.policies.iter().zip(segments) {
+            let Some(segment) = segment else { continue };
+            let found = policy.index.find(wire);
+            types
+                .extend(found.hits(&policy.rules, segment).flat_map(|hit| policy.rule(hit.rule).types.iter().copied()));
+        }
+        let filters = |(policy, segment): (&&Policy, _)| {
+            let segment: Option<_> = segment;
+            segment.is_some_and(|segment| policy.filters_aaaa(segment))
+        };
+        if self.classes.policies.iter().zip(segments).any(filters) {
+            types.remove(&RecordType::AAAA);
+        }
+        types
+    }
+
+    fn said(&self, side: usize, wire: &[u8], class: u32, kind: RecordType) -> Said {
+        let (Some(policy), Some(Some(segment))) =
+            (self.classes.policies.get(side), self.classes.of(class).get(side).copied())
+        else {
+            return Said::Refused(None);
+        };
+        match policy.rule_on(segment, wire, kind) {
+            Ruling::Allowed(rules) => Said::Allowed(Rules::into_vec(rules)),
+            Ruling::Refused { rule: Some(rule), reason: Reason::Rule, .. } => Said::Denied(rule),
+            Ruling::Refused { rule, .. } => Said::Refused(rule),
+            Ruling::Answered(_) => Said::Answered,
+        }
+    }
+
+    /// Whether two words differ, and what each of them opens.
+    fn differ(&self, said: &[Said; 2], kind: RecordType) -> Option<(Change, [Vec<Part>; 2])> {
+        let opened = |side: usize, rules: &[RuleIndex]| {
+            let policy = self.classes.policies.get(side);
+            let rules = policy.into_iter().flat_map(|policy| rules.iter().map(|rule| policy.rule(*rule)));
+            rules.flat_map(|rule| of(rule, kind)).collect::<Vec<_>>()
+        };
+        let (change, opened) = match said {
+            [Said::Allowed(before), Said::Allowed(after)] => {
+                if self.classes.alike(before, after) {
+                    return None;
+                }
+                let (before, after) = (opened(0, before), opened(1, after));
+                let change = match (beyond(&before, &after).is_empty(), beyond(&after, &before).is_empty()) {
+                    (true, true) => return None,
+                    (true, false) => Change::Widened,
+                    (false, true) => Change::Narrowed,
+                    (false, false) => Change::Altered,
+                };
+                (change, [before, after])
+            }
+            [Said::Allowed(before), _] => (Change::Denied, [opened(0, before), Vec::new()]),
+            [_, Said::Allowed(after)] => (Change::Allowed, [Vec::new(), opened(1, after)]),
+            [Said::Answered, Said::Answered] => return None,
+            [Said::Answered, _] => (Change::Denied, Default::default()),
+            [_, Said::Answered] => (Change::Allowed, Default::default()),
+            [Said::Refused(_), Said::Denied(_)] => (Change::Barred, Default::default()),
+            [Said::Denied(_), Said::Refused(_)] => (Change::Unbarred, Default::default()),
+            [Said::Refused(_), Said::Refused(_)] | [Said::Denied(_), Said::Denied(_)] => return None,
+        };
+        Some((change, opened.map(plain)))
+    }
+
+    /// The differences, each with all the names that have it for the same segments.
+    fn grouped(self) -> Vec<NameChange> {
+        let mut changes = Vec::new();
+        for (difference, names) in self.differences {
+            let mut by_classes: BTreeMap<BTreeSet<u32>, Vec<String>> = BTreeMap::new();
+            for (name, classes) in names {
+                by_classes.entry(classes).or_default().push(name);
+            }
+            for (classes, names) in by_classes {
+                let Difference { change, types, said, opened } = difference.clone();
+                let segments = self.classes.names(classes.into_iter());
+                let mut words = [0, 1].into_iter().zip(said).zip(opened).map(|((side, said), opened)| {
+                    let (verdict, rules) = match said {
+                        Said::Allowed(rules) => ("allow", rules),
+                        Said::Refused(rule) => ("deny", rule.into_iter().collect()),
+                        Said::Denied(rule) => ("deny", vec![rule]),
+                        Said::Answered => ("answer", Vec::new()),
+                    };
+                    let policy: Option<&&Policy> = self.classes.policies.get(side);
+                    let rules = policy.into_iter().flat_map(|policy| rules.iter().map(|rule| policy.rule(*rule)));
+                    let rules = rules.map(|rule| (Arc::clone(&rule.id), rule.place.clone())).collect();
+                    Word { verdict, rules, opens: written(&opened) }
+                });
+                if let (Some(before), Some(after)) = (words.next(), words.next()) {
+                    changes.push(NameChange { change, segments, names, types, before, after });
+                }
+            }
+        }
+        let key =
+            |change: &NameChange| (change.segments.clone(), change.change, change.names.clone(), change.types.clone());
+        changes.sort_by_cached_key(key);
+        changes
+    }
+}
