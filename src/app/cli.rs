@@ -101,6 +101,12 @@ enum Verb {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Say what a change of the policy would change: names, types, ports, clients; and for which recorded queries
+    #[command(after_help = "Reads the files, not a running node. Rules of both sides are named with file and line.\n\
+                              Exit code: 0 no difference, 1 differences, 2 it could not be compared.\n\n\
+                              Example:\n  git worktree add /tmp/old main\n  \
+                              outgate diff /tmp/old/policy policy --log /var/log/outgate/query.jsonl")]
+    Diff(verb::diff::Arguments),
     /// Show what a running node serves and how it is doing
     #[command(after_help = "Example:\n  outgate status --json")]
     Status {
@@ -184,6 +190,7 @@ pub fn main() -> ExitCode {
             verb::learn::run(&config, verb::learn::Wanted { log, terms, output })
         }
         Verb::Test(arguments) => verb::test::run(&arguments),
+        Verb::Diff(arguments) => verb::diff::run(&arguments),
         Verb::Status { config, json } => verb::node::status(&config, json),
         Verb::Grants { config, client, address, name, segment, limit, json } => {
             let filter = verb::node::Filter { client, address, name, segment, limit };

@@ -36,14 +36,7 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
     let mut unread = Vec::new();
     // The policy must know which names the zones hold; what is wrong with them is told after what is wrong with it.
     let zones = Zones::load(&config.zones.directory, config.zones.optional);
-    let settings = policy::Settings {
-        forwarders: config.forwarders.clone(),
-        client_ca: config.tls.as_ref().is_some_and(crate::serve::tls::Settings::has_client_ca),
-        own_addresses: own_addresses(config, upstreams),
-        never_grant: Vec::new(),
-        sites: sites(config, zones.as_ref().ok()),
-        caps: Some(caps()),
-    };
+    let settings = settings(config, upstreams, zones.as_ref().ok());
     let files = files.into_iter().filter_map(|path| read_file(path, &mut unread));
     let compiled = policy::compile(files, &settings);
     mistakes.extend(unread);
@@ -76,6 +69,43 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
             Ok(Loaded { policy: Arc::new(policy), zones, identity, warnings })
         }
         _ => Err(mistakes),
+    }
+}
+
+/// The policies of two directories, both under this configuration; every mistake of every file.
+pub(super) fn policies(
+    config: &Config,
+    upstreams: &Upstreams,
+    directories: [&Path; 2],
+) -> Result<[Arc<Policy>; 2], Vec<Mistake>> {
+    let zones = Zones::load(&config.zones.directory, config.zones.optional)?;
+    let settings = settings(config, upstreams, Some(&zones));
+    let compiled = directories.map(|directory| {
+        let (mut mistakes, mut unread) = (Vec::new(), Vec::new());
+        let files = policy_files(directory, &mut mistakes);
+        let files = files.into_iter().filter_map(|path| read_file(path, &mut unread));
+        let compiled = policy::compile(files, &settings);
+        mistakes.extend(unread);
+        match compiled {
+            Ok(policy) if mistakes.is_empty() => Ok(Arc::new(policy)),
+            compiled => Err(mistakes.into_iter().chain(compiled.err().into_iter().flatten()).collect::<Vec<_>>()),
+        }
+    });
+    match compiled {
+        [Ok(old), Ok(new)] => Ok([old, new]),
+        [old, new] => Err([old.err(), new.err()].into_iter().flatten().flatten().collect()),
+    }
+}
+
+/// What a policy must know of the rest.
+fn settings(config: &Config, upstreams: &Upstreams, zones: Option<&Zones>) -> policy::Settings {
+    policy::Settings {
+        forwarders: config.forwarders.clone(),
+        client_ca: config.tls.as_ref().is_some_and(crate::serve::tls::Settings::has_client_ca),
+        own_addresses: own_addresses(config, upstreams),
+        never_grant: Vec::new(),
+        sites: sites(config, zones),
+        caps: Some(caps()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Where in a file: line and column from 1, columns counted in characters.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The file as the operator named it.
     pub file: Arc<str>,

@@ -53,7 +53,10 @@ use crate::net::{Prefix, SegmentId, Services};
 use crate::time::Wall;
 pub use asker::{Asker, Forwarder, Identity};
 pub use cases::{Case, Tried, read_cases};
-pub use compare::{Change, Comparison, Moved, NameChange, NetworkChange, SegmentChange, Word, compare};
+pub use compare::{
+    Change, Comparison, Listed, Moved, NameChange, NetworkChange, NetworkWord, SegmentChange, Summary, Word, compare,
+    compare_question,
+};
 pub use decide::decide;
 pub use demand::Caps;
 pub use inspect::inspect;
@@ -156,6 +159,12 @@ impl Policy {
     #[must_use]
     pub fn rule_id(&self, rule: RuleIndex) -> &Arc<str> {
         &self.rule(rule).id
+    }
+
+    /// True where a rule is for single clients: of one segment, not all are decided alike.
+    #[must_use]
+    pub fn tells_clients_apart(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.clients.is_empty())
     }
 
     /// How many rules.

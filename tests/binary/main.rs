@@ -22,6 +22,7 @@ mod certificates;
 mod clients;
 mod cookies;
 mod crash;
+mod diff;
 mod differential;
 mod disk;
 mod dnssec;

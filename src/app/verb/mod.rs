@@ -1,6 +1,7 @@
 //! One file per verb.
 
 pub(super) mod check;
+pub(super) mod diff;
 pub(super) mod explain;
 pub(super) mod import;
 pub(super) mod learn;

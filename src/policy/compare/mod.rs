@@ -4,6 +4,8 @@
 //!   the same patterns match are decided alike, so one name of each part is decided under both policies, by the function
 //!   that decides queries. Only parts that a changed pattern touches are looked at.
 //! - A pattern stands for those of its names that no nearer pattern of a rule for the segment names or excepts.
+//! - A segment stands for those of its clients that no rule names (`clients`).
+//! - Rules that have ended say nothing; those that will are not those that will not.
 //! - The rules decide, not what becomes of their word: `mode`, `filter_aaaa` and `refusal` of a segment are told once, as
 //!   changes of the segment. An id, an owner, a reason or a ticket decides nothing.
 //! - `compare(a, a)` is empty. What could not be looked at is told: [`Comparison::left_out`].
@@ -13,7 +15,9 @@ mod classes;
 mod globs;
 mod opens;
 mod parts;
+mod question;
 mod segments;
+mod summary;
 #[cfg(test)]
 mod tests;
 
@@ -23,12 +27,15 @@ use std::sync::Arc;
 use self::changed::Changed;
 use self::classes::Classes;
 use self::opens::{Part, beyond, of, plain, written};
-use super::decide::{Rules, Ruling};
-use super::{Policy, Reason, RuleIndex};
+use super::decide::{Case, Rules, Ruling};
+use super::{Action, Policy, Reason, Rule, RuleIndex};
 use crate::document::Place;
 use crate::name::NameBuf;
 use crate::net::{Prefix, Services};
 use crate::record::RecordType;
+use crate::time::Wall;
+pub use question::compare_question;
+pub use summary::{Listed, Summary};
 
 /// Names that are decided before the rest is given up: some ten seconds. Only a change for very many names in very many
 /// segments that have rules of their own needs more.
@@ -128,29 +135,57 @@ pub struct NameChange {
 }
 
 /// What a policy says, and by which rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Word {
     /// `allow`, `deny`, or `answer` for what the node answers itself.
     pub verdict: &'static str,
     /// The rules with their places, the nearest first. Of a refusal the one that its record names; none: no rule did.
     pub rules: Vec<(Arc<str>, Place)>,
-    /// What is opened, and under which terms.
+    /// What is opened, and under which terms; of a refusal until when it is denied, where that has an end.
     pub opens: Vec<String>,
 }
 
-/// What is opened without any query.
+/// What is opened without any query, or closed whatever else opens it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NetworkChange {
-    /// It is opened now, or not any more.
-    pub opened: bool,
-    /// For whom, by name.
+    /// What became of it.
+    pub change: NetworkWord,
+    /// For whom, by name; none: for everybody.
     pub segments: Vec<Arc<str>>,
     /// Where to.
     pub network: Prefix,
-    /// What of it.
+    /// What of it; none: all.
     pub services: Vec<Services>,
-    /// The static rules that name it, with their places: now, or before.
+    /// Until when.
+    pub ends: Option<Wall>,
+    /// The rules that name it, with their places: now, or before.
     pub rules: Vec<(Arc<str>, Place)>,
+}
+
+/// What became of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NetworkWord {
+    /// A static rule opens it now.
+    Opened,
+    /// A static rule opened it.
+    Closed,
+    /// A rule denies it now.
+    Denied,
+    /// A rule denied it.
+    Freed,
+}
+
+impl NetworkWord {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Closed => "closed",
+            Self::Denied => "denied",
+            Self::Freed => "freed",
+        }
+    }
 }
 
 impl Comparison {
@@ -162,11 +197,10 @@ impl Comparison {
     }
 }
 
-/// What `new` decides differently from `old`, both compiled with the same settings.
+/// What `new` decides differently from `old` at this time, both compiled with the same settings.
 #[must_use]
-pub fn compare(old: &Policy, new: &Policy) -> Comparison {
-    let policies = [old, new];
-    let classes = Classes::new(policies);
+pub fn compare(old: &Policy, new: &Policy, now: Wall) -> Comparison {
+    let classes = Classes::new([old, new], now);
     let changed = Changed::new(&classes);
     let mut looks = Looks { classes: &classes, differences: HashMap::new(), left: LOOKS };
     let mut left_out = parts::each(&classes, &changed, &mut |wire, class, name| looks.look(wire, class, name));
@@ -187,7 +221,8 @@ pub fn compare(old: &Policy, new: &Policy) -> Comparison {
 enum Said {
     Allowed(Vec<RuleIndex>),
     Refused(Option<RuleIndex>),
-    Denied(RuleIndex),
+    /// By the nearest rule, and until when by any.
+    Denied(RuleIndex, Option<Wall>),
     Answered,
 }
 
@@ -262,9 +297,17 @@ impl Looks<'_> {
         else {
             return Said::Refused(None);
         };
-        match policy.rule_on(segment, wire, kind) {
+        let case = Case { segment, client: self.classes.client(class), now: self.classes.now };
+        match policy.rule_on(case, wire, kind) {
             Ruling::Allowed(rules) => Said::Allowed(Rules::into_vec(rules)),
-            Ruling::Refused { rule: Some(rule), reason: Reason::Rule, .. } => Said::Denied(rule),
+            Ruling::Refused { rule: Some(rule), reason: Reason::Rule, .. } => {
+                let found = policy.index.find(wire);
+                let hits = found.hits(&policy.rules, segment).map(|hit| policy.rule(hit.rule));
+                let denies =
+                    |rule: &&Rule| rule.action == Action::Deny && rule.is_heard(&case) && !rule.except.contains(wire);
+                let ends = hits.filter(denies).map(|rule| rule.expires.unwrap_or(Wall(u64::MAX))).max();
+                Said::Denied(rule, ends.filter(|end| end.0 < u64::MAX))
+            }
             Ruling::Refused { rule, .. } => Said::Refused(rule),
             Ruling::Answered(_) => Said::Answered,
         }
@@ -296,9 +339,12 @@ impl Looks<'_> {
             [Said::Answered, Said::Answered] => return None,
             [Said::Answered, _] => (Change::Denied, Default::default()),
             [_, Said::Answered] => (Change::Allowed, Default::default()),
-            [Said::Refused(_), Said::Denied(_)] => (Change::Barred, Default::default()),
-            [Said::Denied(_), Said::Refused(_)] => (Change::Unbarred, Default::default()),
-            [Said::Refused(_), Said::Refused(_)] | [Said::Denied(_), Said::Denied(_)] => return None,
+            [Said::Refused(_), Said::Denied(..)] => (Change::Barred, Default::default()),
+            [Said::Denied(..), Said::Refused(_)] => (Change::Unbarred, Default::default()),
+            [Said::Denied(_, before), Said::Denied(_, after)] if before != after => {
+                (Change::Altered, Default::default())
+            }
+            [Said::Refused(_), Said::Refused(_)] | [Said::Denied(..), Said::Denied(..)] => return None,
         };
         Some((change, opened.map(plain)))
     }
@@ -313,18 +359,22 @@ impl Looks<'_> {
             }
             for (classes, names) in by_classes {
                 let Difference { change, types, said, opened } = difference.clone();
-                let segments = self.classes.names(classes.into_iter());
+                let segments = self.classes.names(classes.into_iter(), false);
                 let mut words = [0, 1].into_iter().zip(said).zip(opened).map(|((side, said), opened)| {
+                    let mut opens = written(&opened);
                     let (verdict, rules) = match said {
                         Said::Allowed(rules) => ("allow", rules),
                         Said::Refused(rule) => ("deny", rule.into_iter().collect()),
-                        Said::Denied(rule) => ("deny", vec![rule]),
+                        Said::Denied(rule, ends) => {
+                            opens.extend(ends.map(|ends| format!("until {ends}")));
+                            ("deny", vec![rule])
+                        }
                         Said::Answered => ("answer", Vec::new()),
                     };
                     let policy: Option<&&Policy> = self.classes.policies.get(side);
                     let rules = policy.into_iter().flat_map(|policy| rules.iter().map(|rule| policy.rule(*rule)));
                     let rules = rules.map(|rule| (Arc::clone(&rule.id), rule.place.clone())).collect();
-                    Word { verdict, rules, opens: written(&opened) }
+                    Word { verdict, rules, opens }
                 });
                 if let (Some(before), Some(after)) = (words.next(), words.next()) {
                     changes.push(NameChange { change, segments, names, types, before, after });

@@ -11,6 +11,7 @@ use crate::net::{Prefix, Services};
 use crate::policy::rule::Cname;
 use crate::policy::{Https, Rule};
 use crate::record::RecordType;
+use crate::time::Wall;
 
 /// Which CNAME chains a rule accepts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +55,8 @@ struct Terms {
     chain: Chain,
     /// Of hints: these addresses.
     family: Option<RecordType>,
+    /// The end of the rule.
+    ends: Option<Wall>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,7 +84,7 @@ impl Terms {
 /// What a rule opens with the records of a type that it allows.
 pub(super) fn of(rule: &Rule, kind: RecordType) -> Vec<Part> {
     let chain = Chain::of(&rule.cname);
-    let plain = |family| Terms { within: None, private: None, chain: chain.clone(), family };
+    let plain = |family| Terms { within: None, private: None, chain: chain.clone(), family, ends: rule.expires };
     let mut parts = vec![Part { terms: plain(None), what: What::Told }];
     if kind.is_service() && rule.https == Https::Pass {
         parts.push(Part { terms: plain(None), what: What::Whole });
@@ -220,6 +223,9 @@ impl fmt::Display for Terms {
         }
         if let Some(family) = self.family {
             write!(f, " {family} hints")?;
+        }
+        if let Some(ends) = self.ends {
+            write!(f, " until {ends}")?;
         }
         Ok(())
     }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::classes::Classes;
 use super::opens::subtract;
-use super::{Moved, NetworkChange, SegmentChange};
+use super::{Moved, NetworkChange, NetworkWord, SegmentChange};
 use crate::document::Place;
 use crate::net::{Prefix, PrefixMap, Services};
-use crate::policy::index::Audience;
-use crate::policy::{GrantScope, Policy, Segment, SegmentIndex, Shown};
+use crate::policy::{Action, GrantScope, Policy, Rule, Segment, SegmentIndex, Shown};
+use crate::time::Wall;
 
 /// Segments that came, went, or say something else of themselves.
 pub(super) fn changed(classes: &Classes<'_>) -> Vec<SegmentChange> {
@@ -96,50 +96,87 @@ pub(super) fn moved(classes: &Classes<'_>) -> Vec<Moved> {
     moved.into_iter().collect()
 }
 
-/// What static rules open and did not, or opened and do not.
+/// What static rules open and did not, or opened and do not; and what is denied to everybody.
 pub(super) fn networks(classes: &Classes<'_>) -> Vec<NetworkChange> {
-    let mut changes: BTreeMap<(bool, Prefix, Vec<Services>), Vec<u32>> = BTreeMap::new();
-    let none = Vec::new();
+    let now = classes.now;
+    let mut grouped: BTreeMap<NetworkChange, Vec<u32>> = BTreeMap::new();
     for class in 0..u32::try_from(classes.len()).unwrap_or(u32::MAX) {
-        let [before, after] =
-            segments(classes, classes.of(class)).map(|segment| segment.map_or(&none, |s| &s.networks));
+        let sides = segments(classes, classes.of(class));
+        let [before, after] = sides.map(|segment| {
+            let all = segment.map(|segment| segment.networks.as_slice()).unwrap_or_default();
+            all.iter().filter(|(.., ends)| ends.is_none_or(|ends| now < ends)).copied().collect::<Vec<Static>>()
+        });
         if before == after {
             continue;
         }
-        for (opened, these, others) in [(false, before, after), (true, after, before)] {
-            let mut beyond: BTreeMap<Prefix, BTreeSet<Services>> = BTreeMap::new();
-            for (prefix, services) in these {
-                let covering = others.iter().filter(|(other, _)| other.contains(prefix)).map(|(_, services)| *services);
-                let left = subtract(*services, covering);
+        for (side, change, these, others) in
+            [(0, NetworkWord::Closed, &before, &after), (1, NetworkWord::Opened, &after, &before)]
+        {
+            let mut beyond: BTreeMap<(Prefix, Option<Wall>), BTreeSet<Services>> = BTreeMap::new();
+            for (prefix, services, ends) in these {
+                let lasts = |other: &Option<Wall>| other.is_none_or(|other| ends.is_some_and(|ends| ends <= other));
+                let covering = others.iter().filter(|(other, _, ends)| other.contains(prefix) && lasts(ends));
+                let left = subtract(*services, covering.map(|(_, services, _)| *services));
                 if !left.is_empty() {
-                    beyond.entry(*prefix).or_default().extend(left);
+                    beyond.entry((*prefix, *ends)).or_default().extend(left);
                 }
             }
-            for (prefix, services) in beyond {
-                changes.entry((opened, prefix, services.into_iter().collect())).or_default().push(class);
+            for ((network, ends), services) in beyond {
+                let segment = classes.of(class).get(side).copied().flatten();
+                let rules = named(classes, side, Action::Allow, network, segment);
+                let services = services.into_iter().collect();
+                let change = NetworkChange { change, segments: Vec::new(), network, services, ends, rules };
+                grouped.entry(change).or_default().push(class);
             }
         }
     }
-    let named = |opened: bool, prefix: Prefix, class: u32| {
-        let side = usize::from(opened);
-        let (policy, segment) = (classes.policies.get(side), classes.of(class).get(side).copied().flatten());
-        let rules = policy.into_iter().flat_map(|policy| &policy.rules).filter(|rule| rule.networks.contains(&prefix));
-        let concerned = move |audience: &Audience| segment.is_some_and(|segment| audience.contains(segment));
-        rules
-            .filter(|rule| concerned(&rule.audience))
-            .map(|rule| (Arc::clone(&rule.id), rule.place.clone()))
-            .collect::<Vec<_>>()
-    };
-    let mut grouped: BTreeMap<_, Vec<u32>> = BTreeMap::new();
-    for ((opened, network, services), found) in changes {
-        for class in found {
-            let rules = named(opened, network, class);
-            grouped.entry((opened, network, services.clone(), rules)).or_default().push(class);
+    let mut changes = denied(classes);
+    for (change, found) in grouped {
+        let segments = classes.names(found.into_iter(), true);
+        if !segments.is_empty() {
+            changes.push(NetworkChange { segments, ..change });
         }
     }
-    let change = |((opened, network, services, rules), found): (_, Vec<u32>)| {
-        let segments = classes.names(found.into_iter());
-        NetworkChange { opened, segments, network, services, rules }
+    changes
+}
+
+/// One static opening, and its end.
+type Static = (Prefix, Services, Option<Wall>);
+
+/// What is closed to everybody and was not, and the other way round.
+fn denied(classes: &Classes<'_>) -> Vec<NetworkChange> {
+    let [before, after] = classes.policies.map(|policy| {
+        let all = policy.denying(classes.now);
+        all.flat_map(|(_, rule)| rule.networks.iter().map(|prefix| (*prefix, rule.expires))).collect::<BTreeSet<_>>()
+    });
+    let mut changes = Vec::new();
+    for (side, change, these, others) in
+        [(0, NetworkWord::Freed, &before, &after), (1, NetworkWord::Denied, &after, &before)]
+    {
+        for (network, ends) in these {
+            let lasts = |other: &Option<Wall>| other.is_none_or(|other| ends.is_some_and(|ends| ends <= other));
+            if !others.iter().any(|(other, ends)| other.contains(network) && lasts(ends)) {
+                let rules = named(classes, side, Action::Deny, *network, None);
+                let (segments, services) = (Vec::new(), Vec::new());
+                changes.push(NetworkChange { change, segments, network: *network, services, ends: *ends, rules });
+            }
+        }
+    }
+    changes
+}
+
+/// The rules of one policy that name a network.
+fn named(
+    classes: &Classes<'_>,
+    side: usize,
+    action: Action,
+    network: Prefix,
+    segment: Option<SegmentIndex>,
+) -> Vec<(Arc<str>, Place)> {
+    let rules = classes.policies.get(side).into_iter().flat_map(|policy| &policy.rules);
+    let naming = |rule: &&Rule| {
+        let concerned = segment.is_none_or(|segment| rule.audience.contains(segment));
+        rule.action == action && rule.lives(classes.now) && concerned && rule.networks.contains(&network)
     };
-    grouped.into_iter().map(change).collect()
+    rules.filter(naming).map(|rule| (Arc::clone(&rule.id), rule.place.clone())).collect()
 }

@@ -9,7 +9,7 @@ use crate::policy::{Server, Settings, Site, Verdict, decide, inspect};
 
 /// Each difference as one line.
 fn told(old: &str, new: &str) -> Vec<String> {
-    lines(&compare(&policy(old), &policy(new)))
+    lines(&compare(&policy(old), &policy(new), NOW))
 }
 
 fn lines(comparison: &Comparison) -> Vec<String> {
@@ -40,10 +40,10 @@ fn lines(comparison: &Comparison) -> Vec<String> {
             word(after)
         ));
     }
-    for NetworkChange { opened, segments, network, services, rules: named } in &comparison.networks {
-        let services: Vec<_> = services.iter().map(ToString::to_string).collect();
-        let what = if *opened { "opened" } else { "closed" };
-        lines.push(format!("{}: {what} {network} {}{}", list(segments), services.join(" "), rules(named)));
+    for NetworkChange { change, segments, network, services, ends, rules: named } in &comparison.networks {
+        let services: String = services.iter().map(|services| format!(" {services}")).collect();
+        let ends = ends.map(|ends| format!(" until {ends}")).unwrap_or_default();
+        lines.push(format!("{}: {} {network}{services}{ends}{}", list(segments), change.as_str(), rules(named)));
     }
     lines.extend(comparison.left_out.iter().cloned());
     lines
@@ -190,10 +190,49 @@ fn says_what_differs_and_nothing_else() {
                 "[[rule]]\nid = \"n\"\naction = \"allow\"\nsegments = [\"*\"]\nnetworks = [\"203.0.113.0/24\", \"203.0.113.7\"]\nports = [\"tcp/1-4\", \"icmp\"]\n",
             ]),
             &[
-                "a b: closed 203.0.113.0/24 tcp/5-9 n:8",
                 "a b: opened 203.0.113.0/24 icmp n:8",
                 "a b: opened 203.0.113.7/32 icmp n:8",
+                "a b: closed 203.0.113.0/24 tcp/5-9 n:8",
             ],
+        ),
+        (
+            "rules that end",
+            with(&[
+                &one,
+                &rule("no", "deny", "b", "**.example.net", ""),
+                &rule("gone", "allow", "a", "y.example.org", "expires = 2001-01-01T00:00:00Z"),
+            ]),
+            with(&[
+                &one.replace("x.example.org\"]", "x.example.org\"]\nexpires = 2030-01-01T00:00:00Z"),
+                &rule("no", "deny", "b", "**.example.net", "expires = 2031-01-01T00:00:00Z"),
+            ]),
+            &[
+                "a: narrowed x.example.org A AAAA: allow one:8 [tcp/443] → allow one:8 [tcp/443 until 2030-01-01T00:00:00.000000Z]",
+                "b: altered **.example.net : deny no:14 [] → deny no:15 [until 2031-01-01T00:00:00.000000Z]",
+            ],
+        ),
+        (
+            "rules for single clients",
+            with(&[&one]),
+            with(&[
+                &one,
+                &rule("some", "allow", "a", "*.example.org", "clients = [\"192.0.2.0/28\"]\nports = [\"tcp/1\"]"),
+                &rule("not", "deny", "a", "*.example.org", "clients = [\"192.0.2.7\"]"),
+            ]),
+            &[
+                "a (192.0.2.0/28): allowed *.example.org A AAAA: deny [] → allow some:14 [tcp/1]",
+                "a (192.0.2.0/28): widened x.example.org A AAAA: allow one:8 [tcp/443] → allow one:8 some:14 [tcp/1 tcp/443]",
+                "a (192.0.2.7/32): denied x.example.org A AAAA: allow one:8 [tcp/443] → deny not:21 []",
+                "a (192.0.2.7/32): barred *.example.org : deny [] → deny not:21 []",
+            ],
+        ),
+        (
+            "networks that are denied",
+            with(&["[[rule]]\nid = \"d\"\naction = \"deny\"\nsegments = [\"*\"]\nnetworks = [\"203.0.113.0/24\"]\n"]),
+            with(&[
+                "[[rule]]\nid = \"d\"\naction = \"deny\"\nsegments = [\"*\"]\nnetworks = [\"203.0.113.0/25\", \"198.51.100.9\"]\n",
+            ]),
+            &[": freed 203.0.113.0/24 d:8", ": denied 198.51.100.9/32 d:8"],
         ),
     ] {
         assert_eq!(told(&old, &new), expected, "{reason}");
@@ -207,7 +246,7 @@ fn what_is_served_here_is_a_part_of_its_own() {
     let of = |rules: &str| policy_with(&format!("{SEGMENTS}{rules}"), &settings);
     let wide = rule("r", "allow", "a", "**.internal", "");
     let expected = ["a: allowed **.corp.internal corp.internal A AAAA: deny [] → allow r:8 [tcp/443]"];
-    assert_eq!(lines(&compare(&of(""), &of(&wide))), expected);
+    assert_eq!(lines(&compare(&of(""), &of(&wide), NOW)), expected);
 }
 
 /// What the comparison calls the part that a name is in, for a segment: the nearest pattern that a rule for the segment
@@ -301,8 +340,8 @@ proptest! {
         let new: Vec<Spec> = [number(kept, if rename { "z" } else { "k" }), number(come, "c")].concat();
         let both: Vec<Spec> = old.iter().chain(&new).cloned().collect();
         let (before, after) = (build(old.iter().cloned()), build(new.iter().cloned()));
-        prop_assert_eq!(compare(&before, &before), Comparison::default());
-        let comparison = compare(&before, &after);
+        prop_assert_eq!(compare(&before, &before, NOW), Comparison::default());
+        let comparison = compare(&before, &after, NOW);
         prop_assert!(comparison.left_out.is_empty() && comparison.segments.is_empty() && comparison.moved.is_empty());
         let (mut said, mut by_chain) = (BTreeMap::new(), BTreeSet::new());
         for change in &comparison.names {
