@@ -14,7 +14,7 @@ use outgate::audit::{
 };
 use outgate::name::{Name, NameBuf};
 use outgate::net::{Element, Scope, SegmentId, Service, Services};
-use outgate::policy::Reason;
+use outgate::policy::{Listed, Reason, Summary};
 use outgate::record::{ExtendedError, Rcode, Record, RecordType};
 use outgate::time::{Clock, Ttl, Wall};
 use proptest::prelude::*;
@@ -197,6 +197,9 @@ impl Parts {
             backends: &backends,
         };
         assert_documented(&encoded(&Event::Grant(grant), self.word(5)), "grant");
+        let ids = |from: usize| (0..from * usize::from(small) % 13).map(|at| Arc::from(self.word(at))).collect();
+        let listed = |from| Listed { added: ids(from), removed: ids(from + 1), changed: ids(from + 2) };
+        let changes = Summary { segments: listed(1), rules: listed(2), names_added: large, names_removed: 0 };
         let policy = PolicyEvent {
             at: Wall(1),
             op: "reload",
@@ -205,6 +208,7 @@ impl Parts {
             segments: usize::from(small),
             rules: usize::MAX,
             revoked: large,
+            changes: self.has(4).then_some(&changes),
             why: self.has(2).then_some(self.word(3)),
         };
         assert_documented(&encoded(&Event::Policy(policy), self.word(5)), "policy");

@@ -18,7 +18,7 @@ use crate::document::{Mistake, Warning, WarningKind};
 use crate::gate::{Designation, Door, EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook, Secrets};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
-use crate::policy::Policy;
+use crate::policy::{Policy, Summary};
 use crate::serve::tcp::Streams;
 use crate::serve::tls::{Identity, Tls};
 use crate::serve::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who};
@@ -148,7 +148,8 @@ impl RunningNode {
     pub(super) async fn record_start(&self) {
         let rulebook = self.parts.gate.rulebook();
         let mut shard = self.shard.lock().await;
-        record(&mut shard, rulebook.loaded, &rulebook, "load", None, 0, None);
+        let event = event(&rulebook, rulebook.loaded, "load");
+        record(&mut shard, event);
     }
 
     /// Loads everything anew and swaps it in, or changes nothing.
@@ -173,8 +174,11 @@ impl RunningNode {
         };
         match result {
             Ok((rulebook, revoked)) => {
-                record(&mut shard, rulebook.loaded, &rulebook, "reload", Some(before.policy.revision()), revoked, None);
                 let policy = &rulebook.policy;
+                let changes = changes(&before.policy, policy, rulebook.loaded).await;
+                let previous = Some(before.policy.revision());
+                let event = event(&rulebook, rulebook.loaded, "reload");
+                record(&mut shard, PolicyEvent { previous, revoked, changes: changes.as_ref(), ..event });
                 tracing::info!(
                     revision = format!("{:016x}", policy.revision()),
                     rules = policy.rules_len(),
@@ -193,7 +197,8 @@ impl RunningNode {
                 self.reload_failures.fetch_add(1, Ordering::Relaxed);
                 let first = mistakes.first().map(ToString::to_string).unwrap_or_default();
                 let at = gate.clock.now().wall;
-                record(&mut shard, at, &before, "refused", Some(before.policy.revision()), 0, Some(&first));
+                let previous = Some(before.policy.revision());
+                record(&mut shard, PolicyEvent { previous, why: Some(&first), ..event(&before, at, "refused") });
                 tracing::error!(mistakes = mistakes.len(), first, "reload refused; the policy before stays in force");
                 Err(mistakes)
             }
@@ -228,27 +233,29 @@ impl RunningNode {
     }
 }
 
-/// Records a load; `rulebook` is the one in force after it.
-fn record(
-    shard: &mut Shard,
-    at: Wall,
-    rulebook: &Rulebook,
-    op: &str,
-    previous: Option<u64>,
-    revoked: u64,
-    why: Option<&str>,
-) {
-    let id = shard.reserve();
-    let event = PolicyEvent {
+/// What a reload changed. A million names take a while: not on a thread of the runtime.
+async fn changes(before: &Arc<Policy>, after: &Arc<Policy>, now: Wall) -> Option<Summary> {
+    let (before, after) = (Arc::clone(before), Arc::clone(after));
+    tokio::task::spawn_blocking(move || Summary::new(&before, &after, now)).await.ok()
+}
+
+/// What is recorded of a load; `rulebook` is the one in force after it.
+fn event<'a>(rulebook: &Rulebook, at: Wall, op: &'a str) -> PolicyEvent<'a> {
+    PolicyEvent {
         at,
         op,
         revision: rulebook.policy.revision(),
-        previous,
+        previous: None,
         segments: rulebook.policy.segments().len(),
         rules: rulebook.policy.rules_len(),
-        revoked,
-        why,
-    };
+        revoked: 0,
+        changes: None,
+        why: None,
+    }
+}
+
+fn record(shard: &mut Shard, event: PolicyEvent<'_>) {
+    let id = shard.reserve();
     shard.append(id, &Event::Policy(event));
     if let Err(error) = shard.commit() {
         tracing::error!(%error, "a policy record could not be written");

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::format::json::Rendered;
 use crate::name::Name;
 use crate::net::{Element, Services};
-use crate::policy::Reason;
+use crate::policy::{Reason, Summary};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::Wall;
 
@@ -311,6 +311,8 @@ pub struct PolicyEvent<'a> {
     pub rules: usize,
     /// Grants that the new policy would not make, and that were revoked.
     pub revoked: u64,
+    /// Of a reload: what it changed.
+    pub changes: Option<&'a Summary>,
     /// Of a refused load: the first mistake.
     pub why: Option<&'a str>,
 }

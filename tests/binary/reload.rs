@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hickory_proto::op::ResponseCode;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::dns::{Client, a, addresses, code};
 use crate::harness::{POLICY, Site, ZONE, until};
@@ -52,6 +52,8 @@ fn a_signal_loads_policy_and_zones() {
     assert_eq!(addresses(&client.told("www.corp.example")), ["192.0.2.82"], "nothing from before is told");
     let record = policy_records(&site, "reload").remove(0);
     assert_ne!(record["policy"], record["previous"]);
+    let changes = json!({ "rules_changed": ["outside"], "omitted": 0, "names_added": 1, "names_removed": 0 });
+    assert_eq!(record["changes"], changes);
     assert_eq!(site.queries().pop().unwrap()["policy"], record["policy"]);
     assert_eq!(node.stop(), Some(0));
     site.verified();

@@ -130,7 +130,7 @@ mod tests {
             globs in prop::collection::vec("[ab*]{0,3}\\*[ab]{0,2}", 1..5),
             labels in prop::collection::vec("[abc]{1,6}", 20),
         ) {
-            let globs: Vec<&[u8]> = globs.iter().map(|glob| glob.as_bytes()).collect();
+            let globs: Vec<&[u8]> = globs.iter().map(String::as_bytes).collect();
             let overlaps = overlaps(&globs, |_| false);
             let set = |label: &[u8]| (0..globs.len()).filter(|at| glob_matches(globs[*at], label)).collect::<Vec<_>>();
             for (found, label) in &overlaps.labels {

@@ -255,13 +255,15 @@ impl Looks<'_> {
                 differences.entry((change, said, opened)).or_default().push(kind);
             }
         }
-        // What becomes of the name itself says as much of answers that lead to it.
-        let is_led_to = |change| matches!(change, Change::Barred | Change::Unbarred);
-        if !differences.keys().all(|(change, ..)| is_led_to(*change)) {
-            differences.retain(|(change, ..), _| !is_led_to(*change));
+        // A deny is for every type; and what becomes of the name itself says as much of answers that lead to it.
+        let is_denial = |change: Change, said: &[Said; 2]| {
+            matches!(change, Change::Barred | Change::Unbarred) || matches!(said, [Said::Denied(..), Said::Denied(..)])
+        };
+        if !differences.keys().all(|(change, said, _)| is_denial(*change, said)) {
+            differences.retain(|(change, said, _), _| !is_denial(*change, said));
         }
         for ((change, said, opened), mut types) in differences {
-            if is_led_to(change) {
+            if is_denial(change, &said) {
                 types.clear();
             }
             let difference = Difference { change, types, said, opened };

@@ -77,7 +77,11 @@ impl Terms {
             (Some(_), None) => false,
         };
         let lifted = other.private.is_none() || self.private.is_some() && within(&self.private, &other.private);
-        within(&self.within, &other.within) && lifted && self.chain.covers(&other.chain) && self.family == other.family
+        within(&self.within, &other.within)
+            && lifted
+            && self.chain.covers(&other.chain)
+            && self.family == other.family
+            && self.ends.is_none_or(|end| other.ends.is_some_and(|other| other <= end))
     }
 }
 

@@ -249,6 +249,42 @@ fn what_is_served_here_is_a_part_of_its_own() {
     assert_eq!(lines(&compare(&of(""), &of(&wide), NOW)), expected);
 }
 
+#[test]
+fn a_summary_says_what_came_went_and_changed() {
+    let one = rule("one", "allow", "*", "x.example.org y.example.org", "");
+    let two = rule("two", "allow", "a", "**.example.net", "owner = \"us\"");
+    let end = rule("end", "deny", "*", "z.example.org", "expires = 2030-01-01T00:00:00Z");
+    let with = |rules: &[&str]| format!("{SEGMENTS}{}", rules.concat());
+    let said = |old: &str, new: &str| {
+        let Summary { segments, rules, names_added, names_removed } = Summary::new(&policy(old), &policy(new), NOW);
+        let list = |Listed { added, removed, changed }: Listed| {
+            let list = |mark: char, ids: Vec<Arc<str>>| ids.iter().map(|id| format!("{mark}{id} ")).collect::<String>();
+            format!("{}{}{}", list('+', added), list('-', removed), list('~', changed))
+        };
+        format!("{}| {}| {names_added} {names_removed}", list(segments), list(rules))
+    };
+    let old = with(&[&one, &two, &end]);
+    for (reason, new, expected) in [
+        ("nothing", old.clone(), "| | 0 0"),
+        ("order, paper and comments", with(&["# new\n", &end, &two.replace("us", "them"), &one]), "| | 0 0"),
+        ("a name", with(&[&one.replace("y.", "q."), &two, &end]), "| ~one | 1 1"),
+        (
+            "a name that another rule has",
+            with(&[&one, &two.replace("**.example.net", "x.example.org"), &end]),
+            "| ~two | 0 1",
+        ),
+        ("ports", with(&[&one, &format!("{two}ports = [\"tcp/1\"]\n"), &end]), "| ~two | 0 0"),
+        ("an end", with(&[&one, &two, &end.replace("2030", "2031")]), "| ~end | 0 0"),
+        ("an id", with(&[&one, &two.replace("\"two\"", "\"new\""), &end]), "| +new -two | 0 0"),
+        ("its segments", with(&[&one, &two.replace("\"a\"", "\"b\""), &end]), "| ~two | 0 0"),
+        ("a segment that comes", format!("{old}[[segment]]\nname = \"c\"\n"), "+c | | 0 0"),
+        ("clients that move", old.replace("192.0.2.0/24", "192.0.2.0/25"), "~a | | 0 0"),
+        ("a segment's keys", old.replace("tags = { floor = \"1\" }", "refusal = \"nodata\""), "~b | | 0 0"),
+    ] {
+        assert_eq!(said(&old, &new), expected, "{reason}");
+    }
+}
+
 /// What the comparison calls the part that a name is in, for a segment: the nearest pattern that a rule for the segment
 /// names or excepts.
 fn part_of(specs: &[Spec], segment: usize, asked: &Name) -> Option<String> {

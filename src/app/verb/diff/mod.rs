@@ -46,7 +46,7 @@ struct Replayed {
 /// Says what differs; like diff(1), 0: nothing, 1: something, 2: it could not be compared.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let Arguments { config, old, new, log, json } = arguments;
-    for directory in [old, new].into_iter().filter(|directory| !directory.is_dir()) {
+    if let Some(directory) = [old, new].into_iter().find(|directory| !directory.is_dir()) {
         let fact = format!("{}: no such directory; name the policy directories, old and new", directory.display());
         return Err(Failure::Argument(fact));
     }

@@ -121,7 +121,7 @@ pub(super) fn json(comparison: &Comparison) -> Value {
     let owner = |owner: &Option<(Arc<str>, Place)>| {
         owner.as_ref().map(|(name, place)| json!({ "segment": &**name, "place": place.to_string() }))
     };
-    let listed = |segments: &[Arc<str>]| segments.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+    let listed = |segments: &[Arc<str>]| segments.iter().map(ToString::to_string).collect::<Vec<_>>();
     let segments: Vec<Value> = segments
         .iter()
         .map(|change| {
@@ -268,7 +268,7 @@ fn rules_json(rules: &[(Arc<str>, Place)]) -> Vec<Value> {
 }
 
 fn shortened(segments: &[Arc<str>]) -> String {
-    let named = segments.iter().take(NAMED).map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
+    let named = segments.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
     match segments.len().saturating_sub(NAMED) {
         0 => named,
         more => format!("{named} and {more} segments more"),

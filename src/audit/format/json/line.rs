@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use smallvec::SmallVec;
 
 use super::figures;
-use super::{NAME, SERVICES};
+use super::{CHANGED, ID, NAME, SERVICES};
 use crate::name::{self, MAX_WIRE};
 use crate::net::Services;
+use crate::policy::Summary;
 use crate::record::{self, Record};
 
 /// A key behind another field, and the colon.
@@ -168,6 +169,32 @@ impl Line<'_> {
         if let Some(omitted) = services.len().checked_sub(SERVICES).filter(|omitted| *omitted > 0) {
             self.number(key!("ports_omitted"), omitted as u64);
         }
+    }
+
+    /// What a reload changed.
+    pub(super) fn changes(&mut self, changes: &Summary) {
+        let Summary { segments, rules, names_added, names_removed } = changes;
+        self.raw(key!("changes"));
+        self.raw("{");
+        let mut omitted = 0;
+        for (open, ids) in [
+            ("\"segments_added\":", &segments.added),
+            ("\"segments_removed\":", &segments.removed),
+            ("\"segments_changed\":", &segments.changed),
+            ("\"rules_added\":", &rules.added),
+            ("\"rules_removed\":", &rules.removed),
+            ("\"rules_changed\":", &rules.changed),
+        ] {
+            if !ids.is_empty() {
+                self.list(open, ids.iter().take(CHANGED), |line, id| line.text("\"", id, ID));
+                self.raw(",");
+                omitted += ids.len().saturating_sub(CHANGED);
+            }
+        }
+        self.number("\"omitted\":", omitted as u64);
+        self.number(key!("names_added"), *names_added);
+        self.number(key!("names_removed"), *names_removed);
+        self.raw("}");
     }
 
     /// An answer up to its TTL.

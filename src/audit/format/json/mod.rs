@@ -28,6 +28,8 @@ const AFTER_ANSWERS: usize = 2500;
 const NAME: usize = 253 * 5;
 /// Names that an operator chose: segments, rules, upstreams, firewalls.
 const WORD: usize = 128;
+/// A segment's name, or a rule's id: 63 plain characters.
+const ID: usize = 64;
 /// The node: a host name has at most 255 octets.
 const NODE: usize = 256;
 /// Sentences, which may hold what an upstream said.
@@ -36,6 +38,8 @@ const SENTENCE: usize = 512;
 const TAGS: usize = 3072;
 /// One record's service ranges; a rule has at most 128 ports.
 const SERVICES: usize = 48;
+/// Segments and rules of each kind that a reload's record names.
+const CHANGED: usize = 10;
 /// A grant waits for few firewalls.
 const BACKENDS: usize = 16;
 
@@ -242,6 +246,9 @@ impl Encoder {
         line.number(key!("segments"), u64::try_from(event.segments).unwrap_or(u64::MAX));
         line.number(key!("rules"), u64::try_from(event.rules).unwrap_or(u64::MAX));
         line.number(key!("revoked"), event.revoked);
+        if let Some(changes) = event.changes {
+            line.changes(changes);
+        }
         line.text_of(open!("why"), event.why, SENTENCE);
     }
 }
