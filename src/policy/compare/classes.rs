@@ -95,7 +95,7 @@ impl<'a> Classes<'a> {
     pub(super) fn new(policies: [&'a Policy; 2], now: Wall) -> Self {
         let mut of: BTreeMap<&Arc<str>, [Option<SegmentIndex>; 2]> = BTreeMap::new();
         for (side, policy) in policies.iter().enumerate() {
-            for (index, segment) in (0..).zip(&policy.segments) {
+            for (index, segment) in (0..).zip(policy.filed.iter()) {
                 if let Some(place) = of.entry(&segment.name).or_default().get_mut(side) {
                     *place = Some(SegmentIndex(index));
                 }
@@ -130,7 +130,7 @@ impl<'a> Classes<'a> {
                 let next = u32::try_from(known.len()).unwrap_or(u32::MAX);
                 *known.entry(Token::of(rule)).or_insert(next)
             };
-            policy.rules.iter().map(&mut token).collect()
+            policy.rules.filed().iter().map(&mut token).collect()
         });
         let audiences = RefCell::default();
         Self { policies, now, joints, parts, members, tokens, audiences, everybody, classes_of, joint_of }
@@ -212,7 +212,7 @@ impl<'a> Classes<'a> {
 fn parts(policies: [&Policy; 2], joints: &[Joint], joint_of: &[Vec<u32>; 2]) -> Vec<Part> {
     let mut named: BTreeMap<u32, BTreeSet<Prefix>> = BTreeMap::new();
     for (policy, joint_of) in policies.iter().zip(joint_of) {
-        for rule in policy.rules.iter().filter(|rule| !rule.clients.is_empty()) {
+        for rule in policy.rules.filed().iter().filter(|rule| !rule.clients.is_empty()) {
             let concerned = |(index, _): &(u32, &u32)| rule.audience.contains(SegmentIndex(*index));
             for (_, joint) in (0..).zip(joint_of).filter(concerned) {
                 named.entry(*joint).or_default().extend(&rule.clients);
@@ -268,7 +268,7 @@ fn members(policies: [&Policy; 2], joints: &[Joint], joint_of: &[Vec<u32>; 2], p
     let mut list = 0;
     for (policy, joint_of) in policies.iter().zip(joint_of) {
         let mut seen = HashSet::new();
-        let audiences = policy.rules.iter().map(|rule| &rule.audience);
+        let audiences = policy.rules.filed().iter().map(|rule| &rule.audience);
         for audience in audiences.chain(policy.reserved.sites.each().map(|(_, audience)| audience)) {
             let Audience::Listed(listed) = audience else { continue };
             // Rules that say the same of their segments share the list.
@@ -285,7 +285,7 @@ fn members(policies: [&Policy; 2], joints: &[Joint], joint_of: &[Vec<u32>; 2], p
     }
     let clients: BTreeSet<&[Prefix]> = policies
         .iter()
-        .flat_map(|policy| &policy.rules)
+        .flat_map(|policy| policy.rules.filed())
         .map(|rule| &*rule.clients)
         .filter(|list| !list.is_empty())
         .collect();

@@ -4,6 +4,7 @@
 //!   the same patterns match are decided alike, so one name of each part is decided under both policies, by the function
 //!   that decides queries. Only parts that a changed pattern touches are looked at.
 //! - A pattern stands for those of its names that no nearer pattern of a rule for the segment names or excepts.
+//! - Policies of files are compared: what was laid over them while a node ran is not looked at.
 //! - A segment stands for those of its clients that no rule names (`clients`).
 //! - Rules that have ended say nothing; those that will are not those that will not.
 //! - The rules decide, not what becomes of their word: `mode`, `filter_aaaa` and `refusal` of a segment are told once, as
@@ -279,7 +280,7 @@ impl Looks<'_> {
         let segments = self.classes.of(class);
         for (policy, segment) in self.classes.policies.iter().zip(segments) {
             let Some(segment) = segment else { continue };
-            let found = policy.index.find(wire);
+            let found = policy.find(wire);
             types
                 .extend(found.hits(&policy.rules, segment).flat_map(|hit| policy.rule(hit.rule).types.iter().copied()));
         }
@@ -303,7 +304,7 @@ impl Looks<'_> {
         match policy.rule_on(case, wire, kind) {
             Ruling::Allowed(rules) => Said::Allowed(Rules::into_vec(rules)),
             Ruling::Refused { rule: Some(rule), reason: Reason::Rule, .. } => {
-                let found = policy.index.find(wire);
+                let found = policy.find(wire);
                 let hits = found.hits(&policy.rules, segment).map(|hit| policy.rule(hit.rule));
                 let denies =
                     |rule: &&Rule| rule.action == Action::Deny && rule.is_heard(&case) && !rule.except.contains(wire);

@@ -247,7 +247,7 @@ mod tests {
                 format!("[[rule]]\nid = \"r{at}\"\naction = \"allow\"\nsegments = [\"*\"]\nnames = [\"a.example\"]\n{keys}\n")
             });
             let policy = policy(&format!("[[segment]]\nname = \"s\"\n{}", rules.collect::<String>()));
-            policy.rules.iter().flat_map(|rule| of(rule, RecordType::A)).collect::<Vec<_>>()
+            policy.rules.filed().iter().flat_map(|rule| of(rule, RecordType::A)).collect::<Vec<_>>()
         };
         let (old, new) = (parts(old), parts(new));
         (written(&beyond(&old, &new)), written(&beyond(&new, &old)))

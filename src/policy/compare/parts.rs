@@ -80,7 +80,7 @@ pub(super) fn each(classes: &Classes<'_>, changed: &Changed, visit: &mut Visit<'
 fn aside(classes: &Classes<'_>) -> Vec<Aside> {
     let mut aside = Vec::new();
     for (side, policy) in classes.policies.iter().enumerate() {
-        for (number, rule) in (0..).zip(&policy.rules).filter(|(_, rule)| !rule.except.is_empty()) {
+        for (number, rule) in (0..).zip(policy.rules.filed()).filter(|(_, rule)| !rule.except.is_empty()) {
             let concerned = classes.concerned(side, crate::policy::RuleIndex(number));
             rule.except.each(|base, mark, _| {
                 let mark = match mark {

@@ -34,7 +34,7 @@ pub(super) fn changed(classes: &Classes<'_>) -> Vec<SegmentChange> {
 }
 
 fn segments<'a>(classes: &Classes<'a>, of: [Option<SegmentIndex>; 2]) -> [Option<&'a Segment>; 2] {
-    let mut found = classes.policies.iter().zip(of).map(|(policy, of)| policy.segments.get(of?.0 as usize));
+    let mut found = classes.policies.iter().zip(of).map(|(policy, of)| policy.filed.get(of?.0 as usize));
     [found.next().flatten(), found.next().flatten()]
 }
 
@@ -66,7 +66,7 @@ pub(super) fn moved(classes: &Classes<'_>) -> Vec<Moved> {
     let [old, new] = classes.policies;
     let mut moved = BTreeSet::new();
     let owner = |policy: &Policy, segment: Option<&SegmentIndex>| {
-        let segment = policy.segments.get(segment?.0 as usize)?;
+        let segment = policy.filed.get(segment?.0 as usize)?;
         Some((Arc::clone(&segment.name), segment.place.clone()))
     };
     let mut note = |what, subject: String, [before, after]: [Option<(Arc<str>, Place)>; 2]| {
@@ -173,7 +173,7 @@ fn named(
     network: Prefix,
     segment: Option<SegmentIndex>,
 ) -> Vec<(Arc<str>, Place)> {
-    let rules = classes.policies.get(side).into_iter().flat_map(|policy| &policy.rules);
+    let rules = classes.policies.get(side).into_iter().flat_map(|policy| policy.rules.filed());
     let naming = |rule: &&Rule| {
         let concerned = segment.is_none_or(|segment| rule.audience.contains(segment));
         rule.action == action && rule.lives(classes.now) && concerned && rule.networks.contains(&network)

@@ -78,7 +78,7 @@ fn of_segments(classes: &Classes<'_>) -> Listed {
 fn of_rules(classes: &Classes<'_>, renamed: &BTreeSet<Arc<str>>) -> Listed {
     let mut both: BTreeMap<&Arc<str>, [Option<RuleIndex>; 2]> = BTreeMap::new();
     for (side, policy) in classes.policies.iter().enumerate() {
-        for (number, rule) in (0..).zip(&policy.rules) {
+        for (number, rule) in (0..).zip(policy.rules.filed()) {
             if let Some(place) = both.entry(&rule.id).or_default().get_mut(side) {
                 *place = Some(RuleIndex(number));
             }
