@@ -72,11 +72,6 @@ impl Rules {
         self.filed.get(at).unwrap_or_else(|| &self.later[at - self.filed.len()])
     }
 
-    /// Those of files.
-    pub(super) fn filed(&self) -> &[Rule] {
-        &self.filed
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.filed.iter().chain(&*self.later)
     }
