@@ -59,6 +59,11 @@ fn what_is_revoked_is_closed_within_a_second() {
 }
 
 #[test]
+fn what_is_denied_ends_within_a_second() {
+    tell("brake");
+}
+
+#[test]
 fn a_hostile_name_server_opens_nothing_else() {
     tell("hostile");
 }

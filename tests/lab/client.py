@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import socket
 import struct
+import threading
 import time
 
 import packets
@@ -110,3 +111,62 @@ class Crowd:
         """Waits for every client; what each one gave, in the order of the tasks."""
         with self._pool:
             return [future.result() for future in self._futures]
+
+
+class Download:
+    """Bytes that keep coming from a web server of the lab's internet, over TCP or UDP, read by a thread of its own."""
+
+    def __init__(self, namespace, source, address, kind, port=443):
+        with namespace.inside():
+            made = stream(source, 2.0) if kind == socket.SOCK_STREAM else socket.socket(_family(source), kind)
+        if kind == socket.SOCK_DGRAM:
+            made.bind((source, 0))
+        made.settimeout(2.0)
+        made.connect((address, port))
+        made.send(b"pour")
+        made.settimeout(0.1)
+        self._socket = made
+        self._last = 0.0
+        self._over = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        while not self._over:
+            try:
+                if not self._socket.recv(65536):
+                    return
+                self._last = time.monotonic()
+            except TimeoutError:
+                pass
+            except OSError:
+                return
+
+    def flows(self, seconds=2.0):
+        """Whether bytes come from now on."""
+        start = time.monotonic()
+        while self._last <= start and time.monotonic() - start < seconds:
+            time.sleep(0.01)
+        return self._last > start
+
+    def silent(self, seconds):
+        """Waits until nothing has come for so long, 5 s at most; when the last byte came."""
+        end = time.monotonic() + 5
+        while time.monotonic() - self._last < seconds and time.monotonic() < end:
+            time.sleep(0.01)
+        return self._last
+
+    def refused(self, seconds=2.0):
+        """Whether who sends is told that it does not arrive."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                self._socket.send(b"more")
+                time.sleep(0.02)
+            except OSError as error:
+                return error.errno in (*REFUSALS, errno.ECONNRESET, errno.EPIPE)
+        return False
+
+    def close(self):
+        """Ends it."""
+        self._over = True
+        self._socket.close()

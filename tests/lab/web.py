@@ -1,13 +1,16 @@
 """Web servers for a whole internet: TCP and UDP echo on ports 80 and 443 of every local address.
 
 A program of its own; the lab starts it in the internet's namespace. A TCP client is greeted with one line,
-the address that it reached, and then gets back whatever it sends.
+the address that it reached, and then gets back whatever it sends. Who sends "pour" gets a kilobyte every 10 ms, for a
+minute.
 """
 
 import selectors
 import socket
+import time
 
 PORTS = [80, 443]
+POUR, PIECE, EVERY, TIMES = b"pour", bytes(1024), 0.01, 6000
 # Of <linux/in.h> and <linux/in6.h>; Python 3.11 does not name the first.
 IP_PKTINFO = 8
 
@@ -32,6 +35,8 @@ def listener(family, kind, port):
 def main():
     """Serves until killed."""
     ready = selectors.DefaultSelector()
+    # What sends a piece: how often still.
+    pouring = {}
 
     def accept(bound):
         for _ in range(64):
@@ -52,8 +57,11 @@ def main():
     def echo(stream):
         try:
             data = stream.recv(4096)
-            if data:
+            if data == POUR:
+                pouring[lambda: stream.send(PIECE)] = TIMES
+            elif data:
                 stream.send(data)
+            if data:
                 return
         except BlockingIOError:
             return
@@ -67,16 +75,35 @@ def main():
             data, ancillary, _, peer = bound.recvmsg(4096, 256)
             # The reply leaves from the address that was asked: the same control message, sent back.
             bound.sendmsg([data], ancillary, 0, peer)
+            if data == POUR:
+                pouring[lambda: bound.sendmsg([PIECE], ancillary, 0, peer)] = TIMES
         except OSError:
             pass
+
+    def pour():
+        for send, times in list(pouring.items()):
+            try:
+                send()
+            except BlockingIOError:
+                pass
+            except OSError:
+                times = 0
+            if times:
+                pouring[send] = times - 1
+            else:
+                del pouring[send]
 
     for port in PORTS:
         for family in (socket.AF_INET, socket.AF_INET6):
             ready.register(listener(family, socket.SOCK_STREAM, port), selectors.EVENT_READ, accept)
             ready.register(listener(family, socket.SOCK_DGRAM, port), selectors.EVENT_READ, reflect)
+    next_piece = 0.0
     while True:
-        for key, _ in ready.select():
+        for key, _ in ready.select(EVERY if pouring else None):
             key.data(key.fileobj)
+        if pouring and time.monotonic() >= next_piece:
+            next_piece = time.monotonic() + EVERY
+            pour()
 
 
 if __name__ == "__main__":
