@@ -217,7 +217,9 @@ pub enum FirewallError {
     #[error("the table {0} is owned by another process; stop the other outgate first")]
     Owned(String),
     /// The kernel lacks something.
-    #[error("the kernel does not support {0}; load or build in nf_tables, nft_ct, nft_reject_inet and nft_log")]
+    #[error(
+        "the kernel does not support {0}; load or build in nf_tables, nft_ct, nft_reject_inet, nft_log and nf_conntrack_netlink"
+    )]
     Unsupported(String),
     /// No answer in time.
     #[error("no acknowledgement within the deadline")]

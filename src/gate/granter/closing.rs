@@ -1,7 +1,8 @@
 //! What is taken away before its end: what a policy would not make any more, and what an operator names. It is done in
 //! slices, as other chores are.
 //!
-//! Offers of what an operator names wait meanwhile: what is opened again afterwards was asked for afterwards.
+//! Offers of what an operator names wait meanwhile, and are decided anew afterwards: nothing of it is opened before it was
+//! closed and told after that.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -107,11 +108,14 @@ impl HeldBack {
         }
     }
 
-    /// Adds the offers that nothing holds back any more to `offers`.
-    pub(super) fn release(&mut self, offers: &mut Vec<Offer>) {
+    /// Lets go of the offers that nothing holds back any more. They were inspected before: who still waits is decided anew,
+    /// and what nobody waits for is not opened again.
+    pub(super) fn release(&mut self) {
         if !self.filters.is_empty() && !self.holds() {
             self.filters.clear();
-            offers.append(&mut self.offers);
+            for offer in self.offers.drain(..) {
+                offer.refuse(NotGranted::Stale);
+            }
         }
     }
 }

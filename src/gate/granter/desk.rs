@@ -154,7 +154,7 @@ impl Desk {
                 return;
             }
             self.look_after();
-            self.held_back.release(&mut offers);
+            self.held_back.release();
             if !self.serve(&mut orders, &mut offers) {
                 return;
             }

@@ -43,7 +43,7 @@ const FULL: Duration = Duration::from_millis(1);
 /// Why an answer may not be told.
 #[derive(Debug)]
 pub enum NotGranted {
-    /// The policy changed since it was inspected: decide again.
+    /// The policy changed since it was inspected, or what it would open was closed: decide again.
     Stale,
     /// A cap is met.
     Full(Full),

@@ -144,7 +144,7 @@ fn what_is_closed_is_told_by_nobody() {
     world.stop();
 }
 
-/// What is opened while something is being closed is opened after that, or it would be closed with it.
+/// What would be opened while it is being closed is decided anew after that, or it would be closed and told.
 #[test]
 fn an_offer_waits_for_what_is_about_to_close_it() {
     let (place, clock) = (Place::new(), Clock::manual());
@@ -160,16 +160,40 @@ fn an_offer_waits_for_what_is_about_to_close_it() {
     assert!(!waits.is_finished());
     let closed = world.runtime.block_on(granter.close(filter, "".into()));
     assert_eq!((closed.reasons, closed.elements.len()), (1, 1));
-    world.runtime.block_on(waits).unwrap().unwrap();
-    assert_eq!(gateway.handle.elements().len(), 2);
+    let refused = world.runtime.block_on(waits).unwrap();
+    assert!(matches!(refused, Err(NotGranted::Stale)), "{refused:?}");
+    assert_eq!(gateway.handle.elements().len(), 1);
     // Who gave up before closing anything holds nobody up.
     let filter = Arc::new(GrantsOf::default());
     world.runtime.block_on(granter.hold(&filter));
     let waits = world.runtime.spawn(world.offers("192.0.2.1", "api.example.com", 9));
     world.until(|| granter.counts().pending.load(Ordering::Relaxed) == 1);
     drop(filter);
-    world.runtime.block_on(waits).unwrap().unwrap();
-    assert_eq!(gateway.handle.elements().len(), 3);
+    let refused = world.runtime.block_on(waits).unwrap();
+    assert!(matches!(refused, Err(NotGranted::Stale)), "{refused:?}");
+    world.opens("192.0.2.1", "api.example.com", 9);
+    world.stop();
+}
+
+/// Who asked before it was closed and waits is told what was opened afterwards.
+#[test]
+fn a_query_under_way_is_decided_anew() {
+    let (place, clock) = (Place::new(), Clock::manual());
+    let gateway = Gateway::new(&clock, true);
+    let mut world = World::start(&place, &clock, POLICY, &[&gateway], Some("127.0.0.1:9".parse().unwrap()));
+    let told_until = clock.now().tick + Duration::from_secs(60);
+    let known = Known { answer: answer(), told_until, origin: None, last: Mutex::default() };
+    world.gate.answers.put(0, &question(), Arc::new(known), world.gate.answers.flushes());
+    let filter = Arc::new(to("198.51.100.7/32"));
+    world.runtime.block_on(world.gate.granter.hold(&filter));
+    let asked = world.ask("192.0.2.1");
+    world.until(|| world.gate.granter.counts().pending.load(Ordering::Relaxed) == 1);
+    assert_eq!(gateway.handle.elements(), []);
+    world.runtime.block_on(world.gate.granter.close(filter, "".into()));
+    let finished = world.runtime.block_on(asked).unwrap();
+    assert!(matches!(finished.conclusion, Conclusion::Told { .. }), "{:?}", finished.conclusion);
+    assert_eq!(gateway.handle.elements().len(), 1);
+    drop(finished);
     world.stop();
 }
 

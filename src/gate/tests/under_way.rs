@@ -44,7 +44,7 @@ impl Server {
 
 impl World {
     /// Begins the slow path for [`question`], asked by this client.
-    fn ask(&mut self, client: &str) -> JoinHandle<Finished> {
+    pub(super) fn ask(&mut self, client: &str) -> JoinHandle<Finished> {
         let mut packet = Vec::new();
         crate::wire::encode_query(&mut packet, 1, &question(), false, || false);
         let peer = SocketAddr::new(client.parse().unwrap(), 40_000);
