@@ -97,6 +97,7 @@ impl Specimen {
             asked_by: None,
             certificate: None,
             cookie: None,
+            labels: "",
             segment: Some(("build", "")),
             qid: Some(n as u16),
             stated,

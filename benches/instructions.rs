@@ -190,6 +190,7 @@ fn records() -> Turn {
                 asked_by: None,
                 certificate: None,
                 cookie: None,
+                labels: "",
                 segment: Some(("shop", r#"{"service":"shop","stage":"bench"}"#)),
                 qid: Some(4711),
                 stated: Stated::Rendered(rendered),

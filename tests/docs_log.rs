@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use outgate::audit::{
-    BackendAck, CacheUse, Encoder, Event, FIELDS, GrantEvent, GrantOp, Log, MAX_LINE, Outcome, PolicyEvent, QueryEvent,
-    RecordId, Rendered, Settings, Stated, Statement, Transport,
+    BackendAck, CacheUse, ChangeEvent, Encoder, Event, FIELDS, GrantEvent, GrantOp, Log, MAX_LINE, Outcome,
+    PolicyEvent, QueryEvent, RecordId, Rendered, Settings, Stated, Statement, Transport,
 };
 use outgate::name::{Name, NameBuf};
 use outgate::net::{Element, Scope, SegmentId, Service, Services};
@@ -36,7 +36,7 @@ impl Keys {
                 paths.push(path.clone());
             }
             // Free keys are values, not fields.
-            if !matches!(path.as_str(), "tags" | "sequences") {
+            if !matches!(path.as_str(), "tags" | "labels" | "sequences") {
                 inner.paths(&format!("{path}."), paths);
             }
         }
@@ -161,6 +161,7 @@ impl Parts {
             certificate: self.has(1).then_some(self.word(0)),
             cookie: self.has(2).then_some("invalid"),
             segment: self.has(2).then_some((self.word(1), self.tags.as_str())),
+            labels: if self.has(4) { r#"{"pod":"a"}"# } else { "" },
             qid: self.has(3).then_some(small),
             stated,
             // TC more seldom than not: with it there are no answers.
@@ -212,6 +213,23 @@ impl Parts {
             why: self.has(2).then_some(self.word(3)),
         };
         assert_documented(&encoded(&Event::Policy(policy), self.word(5)), "policy");
+        let change = ChangeEvent {
+            at: Wall(1),
+            op: "allow",
+            change: self.has(1).then_some(self.word(0)),
+            by: self.has(2).then_some(self.word(1)),
+            targets: if self.has(3) { &self.words } else { &[] },
+            client: self.has(4).then_some(self.address),
+            segments: if self.has(5) { &self.words } else { &[] },
+            until: self.has(6).then_some(Wall(2)),
+            why: self.has(7).then_some(self.word(2)),
+            ticket: self.has(8).then_some(self.word(3)),
+            clients: self.has(9).then_some(usize::MAX),
+            revoked: large,
+            cut: self.has(10).then_some(large),
+            unsaved: self.has(11),
+        };
+        assert_documented(&encoded(&Event::Change(change), self.word(5)), "change");
     }
 }
 

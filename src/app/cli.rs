@@ -140,6 +140,35 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Let something through for a time, on a running node: names for a segment or a client, or addresses
+    #[command(
+        after_help = "Its end is certain: the rule goes, and what was opened under it. A restart keeps it; a reload of \
+                              policy files does not undo it.\n\nExample:\n  outgate allow api.example.org --segment build --for 30m \
+                              --reason \"release 4.2\" --ticket OPS-7"
+    )]
+    Allow(verb::change::Allow),
+    /// Refuse names or addresses at once, on a running node: what is open to them is closed
+    #[command(
+        after_help = "It stands above every allow and until it is retracted, also over a restart, unless --for says how long.\n\n\
+                              Example:\n  outgate deny \"**.bad.example.com\" --reason \"incident 12\"\n  \
+                              outgate deny 203.0.113.66 198.51.100.0/28 --for 1d --reason \"incident 12\""
+    )]
+    Deny(verb::change::Deny),
+    /// Take back a rule that `allow` or `deny` made, before its end
+    #[command(after_help = "Example:\n  outgate retract runtime-5f0c91ab --reason \"it was a false alarm\"")]
+    Retract(verb::change::Retract),
+    /// Close what is open now; what the policy allows is open again for who asks again
+    #[command(
+        after_help = "All that is given must hold. To keep it closed, deny it.\n\nExample:\n  outgate revoke --name \
+                              www.example.org --cut --reason \"moved\"\n  outgate revoke --client 192.0.2.31 --reason \"lost laptop\""
+    )]
+    Revoke(verb::change::Revoke),
+    /// Forget a client whose address is about to be another's: its grants, its connections, where it was placed
+    #[command(after_help = "Example:\n  outgate forget 10.20.7.31")]
+    Forget(verb::change::Forget),
+    /// Place clients in segments, take them out, list them
+    #[command(subcommand)]
+    Client(verb::change::Client),
     /// Let a running node forget what it has cached of a name: answers, failures and replies; what is open stays open
     #[command(after_help = "Example:\n  outgate flush www.example.org\n  outgate flush example.org --below")]
     Flush {
@@ -196,6 +225,12 @@ pub fn main() -> ExitCode {
             let filter = verb::node::Filter { client, address, name, segment, limit };
             verb::node::grants(&config, &filter, json)
         }
+        Verb::Allow(options) => verb::change::allow(options),
+        Verb::Deny(options) => verb::change::deny(options),
+        Verb::Retract(options) => verb::change::retract(&options),
+        Verb::Revoke(options) => verb::change::revoke(options),
+        Verb::Forget(options) => verb::change::forget(options),
+        Verb::Client(verb) => verb::change::client(verb),
         Verb::Flush { config, name, below, json } => verb::node::flush(&config, &name, below, json),
         Verb::Reload { config, json } => verb::node::reload(&config, json),
         Verb::Log(verb) => verb::log::run(verb),

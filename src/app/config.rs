@@ -26,6 +26,8 @@ pub(super) struct Config {
     pub(super) tls: Option<tls::Settings>,
     pub(super) forwarders: Vec<policy::Forwarder>,
     pub(super) policy_directory: PathBuf,
+    /// Who is in which segment, watched; `None`: nobody writes one.
+    pub(super) clients_file: Option<PathBuf>,
     pub(super) zones: zones::Settings,
     /// Empty: the system's resolvers.
     pub(super) upstreams: Vec<upstream::Settings>,
@@ -81,6 +83,7 @@ impl Config {
         let listen = read_listen(&root);
         let forwarders = read_forwarders(&root);
         let policy_directory = read_policy(&root);
+        let clients_file = read_clients(&root).map(path);
         let mut zones = zones::Settings::read(&root);
         zones.directory = path(zones.directory);
         let upstreams = upstream::Settings::read_all(&root, &base);
@@ -103,6 +106,7 @@ impl Config {
             tls,
             forwarders,
             policy_directory: path(policy_directory),
+            clients_file,
             zones,
             upstreams,
             terms,
@@ -225,6 +229,13 @@ fn read_policy(root: &Table) -> PathBuf {
     let directory = table.required_string("directory");
     table.finish(&["candidate", "watch"]);
     directory.map_or_else(|| PathBuf::from("policy"), |directory| directory.value.into())
+}
+
+fn read_clients(root: &Table) -> Option<PathBuf> {
+    let table = root.table("clients")?;
+    let file = table.required_string("file");
+    table.finish(&[]);
+    file.map(|file| file.value.into())
 }
 
 fn read_health(root: &Table) -> Option<SocketAddr> {

@@ -1,5 +1,6 @@
 //! Wiring: the configuration, the node, one file per command-line verb.
 
+mod changes;
 pub mod cli;
 mod config;
 mod cookies;

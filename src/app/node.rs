@@ -1,7 +1,7 @@
 //! The running node: what operators ask of it, and the reload.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,19 +9,25 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 
+use crate::app::changes::{Contents, Desk};
 use crate::app::config::Config;
 use crate::app::cookies;
 use crate::app::load::{self, Loaded};
 use crate::audit::{Event, Meter, PolicyEvent, Shard, Transport};
 use crate::cache;
 use crate::document::{Mistake, Warning, WarningKind};
-use crate::gate::{Designation, Door, EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook, Secrets};
+use crate::gate::{
+    Closed, Designation, Door, EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook, Secrets,
+};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
 use crate::policy::{Policy, Summary};
 use crate::serve::tcp::Streams;
 use crate::serve::tls::{Identity, Tls};
-use crate::serve::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who};
+use crate::serve::{
+    ChangeOrder, ClientRow, FlushOrder, Flushed, ForgetOrder, GrantFilter, GrantRow, Node, PlaceOrder, Readiness,
+    RevokeOrder, Who,
+};
 use crate::time::Wall;
 use crate::upstream::ServerHealth;
 
@@ -97,21 +103,24 @@ pub(super) struct RunningNode {
     /// What the last load said of the certificate.
     warnings: ArcSwap<Vec<Warning>>,
     started: Wall,
-    /// The shard of policy records; held through a reload, so that two are done one after the other.
-    shard: tokio::sync::Mutex<Shard>,
+    /// Held through a reload and a change, so that two are done one after the other.
+    pub(super) desk: tokio::sync::Mutex<Desk>,
+    /// What is changed while it runs, for who only looks.
+    pub(super) changes: ArcSwap<Contents>,
     stopping: AtomicBool,
     reload_failures: AtomicU64,
 }
 
 impl RunningNode {
-    pub(super) fn new(mut parts: NodeParts, warnings: Vec<Warning>, shard: Shard) -> Self {
+    pub(super) fn new(mut parts: NodeParts, warnings: Vec<Warning>, desk: Desk) -> Self {
         let started = parts.gate.clock.now().wall;
         let Doors { dns, tls, https, quic, h3 } = &mut parts.doors;
         [dns, tls, https, quic, h3].into_iter().for_each(|addresses| addresses.sort());
         Self {
             warnings: ArcSwap::from_pointee(warnings),
             started,
-            shard: tokio::sync::Mutex::new(shard),
+            changes: ArcSwap::from_pointee(desk.book.contents.clone()),
+            desk: tokio::sync::Mutex::new(desk),
             stopping: AtomicBool::new(false),
             reload_failures: AtomicU64::new(0),
             parts,
@@ -147,14 +156,14 @@ impl RunningNode {
     /// Records the policy that the node starts with.
     pub(super) async fn record_start(&self) {
         let rulebook = self.parts.gate.rulebook();
-        let mut shard = self.shard.lock().await;
+        let mut desk = self.desk.lock().await;
         let event = event(&rulebook, rulebook.loaded, "load");
-        record(&mut shard, event);
+        record(&mut desk.shard, event);
     }
 
     /// Loads everything anew and swaps it in, or changes nothing.
     pub(super) async fn reload_now(self: &Arc<Self>) -> Result<Value, Vec<Mistake>> {
-        let mut shard = self.shard.lock().await;
+        let mut desk = self.desk.lock().await;
         let gate = &self.parts.gate;
         let before = gate.rulebook();
         let node = Arc::clone(self);
@@ -169,7 +178,7 @@ impl RunningNode {
         let loaded =
             loaded.unwrap_or_else(|error| Err(vec![Mistake::general(format!("the load broke off: {error}"), "")]));
         let result = match loaded {
-            Ok((loaded, secrets)) => self.swap(loaded, secrets, &before).await,
+            Ok((loaded, secrets)) => self.swap(loaded, secrets, &before, &mut desk).await,
             Err(mistakes) => Err(mistakes),
         };
         match result {
@@ -178,7 +187,7 @@ impl RunningNode {
                 let changes = changes(&before.policy, policy, rulebook.loaded).await;
                 let previous = Some(before.policy.revision());
                 let event = event(&rulebook, rulebook.loaded, "reload");
-                record(&mut shard, PolicyEvent { previous, revoked, changes: changes.as_ref(), ..event });
+                record(&mut desk.shard, PolicyEvent { previous, revoked, changes: changes.as_ref(), ..event });
                 tracing::info!(
                     revision = format!("{:016x}", policy.revision()),
                     rules = policy.rules_len(),
@@ -198,7 +207,7 @@ impl RunningNode {
                 let first = mistakes.first().map(ToString::to_string).unwrap_or_default();
                 let at = gate.clock.now().wall;
                 let previous = Some(before.policy.revision());
-                record(&mut shard, PolicyEvent { previous, why: Some(&first), ..event(&before, at, "refused") });
+                record(&mut desk.shard, PolicyEvent { previous, why: Some(&first), ..event(&before, at, "refused") });
                 tracing::error!(mistakes = mistakes.len(), first, "reload refused; the policy before stays in force");
                 Err(mistakes)
             }
@@ -211,17 +220,21 @@ impl RunningNode {
         loaded: Loaded,
         secrets: Secrets,
         before: &Rulebook,
+        desk: &mut Desk,
     ) -> Result<(Arc<Rulebook>, u64), Vec<Mistake>> {
         let gate = &self.parts.gate;
         let now = gate.clock.now().wall;
-        let Loaded { policy, zones, identity, warnings } = loaded;
+        let Loaded { policy: files, zones, identity, mut warnings } = loaded;
+        let (policy, left_out) = desk.laid(&files);
+        warnings.extend(left_out);
         let designation = identity.as_ref().and_then(|identity| self.parts.doors.designation(identity));
-        let rulebook = Rulebook::new(policy, zones, before.epoch + 1, now, self.parts.registry.tallies());
+        let rulebook = Rulebook::new(Arc::new(policy), zones, before.epoch + 1, now, self.parts.registry.tallies());
         let rulebook = Arc::new(rulebook.designating(designation).giving_cookies(secrets));
         let swapped = gate.swap(Arc::clone(&rulebook)).await;
         let revoked = swapped.map(|closed| closed.reasons).map_err(|(name, error)| {
             vec![Mistake::general(format!("firewall \"{name}\" refused the new policy: {error}"), "")]
         })?;
+        desk.files = files;
         if let Some((tls, identity)) = self.parts.tls.as_ref().zip(identity)
             && tls.renew(identity)
         {
@@ -230,6 +243,19 @@ impl RunningNode {
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         self.warnings.store(Arc::new(warnings));
         Ok((rulebook, revoked))
+    }
+}
+
+impl RunningNode {
+    /// Puts another policy in force beside the same zones; what was closed.
+    ///
+    /// # Errors
+    /// One sentence: a firewall refused its layout, and nothing has changed.
+    pub(super) async fn follow(&self, policy: Policy) -> Result<Closed, String> {
+        let gate = &self.parts.gate;
+        let next = gate.rulebook().followed_by(Arc::new(policy), self.parts.registry.tallies());
+        let swapped = gate.swap(Arc::new(next)).await;
+        swapped.map_err(|(name, error)| format!("firewall \"{name}\" refused it: {error}"))
     }
 }
 
@@ -318,6 +344,7 @@ impl Node for Arc<RunningNode> {
                 "loaded_at": rulebook.loaded.to_string(), "observe": observe,
                 "reload_failures": load(&self.reload_failures),
             },
+            "changes": self.changes.load().status(),
             "zones": { "zones": rulebook.zones.len(), "records": rulebook.zones.records() },
             "doors": doors.collect::<Vec<_>>(),
             "firewalls": firewalls,
@@ -367,6 +394,34 @@ impl Node for Arc<RunningNode> {
             (&a.segment, a.client, &a.name, a.address).cmp(&(&b.segment, b.client, &b.name, b.address))
         });
         rows
+    }
+
+    async fn change(&self, who: &Who, order: ChangeOrder) -> Result<Value, Vec<String>> {
+        RunningNode::change(self, who, order).await
+    }
+
+    async fn retract(&self, who: &Who, id: &str, why: &str) -> Result<Value, Vec<String>> {
+        RunningNode::retract(self, who, id, why).await
+    }
+
+    async fn revoke(&self, who: &Who, order: RevokeOrder) -> Result<Value, Vec<String>> {
+        RunningNode::revoke(self, who, order).await
+    }
+
+    async fn forget(&self, who: &Who, order: ForgetOrder) -> Result<Value, Vec<String>> {
+        RunningNode::forget(self, who, order).await
+    }
+
+    async fn place(&self, who: &Who, order: PlaceOrder) -> Result<Value, Vec<String>> {
+        RunningNode::place(self, who, order).await
+    }
+
+    async fn take_out(&self, who: &Who, client: IpAddr) -> Result<Value, Vec<String>> {
+        RunningNode::take_out(self, who, client).await
+    }
+
+    fn clients(&self) -> Vec<ClientRow> {
+        self.changes.load().rows()
     }
 
     async fn reload(&self, who: &Who) -> Result<Value, Vec<String>> {

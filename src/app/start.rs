@@ -1,5 +1,6 @@
 //! From a configuration to a node that serves: everything that can fail is tried before a door opens.
 
+use std::collections::HashMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -12,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
+use crate::app::changes::{Book, Desk, Feed, left_out};
 use crate::app::cli::Failure;
 use crate::app::config::Config;
 use crate::app::cookies;
@@ -77,6 +79,7 @@ struct Parts {
     no_upstream: Option<Mistake>,
     loaded: Loaded,
     secrets: Secrets,
+    book: Book,
     sockets: Bound,
     doors: Doors,
     meter: Meter,
@@ -92,6 +95,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let loaded = load::load(&config, &upstreams, clock.now().wall).map_err(Failure::Mistakes)?;
     let lock = lock_state(&config.state)?;
     let secrets = cookies::secrets(&config.state).map_err(|mistake| Failure::Failed(mistake.to_string()))?;
+    let book = Book::open(&config.state, clock.now().wall).map_err(Failure::Failed)?;
 
     // The stream listeners first: unlike the UDP sockets they do not share their port, so that a second process on
     // the same port is found out here.
@@ -137,7 +141,8 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
         quic: over_quic(&doq),
         h3: over_quic(&h3),
     };
-    match build(Parts { config, clock, upstreams, no_upstream, loaded, secrets, sockets, doors, meter, boot }, shards) {
+    let parts = Parts { config, clock, upstreams, no_upstream, loaded, secrets, book, sockets, doors, meter, boot };
+    match build(parts, shards) {
         Ok(built) => {
             judge_file_limit(files);
             Ok(Started {
@@ -164,13 +169,24 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
 
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
-    let Parts { config, clock, upstreams, no_upstream, loaded, secrets, sockets, doors, meter, boot } = parts;
-    let Loaded { policy, zones, identity, warnings } = loaded;
+    let Parts { config, clock, upstreams, no_upstream, loaded, secrets, mut book, sockets, doors, meter, boot } = parts;
+    let Loaded { policy: files, zones, identity, mut warnings } = loaded;
+    let mut feed = config.clients_file.clone().map(Feed::new);
+    // Whom it names is of its segment from the first query on.
+    match feed.as_mut().and_then(Feed::look) {
+        Some(Ok(fed)) => book.contents.fed = fed,
+        Some(Err(mistakes)) => warnings.extend(mistakes.into_iter().map(left_out)),
+        None => {}
+    }
     let mut shards = shards.into_iter();
     let mut shard = || shards.next().ok_or_else(|| Failure::Failed("the log gave too few shards".into()));
 
+    let desk = Desk { shard: shard()?, book, files, feed, to_cut: HashMap::new() };
+    let (policy, unlaid) = desk.laid(&desk.files);
+    warnings.extend(unlaid);
+
     let registry = Registry::new(WORDS);
-    let rulebook = Rulebook::new(policy, zones, 1, clock.now().wall, registry.tallies())
+    let rulebook = Rulebook::new(Arc::new(policy), zones, 1, clock.now().wall, registry.tallies())
         .designating(identity.as_ref().and_then(|identity| doors.designation(identity)))
         .giving_cookies(secrets);
     let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
@@ -215,7 +231,6 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         clock,
     });
     let stream_door = StreamDoor::new(Arc::clone(&gate), Outbox::new(shard()?, registry.tallies().register()));
-    let node_shard: Shard = shard()?;
     let mut outboxes = Vec::new();
     for _ in 0..config.listen.workers {
         outboxes.push((shard()?, registry.tallies().register()));
@@ -236,7 +251,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         no_upstream,
         boot,
     };
-    let node = RunningNode::new(parts, warnings, node_shard);
+    let node = RunningNode::new(parts, warnings, desk);
     Ok(Built {
         node: Arc::new(node),
         workers,

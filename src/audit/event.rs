@@ -53,6 +53,8 @@ pub enum Event<'a> {
     Grant(GrantEvent<'a>),
     /// A policy was loaded or refused.
     Policy(PolicyEvent<'a>),
+    /// An operator changed something while the node runs.
+    Change(ChangeEvent<'a>),
 }
 
 /// How a query reached us.
@@ -164,6 +166,8 @@ pub struct QueryEvent<'a> {
     pub cookie: Option<&'static str>,
     /// The segment's name, and its tags as one JSON object (empty: none).
     pub segment: Option<(&'a str, &'a str)>,
+    /// The client's labels as one JSON object; empty: none.
+    pub labels: &'a str,
     /// The DNS id; `None` where the packet is too short to have one.
     pub qid: Option<u16>,
     /// What became of it.
@@ -315,4 +319,37 @@ pub struct PolicyEvent<'a> {
     pub changes: Option<&'a Summary>,
     /// Of a refused load: the first mistake.
     pub why: Option<&'a str>,
+}
+
+/// An operator changed something while the node runs, or that ended.
+#[derive(Clone, Debug, Default)]
+pub struct ChangeEvent<'a> {
+    /// When.
+    pub at: Wall,
+    /// What: see docs/log.md.
+    pub op: &'a str,
+    /// The id of the rule that was made, or taken back.
+    pub change: Option<&'a str>,
+    /// Who: user name and number; `None`: the node itself.
+    pub by: Option<&'a str>,
+    /// Names, patterns, addresses or prefixes that are meant.
+    pub targets: &'a [String],
+    /// The client that is meant.
+    pub client: Option<IpAddr>,
+    /// The segments that are meant.
+    pub segments: &'a [String],
+    /// When it ends.
+    pub until: Option<Wall>,
+    /// Why.
+    pub why: Option<&'a str>,
+    /// Where that was agreed.
+    pub ticket: Option<&'a str>,
+    /// Clients that are placed from here on, where that changed.
+    pub clients: Option<usize>,
+    /// Grants that were closed for it.
+    pub revoked: u64,
+    /// Connections that were cut for it; `None`: none were looked for.
+    pub cut: Option<u64>,
+    /// It could not be written to the state directory: a restart forgets it.
+    pub unsaved: bool,
 }

@@ -3,7 +3,7 @@
 /// One field of one record type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// `query`, `grant`, `policy` or `log`; `*`: every record. A log record is named with its operation.
+    /// `query`, `grant`, `policy`, `change` or `log`; `*`: every record. A log record is named with its operation.
     pub record: &'static str,
     /// The key; what is inside an object or list is written `answers[].ttl`, `grant.until`.
     pub name: &'static str,
@@ -20,7 +20,7 @@ const fn field(record: &'static str, name: &'static str, kind: &'static str, mea
 /// Every field, in the order in which records hold them.
 pub const FIELDS: &[Field] = &[
     field("*", "v", "integer", "version of this format: 1"),
-    field("*", "type", "string", "`query`, `grant`, `policy` or `log`"),
+    field("*", "type", "string", "`query`, `grant`, `policy`, `change` or `log`"),
     field("*", "id", "string", "boot - shard - sequence; boot in hex, sequence from 1 and gapless in its shard"),
     field("*", "ts", "time", "when it happened; of a query, when it was received"),
     field("*", "node", "string", "`node` of the configuration"),
@@ -42,6 +42,7 @@ pub const FIELDS: &[Field] = &[
     ),
     field("query", "segment", "string", "the client's segment; absent: none"),
     field("query", "tags", "object", "the segment's tags; absent: none, or more than 3,072 bytes of them"),
+    field("query", "labels", "object", "the labels of a client that was placed in its segment; absent: none"),
     field("query", "qid", "integer", "the DNS id; absent: the packet was too short"),
     field("query", "qname", "name", "the name asked for; absent: it could not be read"),
     field("query", "qtype", "string", "the type asked for, `TYPE731` where it has no name"),
@@ -133,6 +134,26 @@ pub const FIELDS: &[Field] = &[
     field("policy", "changes.names_added", "integer", "names and patterns that no rule named before"),
     field("policy", "changes.names_removed", "integer", "names and patterns that no rule names any more"),
     field("policy", "why", "string", "of a refused policy, its first mistake"),
+    field(
+        "change",
+        "op",
+        "string",
+        "`allow`, `deny`: a rule was made; `retract`: taken back; `end`: it ended by itself; `place`, `take_out`: a client; `feed`: the watched file; `revoke`, `forget`: grants were closed",
+    ),
+    field("change", "change", "string", "id of the rule: `runtime-…`"),
+    field("change", "by", "string", "user and number of who asked, from the kernel; absent: the node itself"),
+    field("change", "targets", "list", "names, patterns, addresses and prefixes that are meant"),
+    field("change", "targets_omitted", "integer", "those that did not fit"),
+    field("change", "segments", "list", "segments that are meant; absent: all"),
+    field("change", "segments_omitted", "integer", "those that did not fit"),
+    field("change", "client", "address", "the client that is meant"),
+    field("change", "until", "time", "when it ends by itself; absent: it does not"),
+    field("change", "why", "string", "the reason that was given, or what is wrong"),
+    field("change", "ticket", "string", "where that was agreed"),
+    field("change", "clients", "integer", "clients that are placed from here on"),
+    field("change", "revoked", "integer", "grants that were closed for it"),
+    field("change", "cut", "integer", "connections that were cut for it; absent: none were looked for"),
+    field("change", "unsaved", "boolean", "`true` where it could not be written down: a restart forgets it"),
     field("log open", "op", "string", "`open`: a file begins or goes on; `reopen`: somebody else moved or cut it"),
     field("log open", "why", "string", "`start`, `rotate`, or what happened to the file"),
     field("log open", "version", "string", "of this program"),

@@ -59,6 +59,7 @@ pub(super) fn query(at: Wall) -> Event<'static> {
         asked_by: None,
         certificate: None,
         cookie: None,
+        labels: "",
         segment: Some(("checkout", "{\"service\":\"checkout\"}")),
         qid: Some(4711),
         stated: Stated::Plain(statement()),

@@ -28,6 +28,8 @@ use quantity::parse_size;
 pub use quantity::{parse_duration, write_duration};
 pub use warning::{Warning, WarningKind};
 
+use crate::time::Wall;
+
 /// Mistakes of one file that are kept; those after them are counted. Enough to correct at one sitting.
 pub const MAX_MISTAKES: usize = 1000;
 
@@ -93,6 +95,19 @@ impl Document {
         }
         mistakes
     }
+}
+
+/// A date-time with offset as microseconds since 1970; what lies before is 1970.
+fn wall(moment: &toml::value::Datetime) -> Wall {
+    let (Some(date), Some(time)) = (moment.date, moment.time) else { return Wall(0) };
+    let offset = match moment.offset {
+        Some(toml::value::Offset::Custom { minutes }) => i64::from(minutes),
+        _ => 0,
+    };
+    let [hour, minute, second] = [time.hour, time.minute, time.second.unwrap_or(0)].map(i64::from);
+    let seconds = (hour * 60 + minute - offset) * 60 + second;
+    let whole = Wall::from_civil(date.year.into(), date.month.into(), date.day.into(), seconds);
+    Wall(whole.0 + u64::from(time.nanosecond.unwrap_or(0) / 1000))
 }
 
 /// A span of the rest as one of the whole text.
@@ -318,11 +333,11 @@ impl Table {
     /// A date-time with offset, as microseconds since 1970 are for [`crate::time::Wall`]; a date without time or
     /// offset is a mistake.
     #[must_use]
-    pub fn datetime(&self, key: &'static str) -> Option<Found<toml::value::Datetime>> {
+    pub fn moment(&self, key: &'static str) -> Option<Wall> {
         let value = self.find(key)?;
         match value.get_ref() {
             Value::Datetime(moment) if moment.date.is_some() && moment.time.is_some() && moment.offset.is_some() => {
-                Some(Found { value: *moment, span: value.span() })
+                Some(wall(moment))
             }
             _ => {
                 self.wrong(key, value, &format!("{key} = 2026-12-31T00:00:00Z"));
@@ -548,5 +563,19 @@ mod tests {
         assert!(table.string("b").is_none());
         let mistakes = document.take_mistakes();
         assert!(mistakes.len() >= 2, "{mistakes:?}");
+    }
+
+    #[test]
+    fn a_date_time_becomes_the_same_moment() {
+        let rows = [
+            ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000000Z"),
+            ("2024-02-29T23:59:59.5Z", "2024-02-29T23:59:59.500000Z"),
+            ("2026-12-31T00:00:00+02:00", "2026-12-30T22:00:00.000000Z"),
+            ("2026-12-31T20:30:00-05:30", "2027-01-01T02:00:00.000000Z"),
+            ("1969-12-31T00:00:00Z", "1970-01-01T00:00:00.000000Z"),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(wall(&text.parse().unwrap()).to_string(), expected, "{text}");
+        }
     }
 }

@@ -44,6 +44,7 @@ kinds! {
     EnforcingSoon = "enforcing_soon" "A segment begins to enforce soon.";
     ClearText = "clear_text" "An upstream is asked in clear text where encryption fails.";
     Multicast = "multicast" "A zone that many hosts ask by multicast is served.";
+    Change = "change" "A change made while the node runs cannot be laid over the policy, or the file of clients cannot be read.";
     Certificate = "certificate" "The node's own certificate or key.";
 }
 

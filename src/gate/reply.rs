@@ -495,6 +495,7 @@ impl<R> Batch<R> {
             certificate: asker.and_then(|asker| policy.certificate(asker)).map(|name| &**name),
             cookie: told.proof.map(Proof::as_str),
             segment: segment.map(|segment| (&*segment.name, &*segment.tags_json)),
+            labels: sealing.asker.map_or("", |asker| rulebook.policy.labels(asker)),
             qid,
             stated: match told.rendered {
                 Some(rendered) => Stated::Rendered(rendered),

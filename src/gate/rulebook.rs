@@ -26,7 +26,7 @@ pub struct Rulebook {
     pub policy: Arc<Policy>,
     /// The local zones.
     pub zones: Arc<Zones>,
-    /// Grows with every load, and when grants are closed on demand; a prepared reply of another epoch is not told.
+    /// Grows with every load and change, and when grants are closed on demand; a prepared reply of another epoch is not told.
     pub epoch: u64,
     /// How often was flushed under it.
     flushes: AtomicU64,
@@ -55,6 +55,13 @@ impl Rulebook {
             designation: None,
             cookies: None,
         }
+    }
+
+    /// The one that takes the place of this one where only the policy is another.
+    #[must_use]
+    pub fn followed_by(&self, policy: Arc<Policy>, tallies: &Tallies) -> Self {
+        let slots = policy.segments().iter().map(|segment| tallies.segment(&segment.name)).collect();
+        Self { policy, slots, ..self.renewed() }
     }
 
     /// The same, with what is told of our encrypted doors.

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::segment::{one_of, wall};
+use super::segment::one_of;
 use super::verdict::{Said, SegmentIndex};
 use super::{Asker, Policy, Reason, Shown, decide};
 use crate::document::{Document, Found, Mistake, Place, Table};
@@ -92,7 +92,7 @@ fn read(table: Table) -> Option<Case> {
             kinds.collect()
         }
     };
-    let at = table.datetime("at").map(|found| wall(&found.value));
+    let at = table.moment("at");
     if !table.has("verdict") {
         document.note(table.span(), "the case expects nothing", "add verdict = \"allow\", or \"deny\"");
     }

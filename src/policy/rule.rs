@@ -12,7 +12,7 @@ use super::opened::{Opened, Special};
 use super::pattern::{Pattern, Reach, Shape};
 use super::patterns::{Collector, MAX_GLOBS, Patterns, Read, Refused};
 use super::reserved::Reserved;
-use super::segment::{one_of, wall};
+use super::segment::one_of;
 use super::wide::{Wide, Wildcards};
 use crate::document::{Document, Found, MAX_MISTAKES, Place, Span, Table};
 use crate::name::Name;
@@ -213,7 +213,7 @@ pub(super) fn read(
     }
     let private = read_prefixes(&table, "private").unwrap_or_default();
     let hold = table.duration("hold", Duration::from_secs(1)..=MAX_HOLD);
-    let expires = table.datetime("expires").map(|found| wall(&found.value));
+    let expires = table.moment("expires");
     let clients = read_clients(&table);
     let [owner, reason, ticket] = ["owner", "reason", "ticket"].map(|key| read_note(&table, key));
 

@@ -245,7 +245,7 @@ fn read_mode(table: &Table) -> Option<Wall> {
             document.note(&table.span_of("mode"), "`mode` = \"observe\" has no end", remedy);
             None
         }
-        (true, true) => table.datetime("until").map(|found| wall(&found.value)),
+        (true, true) => table.moment("until"),
     }
 }
 
@@ -280,19 +280,6 @@ fn read_tags(table: &Table) -> (Vec<(String, String)>, Box<str>) {
     (tags, json.into())
 }
 
-/// A date-time with offset as microseconds since 1970; what lies before is 1970.
-pub(super) fn wall(moment: &toml::value::Datetime) -> Wall {
-    let (Some(date), Some(time)) = (moment.date, moment.time) else { return Wall(0) };
-    let offset = match moment.offset {
-        Some(toml::value::Offset::Custom { minutes }) => i64::from(minutes),
-        _ => 0,
-    };
-    let [hour, minute, second] = [time.hour, time.minute, time.second.unwrap_or(0)].map(i64::from);
-    let seconds = (hour * 60 + minute - offset) * 60 + second;
-    let whole = Wall::from_civil(date.year.into(), date.month.into(), date.day.into(), seconds);
-    Wall(whole.0 + u64::from(time.nanosecond.unwrap_or(0) / 1000))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,19 +299,5 @@ mod tests {
         let expected = "a.toml:3:15: `filter_aaaa` in a segment whose sources are all IPv6: it could reach nothing\n  \
                         remove it, or name its IPv4 prefixes";
         assert_eq!(mistakes(r#"clients = ["2001:db8::/32"]"#), [expected]);
-    }
-
-    #[test]
-    fn a_date_time_becomes_the_same_moment() {
-        let rows = [
-            ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000000Z"),
-            ("2024-02-29T23:59:59.5Z", "2024-02-29T23:59:59.500000Z"),
-            ("2026-12-31T00:00:00+02:00", "2026-12-30T22:00:00.000000Z"),
-            ("2026-12-31T20:30:00-05:30", "2027-01-01T02:00:00.000000Z"),
-            ("1969-12-31T00:00:00Z", "1970-01-01T00:00:00.000000Z"),
-        ];
-        for (text, expected) in rows {
-            assert_eq!(wall(&text.parse().unwrap()).to_string(), expected, "{text}");
-        }
     }
 }

@@ -8,6 +8,7 @@ pub mod health;
 mod http;
 mod https;
 mod node;
+mod order;
 #[cfg_attr(not(feature = "quic"), path = "quic/none.rs")]
 pub mod quic;
 mod stream;
@@ -15,7 +16,8 @@ pub mod tcp;
 pub mod tls;
 pub mod udp;
 
-pub use node::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who};
+pub use node::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who, encode};
+pub use order::{ChangeAction, ChangeOrder, ClientRow, ForgetOrder, PlaceOrder, RevokeOrder};
 pub use stream::StreamDoor;
 use tokio::sync::watch;
 

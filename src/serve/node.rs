@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::order::{ChangeOrder, ClientRow, ForgetOrder, PlaceOrder, RevokeOrder};
 use crate::name::Name;
 
 /// The running node.
@@ -18,6 +19,52 @@ pub trait Node: Send + Sync + 'static {
     /// Loads the policy anew; what is in force after it, or every mistake, and then the one before stays in
     /// force. Two calls at once are done one after the other. Run to its end, also where the caller has gone.
     fn reload(&self, who: &Who) -> impl Future<Output = Result<serde_json::Value, Vec<String>>> + Send;
+
+    /// Makes a rule; what became of it, or why it cannot be.
+    fn change(
+        &self,
+        who: &Who,
+        order: ChangeOrder,
+    ) -> impl Future<Output = Result<serde_json::Value, Vec<String>>> + Send;
+
+    /// Takes a rule back that was made so.
+    fn retract(
+        &self,
+        who: &Who,
+        id: &str,
+        why: &str,
+    ) -> impl Future<Output = Result<serde_json::Value, Vec<String>>> + Send;
+
+    /// Closes what is open now.
+    fn revoke(
+        &self,
+        who: &Who,
+        order: RevokeOrder,
+    ) -> impl Future<Output = Result<serde_json::Value, Vec<String>>> + Send;
+
+    /// Closes and cuts everything of a client.
+    fn forget(
+        &self,
+        who: &Who,
+        order: ForgetOrder,
+    ) -> impl Future<Output = Result<serde_json::Value, Vec<String>>> + Send;
+
+    /// Places a client in a segment.
+    fn place(
+        &self,
+        who: &Who,
+        order: PlaceOrder,
+    ) -> impl Future<Output = Result<serde_json::Value, Vec<String>>> + Send;
+
+    /// Takes a client out of the segment that it was placed in.
+    fn take_out(
+        &self,
+        who: &Who,
+        client: IpAddr,
+    ) -> impl Future<Output = Result<serde_json::Value, Vec<String>>> + Send;
+
+    /// Every client that is placed.
+    fn clients(&self) -> Vec<ClientRow>;
 
     /// Drops what is cached of some names.
     fn flush(&self, who: &Who, order: &FlushOrder) -> Flushed;
@@ -204,6 +251,15 @@ pub struct GrantRow {
     pub remaining_s: u64,
 }
 
+/// Reads the query string `reason=…`; empty where there is none.
+pub(super) fn reason(query: &str) -> Result<String, String> {
+    match query.split_once('=') {
+        None if query.is_empty() => Ok(String::new()),
+        Some(("reason", value)) => decode(value).ok_or_else(|| "the reason is not percent-encoded UTF-8".to_owned()),
+        _ => Err("write reason=… and nothing else".to_owned()),
+    }
+}
+
 /// Percent-decoding (RFC 3986 §2.1); `None` where it is broken or does not give UTF-8.
 fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
@@ -223,7 +279,7 @@ fn decode(text: &str) -> Option<String> {
 }
 
 /// Percent-encoding of everything but RFC 3986's unreserved characters.
-fn encode(text: &str) -> String {
+pub fn encode(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
         other => format!("%{other:02X}"),

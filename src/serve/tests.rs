@@ -1,6 +1,7 @@
 //! The health and admin doors, through real sockets.
 
 use std::fs;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,10 @@ use tokio::time::timeout;
 
 use super::admin::client::{ClientError, Method, call};
 use super::admin::{Socket, SocketError};
-use super::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who, admin, health};
+use super::{
+    ChangeOrder, ClientRow, FlushOrder, Flushed, ForgetOrder, GrantFilter, GrantRow, Node, PlaceOrder, Readiness,
+    RevokeOrder, Who, admin, health,
+};
 
 /// Nothing on this machine takes this long; it only bounds a test that fails.
 const BOUND: Duration = Duration::from_secs(20);
@@ -28,6 +32,7 @@ struct Fake {
     waiting: Mutex<Vec<String>>,
     mistakes: Mutex<Vec<String>>,
     asked: Mutex<Vec<GrantFilter>>,
+    ordered: Mutex<Vec<Value>>,
     reloaders: Mutex<Vec<Who>>,
     reloading: Semaphore,
     reloaded: AtomicUsize,
@@ -39,6 +44,7 @@ impl Fake {
             waiting: Mutex::default(),
             mistakes: Mutex::default(),
             asked: Mutex::default(),
+            ordered: Mutex::default(),
             reloaders: Mutex::default(),
             reloading: Semaphore::new(0),
             reloaded: AtomicUsize::new(0),
@@ -75,6 +81,40 @@ impl Node for Fake {
         self.reloaded.fetch_add(1, SeqCst);
         let mistakes = self.mistakes.lock().clone();
         if mistakes.is_empty() { Ok(json!({ "revision": "9c1f5be27a40d3e1" })) } else { Err(mistakes) }
+    }
+
+    async fn change(&self, _: &Who, order: ChangeOrder) -> Result<Value, Vec<String>> {
+        self.ordered.lock().push(json!(order));
+        Ok(json!({ "id": "runtime-1" }))
+    }
+
+    async fn retract(&self, _: &Who, id: &str, why: &str) -> Result<Value, Vec<String>> {
+        self.ordered.lock().push(json!([id, why]));
+        Err(vec!["no change has this id".to_owned()])
+    }
+
+    async fn revoke(&self, _: &Who, order: RevokeOrder) -> Result<Value, Vec<String>> {
+        self.ordered.lock().push(json!(order));
+        Ok(json!({}))
+    }
+
+    async fn forget(&self, _: &Who, order: ForgetOrder) -> Result<Value, Vec<String>> {
+        self.ordered.lock().push(json!(order));
+        Ok(json!({}))
+    }
+
+    async fn place(&self, _: &Who, order: PlaceOrder) -> Result<Value, Vec<String>> {
+        self.ordered.lock().push(json!(order));
+        Ok(json!({}))
+    }
+
+    async fn take_out(&self, _: &Who, client: IpAddr) -> Result<Value, Vec<String>> {
+        self.ordered.lock().push(json!(client));
+        Ok(json!({}))
+    }
+
+    fn clients(&self) -> Vec<ClientRow> {
+        Vec::new()
     }
 
     fn flush(&self, _: &Who, order: &FlushOrder) -> Flushed {
@@ -262,7 +302,7 @@ async fn admin_door() -> Admin {
 
 impl Admin {
     async fn call(&self, method: Method, path: &str) -> (u16, Value) {
-        call(&self.directory.socket(), method, path).await.unwrap()
+        call(&self.directory.socket(), method, path, None).await.unwrap()
     }
 }
 
@@ -444,20 +484,20 @@ async fn without_permission_it_says_so() {
     let path = directory.socket();
     let _socket = Socket::bind(&path).await.unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
-    assert!(matches!(call(&path, Method::GET, "/v1/status").await.unwrap_err(), ClientError::Denied { .. }));
+    assert!(matches!(call(&path, Method::GET, "/v1/status", None).await.unwrap_err(), ClientError::Denied { .. }));
 }
 
 #[tokio::test]
 async fn the_client_says_what_to_do() {
     let directory = Directory::new();
     let path = directory.socket();
-    let absent = call(&path, Method::GET, "/v1/status").await.unwrap_err();
+    let absent = call(&path, Method::GET, "/v1/status", None).await.unwrap_err();
     assert_eq!(
         absent.to_string(),
         format!("no outgate answers on {}; is it running, and with this configuration?", path.display())
     );
     drop(UnixListener::bind(&path).unwrap());
-    assert!(matches!(call(&path, Method::GET, "/v1/status").await.unwrap_err(), ClientError::Absent(_)));
+    assert!(matches!(call(&path, Method::GET, "/v1/status", None).await.unwrap_err(), ClientError::Absent(_)));
     let denied = ClientError::Denied { path: "/run/outgate/admin.sock".into(), us: 1000 };
     assert_eq!(
         denied.to_string(),
@@ -479,7 +519,7 @@ async fn the_client_knows_a_stranger() {
         }
     });
     for _ in 0..3 {
-        let error = timeout(BOUND, call(&path, Method::GET, "/v1/status")).await.unwrap().unwrap_err();
+        let error = timeout(BOUND, call(&path, Method::GET, "/v1/status", None)).await.unwrap().unwrap_err();
         assert!(matches!(error, ClientError::Foreign { .. }), "{error}");
     }
 }

@@ -19,6 +19,7 @@ mod upstream;
 
 mod cache;
 mod certificates;
+mod changes;
 mod clients;
 mod cookies;
 mod crash;

@@ -1,5 +1,6 @@
 //! One file per verb.
 
+pub(super) mod change;
 pub(super) mod check;
 pub(super) mod diff;
 pub(super) mod explain;

@@ -24,7 +24,7 @@ pub(crate) struct Filter {
 
 /// Shows the node.
 pub(crate) fn status(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failure> {
-    let status = ask(file, Method::GET, "/v1/status")?;
+    let status = ask(file, Method::GET, "/v1/status", None)?;
     if as_json {
         print(&format!("{status}\n"))?;
     } else {
@@ -43,7 +43,7 @@ pub(crate) fn grants(file: &ConfigFile, filter: &Filter, as_json: bool) -> Resul
         segment: filter.segment.clone(),
         limit: filter.limit,
     };
-    let answer = ask(file, Method::GET, &format!("/v1/grants?{}", filter.query()))?;
+    let answer = ask(file, Method::GET, &format!("/v1/grants?{}", filter.query()), None)?;
     let grants = answer.get("grants").cloned().unwrap_or_default();
     if as_json {
         print(&format!("{grants}\n"))?;
@@ -56,7 +56,7 @@ pub(crate) fn grants(file: &ConfigFile, filter: &Filter, as_json: bool) -> Resul
 
 /// Lets it load policy and zones again.
 pub(crate) fn reload(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failure> {
-    let done = match ask(file, Method::POST, "/v1/reload") {
+    let done = match ask(file, Method::POST, "/v1/reload", None) {
         Err(Failure::Refused(mistakes)) if as_json => {
             print(&format!("{}\n", serde_json::json!({ "errors": mistakes })))?;
             return Ok(ExitCode::from(2));
@@ -86,7 +86,7 @@ pub(crate) fn flush(file: &ConfigFile, name: &str, below: bool, as_json: bool) -
     let parsed = Name::parse(name);
     let name = parsed.map_err(|why| Failure::Argument(format!("\"{name}\" is not a domain name: {why}")))?;
     let order = FlushOrder { name, below };
-    let done = ask(file, Method::POST, &format!("/v1/flush?{}", order.query()))?;
+    let done = ask(file, Method::POST, &format!("/v1/flush?{}", order.query()), None)?;
     if as_json {
         print(&format!("{done}\n"))?;
     } else {
@@ -100,17 +100,17 @@ pub(crate) fn flush(file: &ConfigFile, name: &str, below: bool, as_json: bool) -
     Ok(ExitCode::SUCCESS)
 }
 
-fn unreadable(error: serde_json::Error) -> Failure {
+pub(super) fn unreadable(error: serde_json::Error) -> Failure {
     Failure::Failed(format!("the node's answer cannot be read: {error}; is it of this version?"))
 }
 
 /// One request to the node that this configuration describes.
-fn ask(file: &ConfigFile, method: Method, path: &str) -> Result<Value, Failure> {
+pub(super) fn ask(file: &ConfigFile, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
     let config = Config::read(file).map_err(Failure::Mistakes)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Failed(format!("no runtime: {error}")))?;
     let (status, body) = runtime
-        .block_on(call(&config.admin_socket, method, path))
+        .block_on(call(&config.admin_socket, method, path, body))
         .map_err(|error| Failure::Failed(error.to_string()))?;
     if status < 400 {
         return Ok(body);
@@ -123,6 +123,6 @@ fn ask(file: &ConfigFile, method: Method, path: &str) -> Result<Value, Failure> 
     }
 }
 
-fn coloured() -> bool {
+pub(super) fn coloured() -> bool {
     std::io::stdout().is_terminal()
 }

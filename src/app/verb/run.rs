@@ -80,6 +80,7 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
     runtime.block_on(node.record_start());
     let refresher = runtime.spawn(refresher.run(Arc::clone(node.gate())));
     let warmer = runtime.spawn(Warmer::new(Arc::clone(node.gate())).run());
+    let tender = runtime.spawn(Arc::clone(&node).tend());
     let (stop_doors, stopped) = stop;
     let mut doors = Vec::new();
     let mut listeners: Vec<_> = streams.into_iter().map(|listener| (listener, Speech::Tcp)).collect();
@@ -138,6 +139,9 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
     });
     refresher.abort();
     warmer.abort();
+    tender.abort();
+    // It holds the node, and with it a shard of the log.
+    let _ = runtime.block_on(tender);
     node.gate().granter.stop();
     if granter.join().is_err() {
         tracing::error!("the granter had panicked");

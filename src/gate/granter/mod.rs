@@ -75,7 +75,7 @@ pub struct GrantQuery {
 }
 
 /// Which reasons for grants are closed: those of which all is so that is said here.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GrantsOf {
     /// What is open for this client alone, or for what connects in its place.
     pub client: Option<IpAddr>,

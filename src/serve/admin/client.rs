@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::header::HOST;
@@ -47,18 +47,28 @@ pub enum ClientError {
     },
 }
 
-/// Makes one request, `path` with its query; the status code and the JSON body.
+/// Makes one request, `path` with its query and perhaps a JSON body; the status code and the JSON body.
 ///
 /// # Errors
 /// See [`ClientError`]. A refusal by the node is not an error: it has a status code from 400 and `error` or `errors`.
-pub async fn call(socket: &Path, method: Method, path: &str) -> Result<(u16, Value), ClientError> {
-    match timeout(PATIENCE, exchange(socket, method, path)).await {
+pub async fn call(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(u16, Value), ClientError> {
+    match timeout(PATIENCE, exchange(socket, method, path, body)).await {
         Ok(result) => result,
         Err(_) => Err(ClientError::Slow(socket.to_owned())),
     }
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str) -> Result<(u16, Value), ClientError> {
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(u16, Value), ClientError> {
     let foreign = |why: &dyn std::fmt::Display| ClientError::Foreign { path: socket.to_owned(), why: why.to_string() };
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::Absent(socket.to_owned()),
@@ -69,7 +79,7 @@ async fn exchange(socket: &Path, method: Method, path: &str) -> Result<(u16, Val
         .method(method)
         .uri(path)
         .header(HOST, "outgate")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(Bytes::from(body.map_or_else(String::new, Value::to_string))))
         .map_err(|error| foreign(&error))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| foreign(&error))?;
     let answered = async {

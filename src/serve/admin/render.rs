@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::serve::GrantRow;
+use crate::serve::{ClientRow, GrantRow};
 
 const BOLD: &str = "\x1b[1m";
 const RED: &str = "\x1b[31m";
@@ -28,6 +28,10 @@ pub fn render_status(status: &Value, colour: bool) -> String {
     )];
     for observe in list("/policy/observe") {
         facts.push(("", format!("observing only: {} until {}", field(observe, "segment"), field(observe, "until"))));
+    }
+    let clients = status.pointer("/changes/clients").and_then(Value::as_u64).unwrap_or(0);
+    if clients > 0 {
+        facts.push(("clients", format!("{clients} placed by hand or by the watched file")));
     }
     let doors: Vec<_> =
         list("/doors").iter().map(|door| format!("{} {}", field(door, "transport"), field(door, "address"))).collect();
@@ -63,6 +67,25 @@ pub fn render_status(status: &Value, colour: bool) -> String {
     for (name, fact) in facts {
         let _ = writeln!(out, "  {name:<8} {fact}");
     }
+    let changes = list("/changes/rules").iter().map(|change| {
+        let all = |key| {
+            let values = change.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            values.iter().map(|value| cell(Some(value))).collect::<Vec<_>>().join(" ")
+        };
+        let client = change.get("client").and_then(Value::as_str).map(str::to_owned);
+        let segments = Some(all("segments")).filter(|segments| !segments.is_empty());
+        vec![
+            field(change, "id"),
+            field(change, "action"),
+            all("targets"),
+            client.or(segments).unwrap_or_else(|| "all".to_owned()),
+            change.get("until").and_then(Value::as_str).unwrap_or("retracted").to_owned(),
+            field(change, "by"),
+            field(change, "reason"),
+        ]
+    });
+    let heads = ["CHANGE", "DOES", "WHAT", "FOR", "UNTIL", "BY", "WHY"];
+    section(&mut out, &paint, &heads, changes.collect());
     let firewalls = list("/firewalls").iter().map(|firewall| {
         let ready = firewall.get("ready").and_then(Value::as_bool);
         vec![
@@ -116,6 +139,26 @@ pub fn render_status(status: &Value, colour: bool) -> String {
         let _ = writeln!(out, "{} {}", paint.red("warning:"), cell(Some(warning)));
     }
     out
+}
+
+/// Clients that are placed, a line each.
+#[must_use]
+pub fn render_clients(rows: &[ClientRow], colour: bool) -> String {
+    let paint = Paint(colour);
+    if rows.is_empty() {
+        return "no client is placed: the prefixes of segments say who is where\n".to_owned();
+    }
+    let lines = rows.iter().map(|row| {
+        let labels: Vec<_> = row.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        vec![
+            row.client.to_string(),
+            row.segment.clone(),
+            row.until.clone().unwrap_or_else(|| "taken out".to_owned()),
+            if row.from_file { "file" } else { "hand" }.to_owned(),
+            labels.join(" "),
+        ]
+    });
+    table(&["CLIENT", "SEGMENT", "UNTIL", "BY", "LABELS"], lines.collect(), &paint)
 }
 
 /// Grants, one a line, in the order given.

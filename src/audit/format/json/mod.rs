@@ -12,7 +12,7 @@ use self::figures::Calendar;
 pub(in crate::audit) use self::line::is_hidden;
 use self::line::{Line, key, open};
 pub use self::rendered::Rendered;
-use crate::audit::{Event, GrantEvent, PolicyEvent, QueryEvent, RecordId, Stated, Statement};
+use crate::audit::{ChangeEvent, Event, GrantEvent, PolicyEvent, QueryEvent, RecordId, Stated, Statement};
 use crate::net::Scope;
 use crate::record::Record;
 use crate::time::Wall;
@@ -36,6 +36,12 @@ const NODE: usize = 256;
 const SENTENCE: usize = 512;
 /// Tags are left out as a whole above this: a cut object would not be JSON.
 const TAGS: usize = 3072;
+/// The same of labels.
+const LABELS: usize = 1024;
+/// A pattern that somebody typed.
+const TARGET: usize = 256;
+/// All of them, and all segments beside them: the rest of such a record takes less than 3 KiB.
+const LISTED: usize = 2500;
 /// One record's service ranges; a rule has at most 128 ports.
 const SERVICES: usize = 48;
 /// Segments and rules of each kind that a reload's record names.
@@ -93,6 +99,7 @@ impl Encoder {
             Event::Query(event) => self.query(out, id, event),
             Event::Grant(event) => self.grant(out, id, event),
             Event::Policy(event) => self.policy(out, id, event),
+            Event::Change(event) => self.change(out, id, event),
         }
         out.extend_from_slice(b"}\n");
     }
@@ -142,6 +149,10 @@ impl Encoder {
                 line.raw(key!("tags"));
                 line.raw(tags);
             }
+        }
+        if !event.labels.is_empty() && event.labels.len() <= LABELS {
+            line.raw(key!("labels"));
+            line.raw(event.labels);
         }
         if let Some(qid) = event.qid {
             line.number(key!("qid"), qid.into());
@@ -250,6 +261,48 @@ impl Encoder {
             line.changes(changes);
         }
         line.text_of(open!("why"), event.why, SENTENCE);
+    }
+
+    fn change(&mut self, out: &mut Vec<u8>, id: RecordId, event: &ChangeEvent<'_>) {
+        self.begin(out, "{\"v\":1,\"type\":\"change\",\"id\":\"", id, event.at);
+        let line = &mut Line(out);
+        line.text(open!("op"), event.op, WORD);
+        line.text_of(open!("change"), event.change, WORD);
+        line.text_of(open!("by"), event.by, WORD);
+        for (key, omitted, values) in [
+            (key!("targets"), key!("targets_omitted"), event.targets),
+            (key!("segments"), key!("segments_omitted"), event.segments),
+        ] {
+            let room = values.iter().scan(0, |octets, value| {
+                *octets += (6 * value.len()).min(TARGET) + 8;
+                (*octets <= LISTED).then_some(())
+            });
+            let room = room.count();
+            if room > 0 {
+                line.list(key, values.iter().take(room), |line, value| line.text("\"", value, TARGET));
+            }
+            if room < values.len() {
+                line.number(omitted, u64::try_from(values.len() - room).unwrap_or(u64::MAX));
+            }
+        }
+        if let Some(client) = event.client {
+            line.address(open!("client"), client);
+        }
+        if let Some(until) = event.until {
+            self.time(line.0, open!("until"), until);
+        }
+        line.text_of(open!("why"), event.why, SENTENCE);
+        line.text_of(open!("ticket"), event.ticket, WORD);
+        if let Some(clients) = event.clients {
+            line.number(key!("clients"), u64::try_from(clients).unwrap_or(u64::MAX));
+        }
+        line.number(key!("revoked"), event.revoked);
+        if let Some(cut) = event.cut {
+            line.number(key!("cut"), cut);
+        }
+        if event.unsaved {
+            line.raw(concat!(key!("unsaved"), "true"));
+        }
     }
 }
 

@@ -1,0 +1,223 @@
+//! One change, and the rule that it is.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nix::unistd::{Uid, User};
+use serde::{Deserialize, Serialize};
+
+use crate::net::Prefix;
+use crate::policy::{Placement, Source};
+use crate::serve::{ChangeAction, ChangeOrder, PlaceOrder, Who};
+use crate::time::Wall;
+
+/// The longest life of a change that ends: what is needed for longer belongs into a policy file.
+const LONGEST: Duration = Duration::from_secs(90 * 86_400);
+/// The most names of one change.
+const MAX_TARGETS: usize = 256;
+/// The most labels of a client, and the most octets of their JSON: they are in every record of it, and a record has 8 KiB.
+const MAX_LABELS: usize = 16;
+const MAX_LABELS_JSON: usize = 512;
+
+/// Who made a change: the process at the other end of the admin socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::app) struct Author {
+    uid: u32,
+    /// The user's name, where the system knows one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+}
+
+impl Author {
+    pub(in crate::app) fn of(who: &Who) -> Self {
+        let user = User::from_uid(Uid::from_raw(who.uid)).ok().flatten();
+        Self { uid: who.uid, user: user.map(|user| user.name) }
+    }
+}
+
+impl std::fmt::Display for Author {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.user {
+            Some(user) => write!(f, "{user} (uid {})", self.uid),
+            None => write!(f, "uid {}", self.uid),
+        }
+    }
+}
+
+/// A rule that an operator made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::app) struct Change {
+    /// The rule's id.
+    pub(in crate::app) id: String,
+    pub(in crate::app) author: Author,
+    /// Microseconds since 1970.
+    pub(in crate::app) made: u64,
+    /// The same; `None`: it stands until it is retracted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::app) ends: Option<u64>,
+    pub(in crate::app) order: ChangeOrder,
+}
+
+/// A client that was placed in a segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::app) struct Placed {
+    pub(in crate::app) segment: String,
+    /// Microseconds since 1970; `None`: it stays until it is taken out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::app) ends: Option<u64>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(in crate::app) labels: BTreeMap<String, String>,
+}
+
+impl Change {
+    /// A change as it was ordered; `segment` is that of the order's client.
+    ///
+    /// # Errors
+    /// One sentence: the order cannot be followed.
+    pub(in crate::app) fn new(
+        id: String,
+        author: Author,
+        mut order: ChangeOrder,
+        segment: Option<&str>,
+        now: Wall,
+    ) -> Result<Self, String> {
+        if order.targets.is_empty() {
+            return Err("nothing is named; name what is meant".into());
+        }
+        if order.targets.len() > MAX_TARGETS {
+            return Err(format!(
+                "{} names are too many; a change has {MAX_TARGETS} at most, a policy file any number",
+                order.targets.len()
+            ));
+        }
+        let networks = order.targets.iter().filter(|target| is_network(target)).count();
+        if networks > 0 && networks < order.targets.len() {
+            return Err("names and addresses are two changes; make one of each".into());
+        }
+        if order.reason.trim().is_empty() {
+            return Err("a reason is missing; say what it is for".into());
+        }
+        if let Some(client) = order.client {
+            if networks > 0 || !order.segments.is_empty() {
+                return Err("`client` stands alone with names: neither segments nor addresses go with it".into());
+            }
+            let Some(segment) = segment else {
+                return Err(format!("{client} is in no segment; name a client that is in one"));
+            };
+            order.segments = vec![segment.to_owned()];
+        }
+        let allows = order.action == ChangeAction::Allow;
+        if allows && order.segments.is_empty() {
+            return Err("for whom is missing; name a segment or a client".into());
+        }
+        if !allows && order.cut {
+            return Err("a deny cuts connections at once; `cut` is of an allow".into());
+        }
+        if allows && order.for_s.is_none() {
+            return Err("for how long is missing; what is to stay belongs into a policy file".into());
+        }
+        if !allows && networks > 0 && !order.segments.is_empty() {
+            return Err("addresses are denied to all; leave the segments out".into());
+        }
+        let ends = ends(order.for_s, now)?;
+        Ok(Self { id, author, made: now.0, ends, order })
+    }
+
+    /// The addresses that it is of.
+    pub(in crate::app) fn networks(&self) -> Vec<Prefix> {
+        self.order.targets.iter().filter_map(|target| network(target)).collect()
+    }
+
+    /// It as a rule of a policy file. Whatever is in it stays within its strings.
+    pub(in crate::app) fn rule(&self) -> Source {
+        let Self { id, author, ends, order, .. } = self;
+        let mut text = format!("[[rule]]\nid = {}\naction = \"{}\"\n", quoted(id), order.action.as_str());
+        let all = [String::from("*")];
+        let segments = if order.segments.is_empty() { &all[..] } else { &order.segments };
+        let clients: Vec<_> = order.client.iter().map(ToString::to_string).collect();
+        let targets = if order.targets.iter().any(|target| is_network(target)) { "networks" } else { "names" };
+        for (key, values) in [
+            ("segments", segments),
+            (targets, &order.targets),
+            ("clients", &clients),
+            ("ports", &order.ports),
+            ("types", &order.types),
+        ] {
+            if !values.is_empty() {
+                let values: Vec<_> = values.iter().map(|value| quoted(value)).collect();
+                // Writing to a String cannot fail, here and below.
+                let _ = writeln!(text, "{key} = [{}]", values.join(", "));
+            }
+        }
+        let author = author.to_string();
+        for (key, value) in
+            [("owner", Some(&author)), ("reason", Some(&order.reason)), ("ticket", order.ticket.as_ref())]
+        {
+            if let Some(value) = value {
+                let _ = writeln!(text, "{key} = {}", quoted(value));
+            }
+        }
+        if let Some(ends) = ends {
+            let _ = writeln!(text, "expires = {}", Wall(*ends));
+        }
+        Source { file: id.clone(), text }
+    }
+}
+
+impl Placed {
+    /// A placement as it was ordered.
+    ///
+    /// # Errors
+    /// One sentence: the order cannot be followed.
+    pub(in crate::app) fn new(order: PlaceOrder, now: Wall) -> Result<Self, String> {
+        check_labels(&order.labels)?;
+        Ok(Self { segment: order.segment, ends: ends(order.for_s, now)?, labels: order.labels })
+    }
+
+    pub(in crate::app) fn placement(&self, client: IpAddr) -> Placement {
+        let labels = if self.labels.is_empty() { String::new() } else { labels_json(&self.labels) };
+        Placement { client, segment: self.segment.as_str().into(), labels: labels.into() }
+    }
+}
+
+fn labels_json(labels: &BTreeMap<String, String>) -> String {
+    serde_json::to_string(labels).unwrap_or_default()
+}
+
+/// Labels are in every record of a client.
+pub(super) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    let octets = labels_json(labels).len();
+    if labels.len() > MAX_LABELS || octets > MAX_LABELS_JSON {
+        return Err(format!(
+            "{} labels of {octets} octets are too many; keep to {MAX_LABELS} labels and {MAX_LABELS_JSON} octets of JSON",
+            labels.len()
+        ));
+    }
+    Ok(())
+}
+
+fn ends(for_s: Option<u64>, now: Wall) -> Result<Option<u64>, String> {
+    match for_s {
+        Some(seconds) if seconds == 0 || seconds > LONGEST.as_secs() => {
+            Err(format!("{seconds} s is out of range; write from 1s to {} days", LONGEST.as_secs() / 86_400))
+        }
+        seconds => Ok(seconds.map(|seconds| now.0.saturating_add(seconds * 1_000_000))),
+    }
+}
+
+/// A prefix, or an address as the prefix of it alone.
+pub(super) fn network(text: &str) -> Option<Prefix> {
+    text.parse::<IpAddr>().map(Prefix::from).or_else(|_| text.parse()).ok()
+}
+
+/// Whether a target is an address or a prefix, not a name.
+fn is_network(target: &str) -> bool {
+    network(target).is_some()
+}
+
+/// A string of TOML: JSON's escapes are TOML's too, but for DEL, which TOML wants escaped.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}

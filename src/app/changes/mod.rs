@@ -1,0 +1,12 @@
+//! What operators change while the node runs: rules that they make over the admin socket, and clients that they place in
+//! segments. All of it is in one file of the state directory, so that a restart keeps it and no deploy of policy files
+//! undoes it; all of it is laid over the policy of the files ([`Policy::with`](crate::policy::Policy::with)).
+
+mod apply;
+mod book;
+mod change;
+mod feed;
+
+pub(super) use apply::{Desk, left_out};
+pub(super) use book::{Book, Contents};
+pub(super) use feed::Feed;
