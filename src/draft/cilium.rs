@@ -158,6 +158,7 @@ impl Reader<'_> {
                 }
             }
         }
+        self.draft.notes.extend(seen.reaching());
         if names.is_empty() {
             return;
         }

@@ -33,8 +33,8 @@ pub fn list(file: &str, text: &str, heading: &Heading, terms: ListTerms) -> Draf
     for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
         reader.line(number, line);
     }
-    let Reader { rule, left, stars, .. } = reader;
-    let mut notes = Vec::new();
+    let Reader { rule, left, stars, names, .. } = reader;
+    let mut notes: Vec<String> = names.reaching().into_iter().collect();
     if stars > 0 {
         let read = match terms.action {
             Action::Allow => "was read as exactly one label more; write \"**.\" where any depth is meant",

@@ -1,9 +1,12 @@
 //! Response policy zones (draft-vixie-dnsop-dns-rpz): what each name's trigger does, as allows and denies.
 //!
 //! In such a zone the most specific trigger decides, while in a policy a deny wins over every allow. So a deny excepts the
-//! names inside it that pass, and an allow excepts those inside it whose trigger cannot be said here.
+//! names inside it that pass, and an allow excepts those inside it whose trigger cannot be said here. What is excepted is
+//! excepted of a whole rule: a deny that is inside such a name is in another rule, one layer deeper.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use foldhash::fast::RandomState;
 
 use super::names::{Names, Taken};
 use super::text::Ids;
@@ -37,12 +40,6 @@ impl Trigger {
             false => self.base.to_string(),
         }
     }
-
-    /// The wildcards that hold it and more.
-    fn holders(&self) -> impl Iterator<Item = Self> {
-        let above = ancestors(self.base.as_wire()).skip(1);
-        above.filter_map(|base| Some(Self { base: Name::from_wire(base).ok()?, below: true }))
-    }
 }
 
 struct Said {
@@ -61,7 +58,7 @@ pub fn rpz<'r>(
     heading: &Heading,
 ) -> Draft {
     let mut reader =
-        Reader { apex, place, said: Vec::new(), known: HashMap::new(), left: Vec::new(), nodata: 0, drops: 0 };
+        Reader { apex, place, said: Vec::new(), known: Default::default(), left: Vec::new(), nodata: 0, drops: 0 };
     for (at, record) in records {
         reader.record(*at, record);
     }
@@ -73,7 +70,8 @@ struct Reader<'a> {
     place: &'a dyn Fn(usize) -> Place,
     /// In the order of the file.
     said: Vec<Said>,
-    known: HashMap<Trigger, usize>,
+    /// Where each trigger is: whole names, and wildcards.
+    known: [HashMap<Name, usize, RandomState>; 2],
     left: Vec<Mistake>,
     nodata: usize,
     drops: usize,
@@ -112,7 +110,9 @@ impl Reader<'_> {
             return self.leave(at, format!("{owner} has a `*` that is no wildcard"), "write the names that are meant");
         };
         let does = self.act(at, record, &owner, &trigger);
-        match self.known.get(&trigger).and_then(|known| self.said.get_mut(*known)) {
+        let [exact, wild] = &mut self.known;
+        let known = if trigger.below { wild } else { exact };
+        match known.get(&trigger.base).and_then(|known| self.said.get_mut(*known)) {
             Some(first) if first.does == does => {}
             Some(first) => {
                 first.does = Does::Other;
@@ -121,7 +121,7 @@ impl Reader<'_> {
                 self.leave(at, fact, "keep one of them; neither was carried over");
             }
             None => {
-                self.known.insert(trigger.clone(), self.said.len());
+                known.insert(trigger.base.clone(), self.said.len());
                 self.said.push(Said { trigger, does, at });
             }
         }
@@ -159,51 +159,54 @@ impl Reader<'_> {
         }
     }
 
+    /// The wildcards that hold what a trigger matches, and more; without the one for every name, which no rule has.
+    fn holders(&self, said: &Said) -> impl Iterator<Item = &Said> {
+        let [_, wild] = &self.known;
+        let above = ancestors(said.trigger.base.as_wire()).skip(1).filter(|base| *base != [0]);
+        above.filter_map(|base| self.said.get(*wild.get(base)?))
+    }
+
     fn finish(mut self, file: &str, heading: &Heading) -> Draft {
         let vetter = Vetter::default();
         let mut notes = Vec::new();
-        // Those inside each wildcard that decide otherwise, by what they do.
-        let mut inside: HashMap<Trigger, [Vec<String>; 2]> = HashMap::new();
+        let layer = |said: &Said| {
+            let through = if said.does == Does::Refuse { Does::Pass } else { Does::Other };
+            self.holders(said).filter(|holder| holder.does == through).count()
+        };
+        let mut rules: BTreeMap<(bool, usize), (Vec<Entry>, BTreeSet<String>)> = BTreeMap::new();
         for said in &self.said {
-            for holder in said.trigger.holders() {
-                let holder_does = self.known.get(&holder).and_then(|at| self.said.get(*at)).map(|said| said.does);
-                let which = match (holder_does, said.does) {
-                    (Some(Does::Refuse), Does::Pass) => 0,
-                    (Some(Does::Pass), Does::Other) => 1,
+            for holder in self.holders(said) {
+                let allows = match (holder.does, said.does) {
+                    (Does::Refuse, Does::Pass) => false,
+                    (Does::Pass, Does::Other) => true,
                     _ => continue,
                 };
-                if let Some(list) = inside.entry(holder).or_default().get_mut(which) {
-                    list.push(said.trigger.written());
-                }
+                rules.entry((allows, layer(holder))).or_default().1.insert(said.trigger.written());
             }
         }
-        let mut rules: BTreeMap<(bool, Vec<String>), Vec<Entry>> = BTreeMap::new();
         let mut allows = Names::new(&vetter, Action::Allow);
         let mut denies = Names::new(&vetter, Action::Deny);
         let mut everything = false;
-        for Said { trigger, does, at } in std::mem::take(&mut self.said) {
-            let which = match does {
-                Does::Other => continue,
-                Does::Refuse if trigger.below && trigger.base.as_wire() == [0] => {
-                    everything = true;
-                    continue;
-                }
-                Does::Refuse => 0,
-                Does::Pass => 1,
-            };
-            let names = if which == 0 { &mut denies } else { &mut allows };
+        let mut refused = Vec::new();
+        for said in self.said.iter().filter(|said| said.does != Does::Other) {
+            let Said { trigger, does, at } = said;
+            if *does == Does::Refuse && trigger.below && trigger.base.as_wire() == [0] {
+                everything = true;
+                continue;
+            }
+            let names = if *does == Does::Pass { &mut allows } else { &mut denies };
             let written = trigger.written();
             match names.take(&written) {
                 Taken::New(name) => {
-                    let except = inside.get_mut(&trigger).and_then(|lists| lists.get_mut(which)).map(std::mem::take);
-                    let mut except = except.unwrap_or_default();
-                    except.sort_unstable();
-                    rules.entry((which == 1, except)).or_default().push(Entry { name, comment: String::new() });
+                    let rule = rules.entry((*does == Does::Pass, layer(said))).or_default();
+                    rule.0.push(Entry { name, comment: String::new() });
                 }
                 Taken::Again => {}
-                Taken::Refused(why, remedy) => self.leave(at, format!("\"{written}\" {why}"), remedy),
+                Taken::Refused(why, remedy) => refused.push((*at, format!("\"{written}\" {why}"), remedy)),
             }
         }
+        refused.into_iter().for_each(|(at, fact, remedy)| self.leave(at, fact, remedy));
+        notes.extend(allows.reaching());
         if everything {
             notes.push("a trigger for every name is not needed: what no rule allows is denied".to_owned());
         }
@@ -213,8 +216,10 @@ impl Reader<'_> {
             }
         }
         let mut ids = Ids::default();
-        let rules = rules.into_iter().map(|((allows, except), names)| {
+        let rules = rules.into_iter().filter(|(_, (names, _))| !names.is_empty());
+        let rules = rules.map(|((allows, _), (names, except))| {
             let (action, word) = if allows { (Action::Allow, "allow") } else { (Action::Deny, "deny") };
+            let except = except.into_iter().collect();
             Rule { names, except, ..Rule::new(ids.take(&format!("{}-{word}", heading.id)), action, heading) }
         });
         self.left.sort();
@@ -305,7 +310,10 @@ names    = [
     "**.bad.example.com",
     "nodata.example.com",
     "drop.example.com",
-    "evil.example.org",
+    "**.ads.example.com",
+]
+except   = [
+    "fine.ads.example.com",
 ]
 
 [[rule]]
@@ -313,10 +321,7 @@ id       = "imported-deny-2"
 action   = "deny"
 segments = ["office"]
 names    = [
-    "**.ads.example.com",
-]
-except   = [
-    "fine.ads.example.com",
+    "evil.example.org",
 ]
 
 [[rule]]
@@ -327,13 +332,6 @@ names    = [
     "good.example.net",
     "old.example.net",
     "fine.ads.example.com",
-]
-
-[[rule]]
-id       = "imported-allow-2"
-action   = "allow"
-segments = ["office"]
-names    = [
     "**.example.org",
 ]
 except   = [
@@ -407,7 +405,35 @@ except   = [
         }
     }
 
+    /// Names of every kind that rules treat apart.
+    const BASES: [&str; 10] = [
+        "example.org",
+        "a.example.org",
+        "com",
+        "co.uk",
+        "github.io",
+        "s3.amazonaws.com",
+        "x.local",
+        "localhost",
+        "dns.google",
+        r"a\034b\\c.example.org",
+    ];
+
     proptest! {
+        #[test]
+        fn whatever_a_zone_says_the_rules_pass_check(
+            lines in prop::collection::vec(
+                (
+                    select(vec!["", "", "*.", "b.", "a*.", "32.1.2.0.192.rpz-ip."]),
+                    select(BASES.to_vec()),
+                    select(vec![".", "*.", "rpz-passthru.", "rpz-drop.", "rpz-tcp-only.", "garden.example.net.", "A"]),
+                ),
+                0..20,
+            ),
+        ) {
+            read(&lines.iter().map(|(before, base, does)| format!("{before}{base} {does}")).collect::<Vec<_>>());
+        }
+
         #[test]
         fn rules_decide_as_the_zone_does(
             triggers in prop::collection::btree_map(

@@ -6,7 +6,7 @@ use super::evidence::Evidence;
 use super::propose::{Line, Member, Segment, joined};
 use super::shape::shape;
 use super::shown;
-use crate::draft::names::{Names, Taken};
+use crate::draft::names::{Names, Taken, is_hosting};
 use crate::name::{ancestors, labels};
 use crate::policy::{Action, Objection, registrable};
 
@@ -18,9 +18,6 @@ const LONGEST: usize = 32;
 const NEW_ON: usize = 3;
 /// Names of a wildcard that stand behind it.
 const EXAMPLES: usize = 3;
-
-/// Owners of suffixes that others have names below.
-const HOSTING: &str = include_str!("hosting.txt");
 
 impl<'a> Segment<'a> {
     /// Proposes wildcards where machines make names.
@@ -129,27 +126,5 @@ impl<'a> Segment<'a> {
         let length: usize = members.iter().filter_map(|(name, _)| labels(name).next()).map(<[u8]>::len).sum();
         let again = members.iter().filter(|(_, one)| one.clients.count() > 1 || one.day_count() > 1).count();
         below.is_some_and(|below| below.past > 0) || length > LONGEST * members.len() || again * 4 < members.len()
-    }
-}
-
-/// Whether others have names somewhere below an owner's.
-fn is_hosting(owner: &[u8]) -> bool {
-    let owner = shown(owner);
-    HOSTING.lines().any(|line| line == owner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::name::Name;
-
-    #[test]
-    fn owners_of_suffixes_are_registered_names() {
-        let owners: Vec<&str> = HOSTING.lines().filter(|line| !line.starts_with('#')).collect();
-        assert!(owners.is_sorted() && owners.len() > 100);
-        for owner in owners {
-            let name = Name::parse(owner).unwrap();
-            assert_eq!(registrable(name.as_wire()).map(shown).as_deref(), Some(owner));
-        }
     }
 }
