@@ -65,6 +65,21 @@ impl<T> PrefixMap<T> {
         }
     }
 
+    /// Every prefix with its value, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (Prefix, &T)> {
+        let four = self
+            .four
+            .entries
+            .iter()
+            .map(|((length, bits), value)| (IpAddr::V4(Ipv4Addr::from_bits(*bits)), *length, value));
+        let six = self
+            .six
+            .entries
+            .iter()
+            .map(|((length, bits), value)| (IpAddr::V6(Ipv6Addr::from_bits(*bits)), *length, value));
+        four.chain(six).filter_map(|(address, length, value)| Some((Prefix::new(address, length).ok()?, value)))
+    }
+
     /// The value of the longest prefix that holds `address`.
     #[must_use]
     pub fn longest(&self, address: IpAddr) -> Option<&T> {

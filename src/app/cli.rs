@@ -44,26 +44,8 @@ enum Verb {
     #[command(after_help = verb::check::AFTER_HELP)]
     Check(verb::check::Arguments),
     /// Say how a question would be decided: which rules, why, what would be opened, what the client would see
-    #[command(after_help = "Reads the files, not a running node, and asks no upstream.\n\n\
-                              Example:\n  outgate explain --client 192.0.2.31 www.example.org AAAA")]
-    Explain {
-        #[command(flatten)]
-        config: ConfigFile,
-        /// Address of the client that would ask
-        #[arg(long, value_name = "IP")]
-        client: IpAddr,
-        /// A name in the certificate that it would show
-        #[arg(long, value_name = "NAME")]
-        certificate: Option<String>,
-        /// Name that would be asked for
-        name: String,
-        /// Record type: A, AAAA, TXT, TYPE731
-        #[arg(default_value = "A", value_name = "TYPE")]
-        kind: String,
-        /// Print a JSON object instead of text
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(after_help = verb::explain::AFTER_HELP)]
+    Explain(verb::explain::Arguments),
     /// Try a policy against decisions that were written down
     #[command(after_help = verb::test::AFTER_HELP)]
     Test(verb::test::Arguments),
@@ -210,9 +192,7 @@ pub fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
         Verb::Run(config) => verb::run::run(&config),
         Verb::Check(arguments) => verb::check::run(&arguments),
-        Verb::Explain { config, client, certificate, name, kind, json } => {
-            verb::explain::run(&config, (client, certificate), &name, &kind, json)
-        }
+        Verb::Explain(arguments) => verb::explain::run(&arguments),
         Verb::Import(verb) => verb::import::run(verb),
         Verb::Learn { config, log, segment, all, id, output } => {
             let terms = LearnTerms { segment, all, id };

@@ -40,7 +40,7 @@ pub use format::text::render_line;
 pub use format::{FORMATS, Render};
 pub use log::Log;
 pub use meter::{Counts, Meter};
-pub use records::{QueriesProgress, QueriesRead, Query, Text, Told, read_queries};
+pub use records::{Grant, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, read_queries, read_records};
 pub use settings::{OnFull, Settings};
 pub use shard::Shard;
 pub use tail::{Filter, Tail};

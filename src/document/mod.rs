@@ -97,6 +97,13 @@ impl Document {
     }
 }
 
+/// A moment as TOML and RFC 3339 write it, with an offset or `Z`.
+#[must_use]
+pub fn parse_moment(text: &str) -> Option<Wall> {
+    let moment: toml::value::Datetime = text.parse().ok()?;
+    (moment.date.is_some() && moment.time.is_some() && moment.offset.is_some()).then(|| wall(&moment))
+}
+
 /// A date-time with offset as microseconds since 1970; what lies before is 1970.
 fn wall(moment: &toml::value::Datetime) -> Wall {
     let (Some(date), Some(time)) = (moment.date, moment.time) else { return Wall(0) };

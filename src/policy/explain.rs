@@ -1,9 +1,15 @@
 //! Words and lists for people: which rules match a name, and what a refused client is told.
 
+use std::cmp::Reverse;
+use std::net::IpAddr;
+
 use super::asker::Asker;
-use super::verdict::{Reason, Refusal, RuleIndex, Withheld};
-use super::{Policy, Segment};
+use super::load::number;
+use super::verdict::{Reason, Refusal, RuleIndex, SegmentIndex, Withheld};
+use super::{Action, Policy, Rule, Segment};
+use crate::net::{Prefix, canonical};
 use crate::record::ExtendedError;
+use crate::time::Wall;
 
 /// What refused clients are told, written once: a refusal allocates nothing.
 #[derive(Debug)]
@@ -34,7 +40,86 @@ impl Sentences {
     }
 }
 
+/// What a rule that names a name says to who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voice {
+    /// What it has to say.
+    Heard,
+    /// Nothing: it ended.
+    Ended(Wall),
+    /// Nothing: it is for other clients of the segment.
+    OtherClients,
+}
+
+/// Prefixes that are named to a client of no segment.
+const NEAR: usize = 3;
+
 impl Policy {
+    /// What a rule of the asker's segment says to it now.
+    #[must_use]
+    pub fn voice(&self, rule: RuleIndex, asker: Asker, now: Wall) -> Voice {
+        let rule = self.rule(rule);
+        match rule.expires.filter(|_| !rule.lives(now)) {
+            Some(end) => Voice::Ended(end),
+            None if rule.is_heard(&asker.case(now)) => Voice::Heard,
+            None => Voice::OtherClients,
+        }
+    }
+
+    /// The allow rules that name `name`, live now, and are not for the asker's segment; by id.
+    #[must_use]
+    pub fn elsewhere(&self, asker: Asker, name: &[u8], now: Wall) -> Vec<RuleIndex> {
+        let found = self.find(name);
+        let of_others = |index: &RuleIndex| {
+            let rule = self.rule(*index);
+            rule.action == Action::Allow
+                && rule.lives(now)
+                && !rule.audience.contains(asker.segment)
+                && !rule.except.contains(name)
+        };
+        let mut rules: Vec<_> = found.rules(&self.rules).filter(of_others).collect();
+        rules.sort_unstable();
+        rules.dedup();
+        rules
+    }
+
+    /// The segments that a rule is for, in order of name.
+    pub fn segments_of(&self, rule: RuleIndex) -> impl Iterator<Item = &Segment> {
+        let audience = &self.rule(rule).audience;
+        let all = (0..).map(SegmentIndex).zip(self.segments.iter());
+        all.filter(|(place, _)| audience.contains(*place)).map(|(_, segment)| segment)
+    }
+
+    /// The prefixes of segments that have most of their leading bits in common with a client, each with its segment; those
+    /// that have none at all are not near.
+    #[must_use]
+    pub fn near(&self, client: IpAddr) -> Vec<(Prefix, &Segment)> {
+        let client = canonical(client);
+        let common = |prefix: &Prefix| match (prefix.network(), client) {
+            (IpAddr::V4(one), IpAddr::V4(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+            (IpAddr::V6(one), IpAddr::V6(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+            _ => 0,
+        };
+        let known = self.directory.clients.iter().map(|(prefix, segment)| (Reverse(common(&prefix)), prefix, *segment));
+        let mut known: Vec<_> = known.filter(|(Reverse(bits), ..)| *bits > 0).collect();
+        known.sort_unstable();
+        let segment = |place: SegmentIndex| self.segments.get(place.0 as usize);
+        known.into_iter().take(NEAR).filter_map(|(_, prefix, place)| Some((prefix, segment(place)?))).collect()
+    }
+
+    /// The rule for networks that denies this address to all now, or else the first that opens it for the asker's segment.
+    #[must_use]
+    pub fn static_rule(&self, asker: Asker, address: IpAddr, now: Wall) -> Option<RuleIndex> {
+        let opens = |(_, rule): &(usize, &Rule)| {
+            rule.action == Action::Allow
+                && rule.lives(now)
+                && rule.audience.contains(asker.segment)
+                && rule.networks.iter().any(|prefix| prefix.contains(&address))
+        };
+        let opening = || self.rules.iter().enumerate().find(opens).map(|(at, _)| number(at, RuleIndex));
+        self.denies_address(address, now).or_else(opening)
+    }
+
     /// Every rule of the asker's segment that names `name` (canonical wire form), allow and deny, whatever its types; the
     /// most specific first, then by id.
     #[must_use]

@@ -129,7 +129,7 @@ impl Index {
         rules: &'a Rules,
         segment: Option<SegmentIndex>,
     ) -> impl Iterator<Item = RuleIndex> {
-        let posting = self.postings.get(number as usize).filter(|_| number > 0);
+        let posting = self.postings.get(number as usize);
         let of = segment.and_then(|segment| Some(posting?.rules(rules, segment)));
         let all = posting.filter(|_| segment.is_none());
         let all = all
@@ -154,6 +154,12 @@ impl Found<'_> {
                 named.map(move |rule| Hit { rule, rank: found.rank, whole: found.whole })
             })
         })
+    }
+
+    /// The rules of all segments whose `names` hold the name, in no order, perhaps twice.
+    pub(super) fn rules<'a>(&'a self, rules: &'a Rules) -> impl Iterator<Item = RuleIndex> {
+        let each = self.each().flat_map(|(index, matches)| matches.all.iter().map(move |found| (index, found.number)));
+        each.flat_map(move |(index, number)| index.rules(number, rules, None))
     }
 
     /// What is reserved of the name, or of the nearest one above; 0: nothing.

@@ -59,6 +59,7 @@ pub use compare::{
 };
 pub use decide::decide;
 pub use demand::Caps;
+pub use explain::Voice;
 pub use inspect::inspect;
 pub use load::{Settings, Source, compile};
 pub use pattern::Pattern;

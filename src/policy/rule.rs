@@ -67,11 +67,13 @@ pub struct Rule {
     pub networks: Vec<Prefix>,
     /// What a client is told that it refuses: written once, so that a refusal allocates nothing.
     pub(super) told: ExtendedError,
+    /// The addresses outside of which it leaves out; empty: none.
+    pub within: Vec<Prefix>,
+    /// Special-use addresses that it may open.
+    pub private: Vec<Prefix>,
     pub(super) audience: Audience,
     pub(super) except: Patterns,
     pub(super) cname: Cname,
-    pub(super) within: Vec<Prefix>,
-    pub(super) private: Vec<Prefix>,
     /// The names that are kept warm.
     pub(super) warm: Vec<Name>,
 }

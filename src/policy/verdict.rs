@@ -320,6 +320,12 @@ impl Permit {
         self.observed
     }
 
+    /// The rules that admit it, that which the record names first.
+    #[must_use]
+    pub fn rules(&self) -> &[RuleIndex] {
+        &self.rules
+    }
+
     /// The rule that the record names.
     #[must_use]
     pub fn rule(&self) -> Option<RuleIndex> {

@@ -1,5 +1,5 @@
-//! Reading query records back, for the tools that learn from a log: [`read_queries`] hands every one of them to a
-//! function, as a [`Query`] that borrows from its line.
+//! Reading records back, for the tools that learn from a log: [`read_queries`] hands every query's to a function, as a
+//! [`Query`] that borrows from its line; [`read_records`] those of grants as well, in the order of the files.
 //!
 //! - A path is a log's current file, and its archives are read before it; or a directory, and every log file in it is
 //!   read; or any other file of records. Each file is read once, the oldest of a log first.
@@ -21,6 +21,7 @@
 
 mod decode;
 mod files;
+mod grant;
 mod query;
 
 use std::fmt;
@@ -32,11 +33,13 @@ use super::error::AuditError;
 use super::format::text::visible;
 use super::read::{Head, LineRead, Lines, behind_torn};
 use decode::{Counted, decoded};
+pub use grant::Grant;
 pub use query::{Query, Text, Told};
 
 /// How every query record begins that this program wrote; others are read as well, only slower.
 const BEGIN: &[u8] = b"{\"v\":1,\"type\":\"";
 const QUERY: &[u8] = b"query\"";
+const GRANT: &[u8] = b"grant\"";
 
 /// Lines between two calls of the progress function: some 100 ms.
 const STEP: u64 = 1 << 16;
@@ -77,6 +80,15 @@ pub struct QueriesRead {
     pub unlisted: u64,
 }
 
+/// A record that is handed out.
+#[derive(Clone, Copy, Debug)]
+pub enum Recorded<'a> {
+    /// Of a query.
+    Query(&'a Query<'a>),
+    /// Of a change of a grant.
+    Grant(&'a Grant<'a>),
+}
+
 /// Hands every query record of these paths to `each`.
 ///
 /// # Errors
@@ -85,6 +97,37 @@ pub fn read_queries(
     paths: &[PathBuf],
     progress: &mut dyn FnMut(QueriesProgress<'_>),
     each: &mut dyn FnMut(&Query<'_>),
+) -> Result<QueriesRead, AuditError> {
+    let mut queries = |record: Recorded<'_>| {
+        if let Recorded::Query(query) = record {
+            each(query);
+        }
+    };
+    read_files(paths, progress, &mut Each { grants: false, give: &mut queries })
+}
+
+/// Hands every record of a query or grant of these paths to `each`; grants are counted among the others.
+///
+/// # Errors
+/// A path cannot be read, or there is no log in it.
+pub fn read_records(
+    paths: &[PathBuf],
+    progress: &mut dyn FnMut(QueriesProgress<'_>),
+    each: &mut dyn FnMut(Recorded<'_>),
+) -> Result<QueriesRead, AuditError> {
+    read_files(paths, progress, &mut Each { grants: true, give: each })
+}
+
+/// What is read, and who takes it.
+struct Each<'a> {
+    grants: bool,
+    give: &'a mut dyn FnMut(Recorded<'_>),
+}
+
+fn read_files(
+    paths: &[PathBuf],
+    progress: &mut dyn FnMut(QueriesProgress<'_>),
+    each: &mut Each<'_>,
 ) -> Result<QueriesRead, AuditError> {
     let files = files::of(paths)?;
     let length = files.iter().map(|file| file.length).sum();
@@ -122,7 +165,7 @@ impl QueriesRead {
         path: &Path,
         lines: &mut Lines<Box<dyn io::Read>>,
         show: &mut dyn FnMut(&mut Self),
-        each: &mut dyn FnMut(&Query<'_>),
+        each: &mut Each<'_>,
     ) {
         let (mut number, mut first, before) = (0_u64, 0, self.damaged);
         loop {
@@ -149,7 +192,7 @@ impl QueriesRead {
         }
     }
 
-    fn line(&mut self, line: &LineRead<'_>, each: &mut dyn FnMut(&Query<'_>)) {
+    fn line(&mut self, line: &LineRead<'_>, each: &mut Each<'_>) {
         // A torn line is ended by the next writer; where two of them did so, an empty line is between.
         if line.bytes.is_empty() && line.ended {
             return;
@@ -163,13 +206,20 @@ impl QueriesRead {
     }
 
     /// Whether this is a record.
-    fn record(&mut self, line: &[u8], each: &mut dyn FnMut(&Query<'_>)) -> bool {
-        let other = line.strip_prefix(BEGIN).is_some_and(|kind| !kind.starts_with(QUERY));
+    fn record(&mut self, line: &[u8], each: &mut Each<'_>) -> bool {
+        let kind = line.strip_prefix(BEGIN);
+        let other = kind.is_some_and(|kind| !kind.starts_with(QUERY));
         if other && line.ends_with(b"}") {
             self.others += 1;
+            if each.grants
+                && kind.is_some_and(|kind| kind.starts_with(GRANT))
+                && let Some(grant) = Grant::read(line)
+            {
+                (each.give)(Recorded::Grant(&grant));
+            }
         } else if let Some(query) = Query::read(line) {
             self.queries += 1;
-            each(&query);
+            (each.give)(Recorded::Query(&query));
         } else if Head::read(line).is_some_and(|(head, _)| !head.is_query()) {
             self.others += 1;
         } else {

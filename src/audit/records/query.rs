@@ -103,6 +103,12 @@ impl<'a> Query<'a> {
         Wall(micros(&self.ts).unwrap_or(0))
     }
 
+    /// Whether its answers may hold this text: told without reading them.
+    #[must_use]
+    pub fn may_tell(&self, text: &str) -> bool {
+        self.answers.is_some_and(|raw| raw.get().contains(text))
+    }
+
     /// The answer section as sent, as far as it is in the record; read anew with every call.
     #[must_use]
     pub fn answers(&self) -> Vec<Told<'a>> {

@@ -10,6 +10,7 @@ use super::*;
 use crate::audit::archive::Archive;
 use crate::audit::fixture::{Directory, write};
 use crate::audit::{Log, Outcome};
+use crate::net::Service;
 use crate::time::Clock;
 
 const ALLOWED: &str = r#"{"v":1,"type":"query","id":"1-1-1","ts":"2026-11-21T03:53:04.117302Z","node":"n","client":"192.0.2.1","port":5,"transport":"udp","asked_by":"edge","certificate":"a.example","segment":"checkout","tags":{"service":"checkout"},"qid":7,"qname":"api.example.com","qtype":"A","verdict":"allow","reason":"rule","rule":"api","policy":"9c1f5be27a40d3e1","rcode":"NOERROR","flags":["RD"],"bytes":90,"cache":"hit","answers":[{"name":"api.example.com","type":"A","ttl":60,"data":"198.51.100.7"},{"name":"api.example.com","type":"TXT","ttl":60,"data":"\\# 2 0161"}],"grant":{"ports":["tcp/443","udp/5000-5010","icmp"],"until":"2026-11-21T03:58:04.000000Z"},"latency_us":42}"#;
@@ -64,6 +65,39 @@ fn a_record_is_read_as_it_was_written() {
     assert_eq!((query.verdict, query.enforced, query.qname.as_deref()), (Outcome::Deny, false, Some("a\\.b.example")));
     assert_eq!((query.rule.is_none(), query.grant().is_none(), query.answers().is_empty()), (true, true, true));
     assert!(Query::read(GRANT.as_bytes()).is_none());
+}
+
+#[test]
+fn grants_are_handed_out_to_who_asks_for_them() {
+    let directory = Directory::new();
+    let file = directory.path().join("query.jsonl");
+    let opened = GRANT.replace(
+        r#""op":"open"}"#,
+        r#""op":"open","client":"192.0.2.1","scope":"client","segment":"checkout","rule":"api","qname":"api.example.com","address":"198.51.100.7","ports":["tcp/443","udp/5000-5010"],"until":"2026-11-21T03:58:04.000000Z","query":"1-1-1"}"#,
+    );
+    std::fs::write(&file, format!("{opened}\n{ALLOWED}\n{GRANT}\n")).unwrap();
+    let mut told = Vec::new();
+    let read = read_records(&[file], &mut |_| (), &mut |record| {
+        told.push(match record {
+            Recorded::Query(query) => format!("query {} {}", query.id, query.may_tell("198.51.100.7")),
+            Recorded::Grant(grant) => format!(
+                "{} {} {} {} {} {:?}",
+                &*grant.op,
+                grant.address,
+                grant.until(),
+                grant.changes(Service::Udp(5005)),
+                grant.changes(Service::Tcp(80)),
+                grant.query.as_deref(),
+            ),
+        });
+    });
+    assert_eq!(
+        told,
+        ["open 198.51.100.7 2026-11-21T03:58:04.000000Z true false Some(\"1-1-1\")", "query 1-1-1 true"],
+        "one without its fields is no grant"
+    );
+    let read = read.unwrap();
+    assert_eq!((read.queries, read.others, read.damaged), (1, 2, 0));
 }
 
 #[test]
@@ -183,7 +217,8 @@ proptest! {
         for source in [bytes.clone(), [&text[..], &bytes].concat(), [&text[..at.min(text.len())], &bytes].concat()] {
             let mut read = QueriesRead::default();
             if let Ok(source) = decoded(io::Cursor::new(source)) {
-                read.file(Path::new("x"), &mut Lines::new(source), &mut |_| (), &mut |_| ());
+                let mut each = Each { grants: true, give: &mut |_| () };
+                read.file(Path::new("x"), &mut Lines::new(source), &mut |_| (), &mut each);
             }
         }
     }
