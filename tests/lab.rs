@@ -67,3 +67,8 @@ fn what_is_denied_ends_within_a_second() {
 fn a_hostile_name_server_opens_nothing_else() {
     tell("hostile");
 }
+
+#[test]
+fn what_is_changed_while_it_runs_holds() {
+    tell("changes");
+}

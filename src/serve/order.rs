@@ -30,6 +30,9 @@ pub struct ChangeOrder {
     /// As in a rule; empty: as a rule without them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub types: Vec<String>,
+    /// As in a rule: private addresses that it may open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub private: Vec<String>,
     /// What for.
     pub reason: String,
     /// Where that was agreed.

@@ -144,6 +144,7 @@ impl Change {
             ("clients", &clients),
             ("ports", &order.ports),
             ("types", &order.types),
+            ("private", &order.private),
         ] {
             if !values.is_empty() {
                 let values: Vec<_> = values.iter().map(|value| quoted(value)).collect();

@@ -55,6 +55,9 @@ pub(crate) struct Allow {
     /// Record types that may be asked, A and AAAA without it
     #[arg(long, value_delimiter = ',', value_name = "TYPES")]
     types: Vec<String>,
+    /// Private addresses and prefixes that its answers may hold
+    #[arg(long, value_delimiter = ',', value_name = "PREFIXES")]
+    private: Vec<String>,
     #[command(flatten)]
     terms: Terms,
 }
@@ -199,9 +202,9 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// Allows something for a time.
 pub(crate) fn allow(options: Allow) -> Result<ExitCode, Failure> {
-    let Allow { config, targets, lasts, ports, cut, types, terms } = options;
+    let Allow { config, targets, lasts, ports, cut, types, private, terms } = options;
     let order = order(ChangeAction::Allow, targets, Some(lasts), &terms);
-    make(&config, &ChangeOrder { ports, types, cut, ..order }, terms.json)
+    make(&config, &ChangeOrder { ports, types, private, cut, ..order }, terms.json)
 }
 
 /// Denies something.
@@ -219,6 +222,7 @@ fn order(action: ChangeAction, targets: Vec<String>, lasts: Option<Duration>, te
         for_s: lasts.map(|lasts| lasts.as_secs()),
         ports: Vec::new(),
         types: Vec::new(),
+        private: Vec::new(),
         reason: terms.reason.clone(),
         ticket: terms.ticket.clone(),
         cut: false,
