@@ -126,7 +126,7 @@ enum Verb {
     #[command(
         after_help = "Its end is certain: the rule goes, and what was opened under it. A restart keeps it; a reload of \
                               policy files does not undo it.\n\nExample:\n  outgate allow api.example.org --segment build --for 30m \
-                              --reason \"release 4.2\" --ticket OPS-7"
+                              --reason \"release 4.2\" --ticket OPS-7\n  outgate allow --record 7f3a91c20b1d44e0-3-1829331 --for 30m --reason \"build 88\""
     )]
     Allow(verb::change::Allow),
     /// Refuse names or addresses at once, on a running node: what is open to them is closed

@@ -57,8 +57,24 @@ fn an_allow_opens_and_ends_by_itself() {
 
     until("it has ended", || changes(&site, "end").len() == 1);
     assert_eq!(code(&client.told("api.eu.corp.example")), ResponseCode::NXDomain);
+    let refused = site.queries().pop().unwrap()["id"].as_str().unwrap().to_owned();
     assert_eq!(site.run(&["grants", "--json"]).stdout, "[]\n");
     assert_eq!(status(&site)["changes"]["rules"], Value::Array(Vec::new()));
+
+    // Straight from the record of a refusal, and of nothing else.
+    let from = |id: &str| site.run(&["allow", "--record", id, "--for", "1h", "--reason", "build 88"]);
+    assert_eq!(from(&refused).code, Some(0));
+    assert_eq!(addresses(&client.told("api.eu.corp.example")), ["192.0.2.90"]);
+    let allowed = site.queries().pop().unwrap()["id"].as_str().unwrap().to_owned();
+    for (id, says) in [
+        (allowed.as_str(), "that query was not refused"),
+        ("1-1-1", "has the id 1-1-1; name another log with --log"),
+        ("x", "\"x\" is not the id of a record"),
+    ] {
+        let ended = from(id);
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(ended.stderr.contains(says), "{}", ended.stderr);
+    }
     assert_eq!(node.stop(), Some(0));
     site.verified();
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +11,10 @@ use serde_json::{Value, json};
 
 use super::node::{ask, unreadable};
 use crate::app::cli::{ConfigFile, Failure, print};
+use crate::app::config::Config;
+use crate::audit::{Outcome, Query, RecordId, read_queries};
 use crate::document::parse_duration;
+use crate::record::RecordType;
 use crate::serve::admin::client::Method;
 use crate::serve::admin::render_clients;
 use crate::serve::{ChangeAction, ChangeOrder, ClientRow, ForgetOrder, PlaceOrder, RevokeOrder, encode};
@@ -41,8 +45,14 @@ pub(crate) struct Allow {
     #[command(flatten)]
     config: ConfigFile,
     /// Names and patterns as in a rule, or addresses and prefixes
-    #[arg(required = true, value_name = "NAME|ADDRESS")]
+    #[arg(required_unless_present = "record", value_name = "NAME|ADDRESS")]
     targets: Vec<String>,
+    /// What was refused in the query record with this id: its name and type, for its segment unless one is named
+    #[arg(long, value_name = "ID", conflicts_with = "targets")]
+    record: Option<String>,
+    /// The log that the record is in; without it the one of the configuration
+    #[arg(long, value_name = "FILE", requires = "record")]
+    log: Option<PathBuf>,
     /// For how long: 90s, 30m, 8h, 7d
     #[arg(long = "for", value_name = "TIME", value_parser = lasting)]
     lasts: Duration,
@@ -202,9 +212,60 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// Allows something for a time.
 pub(crate) fn allow(options: Allow) -> Result<ExitCode, Failure> {
-    let Allow { config, targets, lasts, ports, cut, types, private, terms } = options;
-    let order = order(ChangeAction::Allow, targets, Some(lasts), &terms);
+    let Allow { config, targets, record, log, lasts, ports, cut, mut types, private, terms } = options;
+    let mut order = order(ChangeAction::Allow, targets, Some(lasts), &terms);
+    if let Some(id) = record {
+        let refused = find(&config, &id, log)?;
+        order.targets = vec![refused.name];
+        if terms.segments.is_empty() && terms.client.is_none() {
+            order.segments = vec![refused.segment];
+        }
+        if types.is_empty() && !refused.kind.is_address() {
+            types = vec![refused.kind.to_string()];
+        }
+    }
     make(&config, &ChangeOrder { ports, types, private, cut, ..order }, terms.json)
+}
+
+/// What a query record says that was refused.
+struct RefusedQuery {
+    name: String,
+    kind: RecordType,
+    segment: String,
+}
+
+/// Looks up the record of a refusal.
+fn find(config: &ConfigFile, id: &str, log: Option<PathBuf>) -> Result<RefusedQuery, Failure> {
+    let log = match log {
+        Some(log) => log,
+        None => Config::read(config).map_err(Failure::Mistakes)?.audit.file,
+    };
+    if id.parse::<RecordId>().is_err() {
+        return Err(Failure::Argument(format!("{id:?} is not the id of a record")));
+    }
+    let mut found = None;
+    let read = read_queries(std::slice::from_ref(&log), &mut |_| (), &mut |query| {
+        if *query.id == *id {
+            found = Some(refused(query));
+        }
+    });
+    read.map_err(|error| Failure::Failed(error.to_string()))?;
+    let unknown = || format!("no query record in {} has the id {id}; name another log with --log", log.display());
+    found.ok_or_else(unknown).flatten().map_err(Failure::Argument)
+}
+
+fn refused(query: &Query<'_>) -> Result<RefusedQuery, String> {
+    if query.verdict != Outcome::Deny {
+        return Err("that query was not refused; nothing needs to be allowed for it".into());
+    }
+    let kind = query.qtype.as_ref().and_then(|kind| kind.parse().ok());
+    match (&query.qname, kind, &query.segment) {
+        (Some(name), Some(kind), Some(segment)) => {
+            Ok(RefusedQuery { name: name.to_string(), kind, segment: segment.to_string() })
+        }
+        (_, _, None) => Err("that client is in no segment; add its address to one".into()),
+        _ => Err("that record has no name that could be allowed".into()),
+    }
 }
 
 /// Denies something.
