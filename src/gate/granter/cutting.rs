@@ -16,6 +16,9 @@ use crate::net::{Element, Prefix, Scope, SegmentId};
 /// others is granted it is granted again.
 const SOURCES: usize = 64;
 
+/// How many cuts may be under way at once (guessed): each has a thread and goes through the connections of the machine.
+const CUTS: usize = 16;
+
 impl Desk {
     /// Ends connections; the reply comes when every firewall has said what became of it.
     pub(super) fn cut(&mut self, what: Cutting, reply: oneshot::Sender<Vec<Ended>>) {
@@ -31,7 +34,15 @@ impl Desk {
             // Nobody may wait any more.
             return drop(reply.send(cutters.into_iter().map(|(name, _)| (name, Ok(0))).collect()));
         }
-        let work = move || drop(reply.send(all(cutters)));
+        if Arc::strong_count(&self.cuts_under_way) > CUTS {
+            let busy = |(name, _)| (name, Err("too many cuts are under way".to_owned()));
+            return drop(reply.send(cutters.into_iter().map(busy).collect()));
+        }
+        let under_way = Arc::clone(&self.cuts_under_way);
+        let work = move || {
+            drop(reply.send(all(cutters)));
+            drop(under_way);
+        };
         if let Err(error) = thread::Builder::new().name("cut".into()).spawn(work) {
             tracing::error!(%error, "connections could not be cut: no thread");
         }

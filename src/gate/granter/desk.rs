@@ -99,6 +99,8 @@ pub(super) struct Desk {
     pub(super) chores: VecDeque<Chore>,
     /// What waits for a closing.
     pub(super) held_back: HeldBack,
+    /// Held once by every cut that is under way, besides here.
+    pub(super) cuts_under_way: Arc<()>,
     /// The policy whose layout the firewalls have: for a moment of a swap, not yet that of the rulebook.
     laid: Arc<Policy>,
     /// When its layout changes by itself: the next observe segment ends.
@@ -127,6 +129,7 @@ impl Desk {
             rulebook,
             chores: VecDeque::new(),
             held_back: HeldBack::default(),
+            cuts_under_way: Arc::default(),
             laid,
             layout_ends: None,
             measure_at: Tick(0),

@@ -1,5 +1,7 @@
 //! What an operator closes, whatever the policy says.
 
+use tokio::task::JoinHandle;
+
 use super::*;
 use crate::cache::Known;
 use crate::net::{Prefix, Scope, Service};
@@ -263,5 +265,28 @@ fn the_connections_of_what_was_closed_are_cut() {
     assert!(matches!(open[..], [Element { from: Scope::Client(_), .. }]));
     cut_closed(open);
     assert_eq!(gateway.handle.take_cuts(), []);
+    world.stop();
+}
+
+/// I5: each cut goes through all connections of the machine.
+#[test]
+fn so_many_cuts_at_once_and_no_more() {
+    let (place, clock) = (Place::new(), Clock::manual());
+    let gateway = Gateway::new(&clock, true);
+    let world = World::start(&place, &clock, PLACES, &[&gateway], None);
+    let cut = || {
+        let granter = world.gate.granter.clone();
+        world.runtime.spawn(async move { granter.cut(vec![Cut::default()]).await })
+    };
+    gateway.cutting.store(true, Ordering::SeqCst);
+    let cuts: Vec<_> = (0..20).map(|_| cut()).collect();
+    world.until(|| cuts.iter().filter(|cut| cut.is_finished()).count() == 4);
+    let (refused, cuts): (Vec<_>, Vec<_>) = cuts.into_iter().partition(JoinHandle::is_finished);
+    gateway.cutting.store(false, Ordering::SeqCst);
+    let refused: Vec<_> = refused.into_iter().map(|cut| world.runtime.block_on(cut).unwrap()).collect();
+    assert!(refused.iter().all(|told| told[0].1 == Err("too many cuts are under way".to_owned())), "{refused:?}");
+    for cut in cuts {
+        assert_eq!(world.runtime.block_on(cut).unwrap(), [("gateway".into(), Ok(0))]);
+    }
     world.stop();
 }

@@ -49,13 +49,15 @@ struct Gateway {
     handle: MemoryHandle,
     required: bool,
     broken: Arc<AtomicBool>,
+    /// Cuts go on for as long as this holds.
+    cutting: Arc<AtomicBool>,
 }
 
 impl Gateway {
     fn new(clock: &Clock, required: bool) -> Self {
         let memory = Memory::new(if required { "gateway" } else { "advisory" }, clock.clone());
         let handle = memory.handle();
-        Self { memory: Arc::new(Mutex::new(memory)), handle, required, broken: Arc::default() }
+        Self { memory: Arc::new(Mutex::new(memory)), handle, required, broken: Arc::default(), cutting: Arc::default() }
     }
 
     fn check(&self) -> Result<(), FirewallError> {
@@ -94,10 +96,14 @@ impl Firewall for Gateway {
     }
 
     fn cutter(&self, cuts: &Arc<[Cut]>) -> Cutter {
-        match self.check() {
-            Ok(()) => self.memory.lock().cutter(cuts),
-            Err(error) => Box::new(move || Err(error)),
-        }
+        let (checked, cutter) = (self.check(), self.memory.lock().cutter(cuts));
+        let cutting = Arc::clone(&self.cutting);
+        Box::new(move || {
+            while cutting.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            checked.and_then(|()| cutter())
+        })
     }
 
     fn drifted(&mut self) -> Result<bool, FirewallError> {
