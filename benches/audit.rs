@@ -106,6 +106,7 @@ impl Specimen {
             cache: None,
             ttl: 300 - (n / 4096) as u32 % 300,
             until: None,
+            shadow: None,
             latency_us: 3 + n % 16,
         }
     }

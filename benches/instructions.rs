@@ -199,6 +199,7 @@ fn records() -> Turn {
                 cache: Some(CacheUse::Hit),
                 ttl: 287,
                 until: Some(Wall(1_795_233_584_117_302)),
+                shadow: None,
                 latency_us: 17,
             };
             encoder.encode(&mut out, RecordId { boot: 7, shard: 1, sequence: 100_000 + n }, &Event::Query(event));

@@ -90,6 +90,7 @@ fn every_example_and_default_is_valid() {
     place.write("rules/example.toml", POLICY);
     place.write("zones/.keep", "");
     place.write("data/.keep", "");
+    place.write("policy-next/.keep", "");
     place.write("anchors.key", ANCHORS);
     let mut count = 0;
     for (header, rows) in sections() {

@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use outgate::audit::{
     BackendAck, CacheUse, ChangeEvent, Encoder, Event, FIELDS, GrantEvent, GrantOp, Log, MAX_LINE, Outcome,
-    PolicyEvent, QueryEvent, RecordId, Rendered, Settings, Stated, Statement, Transport,
+    PolicyEvent, QueryEvent, RecordId, Rendered, Settings, Shadow, Stated, Statement, Transport,
 };
 use outgate::name::{Name, NameBuf};
 use outgate::net::{Element, Scope, SegmentId, Service, Services};
-use outgate::policy::{Listed, Reason, Summary};
+use outgate::policy::{Dissent, Listed, Reason, Summary};
 use outgate::record::{ExtendedError, Rcode, Record, RecordType};
 use outgate::time::{Clock, Ttl, Wall};
 use proptest::prelude::*;
@@ -170,14 +170,32 @@ impl Parts {
             cache: self.has(9).then_some(CacheUse::Zone),
             ttl: middle,
             until: self.has(10).then_some(Wall(large % 253_402_300_800_000_000)),
+            shadow: None,
             latency_us: large,
+        }
+    }
+
+    fn shadow(&self) -> Shadow<'_> {
+        let (large, small, _) = self.numbers;
+        Shadow {
+            dissent: Dissent::ALL[usize::from(small) % 3],
+            outcome: Outcome::ALL[usize::from(small) % 2],
+            enforced: self.has(6),
+            reason: Reason::ALL[usize::from(small) % Reason::ALL.len()],
+            rule: self.has(18).then_some(self.word(0)),
+            segment: self.has(19).then_some(self.word(1)),
+            policy: large,
+            why: self.has(20).then_some(self.word(2)),
         }
     }
 
     fn check(&self) {
         let (large, small, _) = self.numbers;
-        let plain = Event::Query(self.query(Stated::Plain(self.statement())));
-        assert_documented(&encoded(&plain, self.word(5)), "query");
+        let plain = self.query(Stated::Plain(self.statement()));
+        assert_documented(&encoded(&Event::Query(plain.clone()), self.word(5)), "query");
+        let shadow = self.shadow();
+        let shadowed = Event::Query(QueryEvent { shadow: Some(&shadow), ..plain });
+        assert_documented(&encoded(&shadowed, self.word(5)), "query");
         let backends: Vec<_> = self.words.iter().map(|name| BackendAck { name, acked_us: large }).collect();
         let grant = GrantEvent {
             at: Wall(1),

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::verb;
 use crate::draft::LearnTerms;
-use crate::serve::GrantFilter;
+use crate::serve::{GrantFilter, PromoteOrder};
 
 /// The DNS server of a network that is closed by default: answers allowlisted names, opens their addresses in the
 /// firewall first, records every query.
@@ -174,6 +174,27 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Put the candidate policy in force on a running node, until the policy directory changes
+    #[command(
+        after_help = "Refuses while the candidate disagrees with the policy over queries and nobody has accepted \
+                              that; see `outgate status`.\n\nExample:\n  outgate promote --accept --reason SEC-123"
+    )]
+    Promote {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The disagreements so far are known and meant
+        #[arg(long, conflicts_with = "revert")]
+        accept: bool,
+        /// Take a promotion back: the policy is again that of its directory
+        #[arg(long)]
+        revert: bool,
+        /// Why; stands in the record
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Print a JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
     /// Read the query log, and prove that it is whole
     #[command(subcommand)]
     Log(verb::log::Verb),
@@ -212,6 +233,9 @@ pub fn main() -> ExitCode {
         Verb::Forget(options) => verb::change::forget(options),
         Verb::Client(verb) => verb::change::client(verb),
         Verb::Flush { config, name, below, json } => verb::node::flush(&config, &name, below, json),
+        Verb::Promote { config, accept, revert, reason, json } => {
+            verb::node::promote(&config, &PromoteOrder { accept, revert, reason }, json)
+        }
         Verb::Reload { config, json } => verb::node::reload(&config, json),
         Verb::Log(verb) => verb::log::run(verb),
     };

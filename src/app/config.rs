@@ -28,6 +28,10 @@ pub(super) struct Config {
     pub(super) policy_directory: PathBuf,
     /// Who is in which segment, watched; `None`: nobody writes one.
     pub(super) clients_file: Option<PathBuf>,
+    /// A policy that is decided beside it.
+    pub(super) candidate: Option<PathBuf>,
+    /// Both are loaded again when they change.
+    pub(super) watch: bool,
     pub(super) zones: zones::Settings,
     /// Empty: the system's resolvers.
     pub(super) upstreams: Vec<upstream::Settings>,
@@ -82,7 +86,7 @@ impl Config {
         let tls = tls::Settings::read(&root, &base);
         let listen = read_listen(&root);
         let forwarders = read_forwarders(&root);
-        let policy_directory = read_policy(&root);
+        let (policy_directory, candidate, watch) = read_policy(&root);
         let clients_file = read_clients(&root).map(path);
         let mut zones = zones::Settings::read(&root);
         zones.directory = path(zones.directory);
@@ -107,6 +111,8 @@ impl Config {
             forwarders,
             policy_directory: path(policy_directory),
             clients_file,
+            candidate: candidate.map(path),
+            watch,
             zones,
             upstreams,
             terms,
@@ -224,11 +230,22 @@ fn read_forwarders(root: &Table) -> Vec<policy::Forwarder> {
     forwarders
 }
 
-fn read_policy(root: &Table) -> PathBuf {
-    let Some(table) = root.table("policy") else { return PathBuf::from("policy") };
-    let directory = table.required_string("directory");
-    table.finish(&["candidate", "watch"]);
-    directory.map_or_else(|| PathBuf::from("policy"), |directory| directory.value.into())
+fn read_policy(root: &Table) -> (PathBuf, Option<PathBuf>, bool) {
+    let default = || PathBuf::from("policy");
+    let Some(table) = root.table("policy") else { return (default(), None, false) };
+    let directory = table.string("directory").map_or_else(default, |directory| directory.value.into());
+    let candidate = table.string("candidate").map(|candidate| {
+        let path = PathBuf::from(candidate.value);
+        if path.starts_with(&directory) || directory.starts_with(&path) {
+            let fact =
+                "`candidate` and `directory` lie in each other: files of one would be read as those of the other";
+            table.document().note(&candidate.span, fact, "give the candidate a directory of its own");
+        }
+        path
+    });
+    let watch = table.boolean("watch").unwrap_or(false);
+    table.finish(&[]);
+    (directory, candidate, watch)
 }
 
 fn read_clients(root: &Table) -> Option<PathBuf> {

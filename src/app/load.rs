@@ -2,10 +2,14 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 use crate::app::config::Config;
+use crate::app::promotion::Promotion;
 use crate::document::{Mistake, Warning, WarningKind};
 use crate::grant::Caps;
 use crate::name::Name;
@@ -27,26 +31,35 @@ pub(super) struct Loaded {
     pub(super) identity: Option<Identity>,
     /// What should be known of them.
     pub(super) warnings: Vec<Warning>,
+    /// The candidate, where the configuration names one, or what is wrong with it: that stops nothing.
+    pub(super) candidate: Option<Result<Arc<Policy>, Vec<Mistake>>>,
+    /// What the policy is instead of the files of its directory.
+    pub(super) promotion: Option<Promotion>,
 }
 
 /// Reads and checks everything that a reload reads; every mistake of every file.
-pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<Loaded, Vec<Mistake>> {
+///
+/// While the policy directory is the one that `promotion` took the place of, its files are the policy.
+pub(super) fn load(
+    config: &Config,
+    upstreams: &Upstreams,
+    promotion: Option<Promotion>,
+    now: Wall,
+) -> Result<Loaded, Vec<Mistake>> {
     let mut mistakes = Vec::new();
-    let files = policy_files(&config.policy_directory, &mut mistakes);
-    let mut unread = Vec::new();
     // The policy must know which names the zones hold; what is wrong with them is told after what is wrong with it.
     let zones = Zones::load(&config.zones.directory, config.zones.optional);
     let settings = settings(config, upstreams, zones.as_ref().ok());
-    let files = files.into_iter().filter_map(|path| read_file(path, &mut unread));
-    let compiled = policy::compile(files, &settings);
-    mistakes.extend(unread);
-    let policy = match compiled {
-        Ok(policy) => Some(policy),
-        Err(more) => {
-            mistakes.extend(more);
-            None
-        }
+    let mut promotion = promotion.filter(|promotion| {
+        let revision = read_files(&config.policy_directory, DIRECTORY)
+            .map(|files| policy::revision_of(files, &config.policy_directory.display().to_string()));
+        revision.is_ok_and(|revision| format!("{revision:016x}") == promotion.over)
+    });
+    let compiled = match &mut promotion {
+        Some(promotion) => compile_promoted(promotion, &settings),
+        None => compile_directory(&config.policy_directory, DIRECTORY, &settings),
     };
+    let policy = compiled.map_err(|more| mistakes.extend(more)).ok();
     let zones = zones.map_err(|more| mistakes.extend(more)).ok();
     let mut warnings = Vec::new();
     warn_of_clear_text(config, &mut warnings);
@@ -61,12 +74,19 @@ pub(super) fn load(config: &Config, upstreams: &Upstreams, now: Wall) -> Result<
     if let Some(policy) = &policy {
         check_views(config, policy, &mut mistakes);
     }
+    // What it is compiled with is whole only where the zones are.
+    let candidate = config.candidate.as_ref().filter(|_| mistakes.is_empty()).map(|directory| {
+        let policy = compile_directory(directory, CANDIDATE, &settings)?;
+        let mut mistakes = Vec::new();
+        check_views(config, &policy, &mut mistakes);
+        if mistakes.is_empty() { Ok(Arc::new(policy)) } else { Err(mistakes) }
+    });
     match (policy, zones) {
         (Some(policy), Some(mut zones)) if mistakes.is_empty() => {
             for zone in config.upstreams.iter().flat_map(|upstream| &upstream.zones) {
                 zones.carve(zone);
             }
-            Ok(Loaded { policy: Arc::new(policy), zones, identity, warnings })
+            Ok(Loaded { policy: Arc::new(policy), zones, identity, warnings, candidate, promotion })
         }
         _ => Err(mistakes),
     }
@@ -80,19 +100,8 @@ pub(super) fn policies(
 ) -> Result<[Arc<Policy>; 2], Vec<Mistake>> {
     let zones = Zones::load(&config.zones.directory, config.zones.optional)?;
     let settings = settings(config, upstreams, Some(&zones));
-    let compiled = directories.map(|directory| {
-        let (mut mistakes, mut unread) = (Vec::new(), Vec::new());
-        let files = policy_files(directory, &mut mistakes);
-        let files = files.into_iter().filter_map(|path| read_file(path, &mut unread));
-        let compiled = policy::compile(files, &settings);
-        mistakes.extend(unread);
-        match compiled {
-            Ok(policy) if mistakes.is_empty() => Ok(Arc::new(policy)),
-            compiled => Err(mistakes.into_iter().chain(compiled.err().into_iter().flatten()).collect::<Vec<_>>()),
-        }
-    });
-    match compiled {
-        [Ok(old), Ok(new)] => Ok([old, new]),
+    match directories.map(|directory| compile_directory(directory, "the argument", &settings)) {
+        [Ok(old), Ok(new)] => Ok([Arc::new(old), Arc::new(new)]),
         [old, new] => Err([old.err(), new.err()].into_iter().flatten().flatten().collect()),
     }
 }
@@ -106,6 +115,7 @@ fn settings(config: &Config, upstreams: &Upstreams, zones: Option<&Zones>) -> po
         never_grant: Vec::new(),
         sites: sites(config, zones),
         caps: Some(caps()),
+        directory: String::new(),
     }
 }
 
@@ -186,14 +196,62 @@ fn check_views(config: &Config, policy: &Policy, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-/// Every `*.toml` below the directory, in order of their paths; `tests/` is left out, links may not leave it.
-fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<PathBuf> {
+/// The keys that name directories of policy files.
+pub(super) const DIRECTORY: &str = "[policy].directory";
+pub(super) const CANDIDATE: &str = "[policy].candidate";
+
+/// Reads and compiles the files of a directory.
+fn compile_directory(directory: &Path, key: &'static str, settings: &policy::Settings) -> Result<Policy, Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    let Found { files, .. } = policy_files(directory, key, &mut mistakes);
+    let mut unread = Vec::new();
+    let settings = policy::Settings { directory: directory.display().to_string(), ..settings.clone() };
+    // One after the other: they are not all in memory at once.
+    let compiled = policy::compile(files.into_iter().filter_map(|path| read_file(path, &mut unread)), &settings);
+    mistakes.extend(unread);
+    match compiled {
+        Ok(policy) if mistakes.is_empty() => Ok(policy),
+        Ok(_) => Err(mistakes),
+        Err(more) => Err(mistakes.into_iter().chain(more).collect()),
+    }
+}
+
+fn compile_promoted(promotion: &mut Promotion, settings: &policy::Settings) -> Result<Policy, Vec<Mistake>> {
+    let settings = policy::Settings { directory: promotion.directory.clone(), ..settings.clone() };
+    policy::compile(promotion.take_files(), &settings).map_err(|mut mistakes| {
+        let fact = format!("the policy that was promoted from {} cannot be used any more", promotion.directory);
+        let remedy = "change a file of [policy].directory, or remove promoted.json from the state directory";
+        mistakes.insert(0, Mistake::general(fact, remedy));
+        mistakes
+    })
+}
+
+/// The files of a directory, all of them.
+pub(super) fn read_files(directory: &Path, key: &'static str) -> Result<Vec<policy::Source>, Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    let found = policy_files(directory, key, &mut mistakes);
+    let files = found.files.into_iter().filter_map(|path| read_file(path, &mut mistakes)).collect();
+    if mistakes.is_empty() { Ok(files) } else { Err(mistakes) }
+}
+
+/// What there is of a policy.
+#[derive(Default)]
+pub(super) struct Found {
+    /// In order of their paths.
+    pub(super) files: Vec<PathBuf>,
+    /// The directories that were read, as they really are.
+    pub(super) directories: HashSet<PathBuf>,
+}
+
+/// Every `*.toml` below the directory; `tests/` is left out, links may not leave it, and what
+/// everybody may write is nobody's policy.
+pub(super) fn policy_files(directory: &Path, key: &'static str, mistakes: &mut Vec<Mistake>) -> Found {
     let root = match directory.canonicalize() {
         Ok(root) => root,
         Err(error) => {
             let fact = format!("the policy directory {} cannot be read: {error}", directory.display());
-            mistakes.push(Mistake::general(fact, "create it, or correct [policy].directory"));
-            return Vec::new();
+            mistakes.push(Mistake::general(fact, format!("create it, or correct {key}")));
+            return Found::default();
         }
     };
     let mut files = Vec::new();
@@ -201,6 +259,7 @@ fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<PathBuf> {
     // A directory may be there twice, and hold a link to itself.
     let mut visited = HashSet::from([root.clone()]);
     while let Some(at) = pending.pop() {
+        refuse_open(&at, mistakes);
         let entries = match std::fs::read_dir(&at) {
             Ok(entries) => entries,
             Err(error) => {
@@ -238,14 +297,27 @@ fn policy_files(directory: &Path, mistakes: &mut Vec<Mistake>) -> Vec<PathBuf> {
                         pending.push(path);
                     }
                 }
-                Ok(real) if real.is_file() && is_policy => files.push(path),
+                Ok(real) if real.is_file() && is_policy => {
+                    refuse_open(&real, mistakes);
+                    files.push(path);
+                }
                 Ok(_) => {}
                 Err(error) => unreadable(&path, &error, mistakes),
             }
         }
     }
     files.sort();
-    files
+    Found { files, directories: visited }
+}
+
+/// Refuses what everybody may write. A volume that Kubernetes makes of a ConfigMap has the mode 0777, and nobody can write there.
+fn refuse_open(path: &Path, mistakes: &mut Vec<Mistake>) {
+    let open = path.metadata().is_ok_and(|metadata| metadata.mode() & 0o002 != 0);
+    let fixed = || statvfs(path).is_ok_and(|volume| volume.flags().contains(FsFlags::ST_RDONLY));
+    if open && !fixed() {
+        let fact = format!("{} can be written by everybody", path.display());
+        mistakes.push(Mistake::general(fact, format!("chmod o-w {}", path.display())));
+    }
 }
 
 fn read_file(path: PathBuf, mistakes: &mut Vec<Mistake>) -> Option<policy::Source> {

@@ -6,7 +6,9 @@ mod config;
 mod cookies;
 mod load;
 mod node;
+mod promotion;
 mod start;
 mod verb;
+mod watch;
 
 pub use cli::main;

@@ -1,5 +1,8 @@
 //! The running node: what operators ask of it, and the reload.
 
+mod beside;
+mod promote;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use crate::app::changes::{Contents, Desk};
 use crate::app::config::Config;
 use crate::app::cookies;
 use crate::app::load::{self, Loaded};
+use crate::app::promotion::Promotion;
 use crate::audit::{Event, Meter, PolicyEvent, Shard, Transport};
 use crate::cache;
 use crate::document::{Mistake, Warning, WarningKind};
@@ -21,15 +25,16 @@ use crate::gate::{
 };
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
-use crate::policy::{Policy, Summary};
+use crate::policy::{Policy, Runtime, Summary};
 use crate::serve::tcp::Streams;
 use crate::serve::tls::{Identity, Tls};
 use crate::serve::{
-    ChangeOrder, ClientRow, FlushOrder, Flushed, ForgetOrder, GrantFilter, GrantRow, Node, PlaceOrder, Readiness,
-    RevokeOrder, Who,
+    ChangeOrder, ClientRow, FlushOrder, Flushed, ForgetOrder, GrantFilter, GrantRow, Node, PlaceOrder, PromoteOrder,
+    Readiness, RevokeOrder, Who,
 };
 use crate::time::Wall;
 use crate::upstream::ServerHealth;
+pub(super) use beside::{Beside, Found};
 
 /// How long before a rule ends, or a segment begins to enforce, it is told: two weeks to ask whoever owns it.
 pub(super) const SOON: Duration = Duration::from_secs(14 * 86_400);
@@ -102,6 +107,8 @@ pub(super) struct RunningNode {
     parts: NodeParts,
     /// What the last load said of the certificate.
     warnings: ArcSwap<Vec<Warning>>,
+    /// And of the candidate.
+    beside: ArcSwap<Beside>,
     started: Wall,
     /// Held through a reload and a change, so that two are done one after the other.
     pub(super) desk: tokio::sync::Mutex<Desk>,
@@ -112,12 +119,13 @@ pub(super) struct RunningNode {
 }
 
 impl RunningNode {
-    pub(super) fn new(mut parts: NodeParts, warnings: Vec<Warning>, desk: Desk) -> Self {
+    pub(super) fn new(mut parts: NodeParts, warnings: Vec<Warning>, beside: Beside, desk: Desk) -> Self {
         let started = parts.gate.clock.now().wall;
         let Doors { dns, tls, https, quic, h3 } = &mut parts.doors;
         [dns, tls, https, quic, h3].into_iter().for_each(|addresses| addresses.sort());
         Self {
             warnings: ArcSwap::from_pointee(warnings),
+            beside: ArcSwap::from_pointee(beside),
             started,
             changes: ArcSwap::from_pointee(desk.book.contents.clone()),
             desk: tokio::sync::Mutex::new(desk),
@@ -139,7 +147,9 @@ impl RunningNode {
     pub(super) fn warnings(&self, policy: &Policy) -> Vec<String> {
         let loaded = self.warnings.load();
         let ageing = policy.ageing(self.parts.gate.clock.now().wall, SOON);
-        let first = self.parts.no_upstream.iter().map(ToString::to_string);
+        let beside = self.beside.load();
+        let first = beside.warnings().map(|warning| warning.to_string());
+        let first = first.chain(self.parts.no_upstream.iter().map(ToString::to_string));
         first.chain(loaded.iter().chain(policy.warnings()).chain(&ageing).map(ToString::to_string)).collect()
     }
 
@@ -166,17 +176,10 @@ impl RunningNode {
         let mut desk = self.desk.lock().await;
         let gate = &self.parts.gate;
         let before = gate.rulebook();
-        let node = Arc::clone(self);
-        // Reading and compiling a million names takes a while: not on a thread of the runtime.
-        let now = gate.clock.now().wall;
-        let load = move || {
-            let config = &node.parts.config;
-            let loaded = load::load(config, &node.parts.gate.upstreams, now)?;
-            Ok((loaded, cookies::secrets(&config.state).map_err(|mistake| vec![mistake])?))
+        let loaded = match Promotion::read(&self.parts.config.state) {
+            Ok(promotion) => self.load_files(promotion).await,
+            Err(mistakes) => Err(mistakes),
         };
-        let loaded = tokio::task::spawn_blocking(load).await;
-        let loaded =
-            loaded.unwrap_or_else(|error| Err(vec![Mistake::general(format!("the load broke off: {error}"), "")]));
         let result = match loaded {
             Ok((loaded, secrets)) => self.swap(loaded, secrets, &before, &mut desk).await,
             Err(mistakes) => Err(mistakes),
@@ -194,12 +197,14 @@ impl RunningNode {
                     revoked,
                     "policy reloaded"
                 );
+                let of_candidate: Vec<_> = self.beside.load().mistakes().iter().map(ToString::to_string).collect();
                 Ok(json!({
                     "revision": format!("{:016x}", policy.revision()),
                     "previous": format!("{:016x}", before.policy.revision()),
                     "segments": policy.segments().len(),
                     "rules": policy.rules_len(),
                     "revoked": revoked,
+                    "candidate_mistakes": of_candidate,
                 }))
             }
             Err(mistakes) => {
@@ -214,6 +219,19 @@ impl RunningNode {
         }
     }
 
+    /// Reads and compiles all files. A million names take a while: not on a thread of the runtime.
+    async fn load_files(self: &Arc<Self>, promotion: Option<Promotion>) -> Result<(Loaded, Secrets), Vec<Mistake>> {
+        let node = Arc::clone(self);
+        let loaded = tokio::task::spawn_blocking(move || node.load_with(promotion)).await;
+        loaded.unwrap_or_else(|error| Err(vec![Mistake::general(format!("the load broke off: {error}"), "")]))
+    }
+
+    fn load_with(&self, promotion: Option<Promotion>) -> Result<(Loaded, Secrets), Vec<Mistake>> {
+        let NodeParts { config, gate, .. } = &self.parts;
+        let loaded = load::load(config, &gate.upstreams, promotion, gate.clock.now().wall)?;
+        Ok((loaded, cookies::secrets(&config.state).map_err(|mistake| vec![mistake])?))
+    }
+
     /// Swaps it in; the rulebook in force and how many grants went.
     async fn swap(
         &self,
@@ -224,12 +242,15 @@ impl RunningNode {
     ) -> Result<(Arc<Rulebook>, u64), Vec<Mistake>> {
         let gate = &self.parts.gate;
         let now = gate.clock.now().wall;
-        let Loaded { policy: files, zones, identity, mut warnings } = loaded;
+        let Loaded { policy: files, zones, identity, mut warnings, candidate, promotion } = loaded;
         let (policy, left_out) = desk.laid(&files);
         warnings.extend(left_out);
+        let candidate = candidate.map(|candidate| candidate.map(|policy| Arc::new(desk.laid(&policy).0)));
+        let found = Found { candidate, promotion, policy: &policy, before: Some(before), now, asked: self.asked() };
+        let (candidate, beside) = Beside::new(found);
         let designation = identity.as_ref().and_then(|identity| self.parts.doors.designation(identity));
         let rulebook = Rulebook::new(Arc::new(policy), zones, before.epoch + 1, now, self.parts.registry.tallies());
-        let rulebook = Arc::new(rulebook.designating(designation).giving_cookies(secrets));
+        let rulebook = Arc::new(rulebook.designating(designation).giving_cookies(secrets).beside(candidate));
         let swapped = gate.swap(Arc::clone(&rulebook)).await;
         let revoked = swapped.map(|closed| closed.reasons).map_err(|(name, error)| {
             vec![Mistake::general(format!("firewall \"{name}\" refused the new policy: {error}"), "")]
@@ -241,8 +262,18 @@ impl RunningNode {
             tracing::info!(valid_until = %tls.not_after(), "another certificate is served to new connections");
         }
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        beside.warnings().for_each(|warning| tracing::warn!("{warning}"));
+        if beside.promotion().is_none() {
+            Promotion::forget(&self.parts.config.state);
+        }
         self.warnings.store(Arc::new(warnings));
+        self.beside.store(Arc::new(beside));
         Ok((rulebook, revoked))
+    }
+
+    /// How many queries there were so far.
+    fn asked(&self) -> u64 {
+        self.parts.registry.tallies().verdicts().iter().sum()
     }
 }
 
@@ -251,9 +282,14 @@ impl RunningNode {
     ///
     /// # Errors
     /// One sentence: a firewall refused its layout, and nothing has changed.
-    pub(super) async fn follow(&self, policy: Policy) -> Result<Closed, String> {
+    pub(super) async fn follow(&self, policy: Policy, runtime: &Runtime) -> Result<Closed, String> {
         let gate = &self.parts.gate;
-        let next = gate.rulebook().followed_by(Arc::new(policy), self.parts.registry.tallies());
+        let before = gate.rulebook();
+        let next = before.followed_by(Arc::new(policy), self.parts.registry.tallies());
+        // What is changed while it runs counts under the candidate too, were it the policy.
+        let candidate = before.candidate.as_ref();
+        let candidate = candidate.map(|known| Arc::new(known.again(Arc::new(known.policy.with(runtime).0))));
+        let next = next.beside(candidate);
         let swapped = gate.swap(Arc::new(next)).await;
         swapped.map_err(|(name, error)| format!("firewall \"{name}\" refused it: {error}"))
     }
@@ -330,6 +366,7 @@ impl Node for Arc<RunningNode> {
             })
         });
         let firewalls: Vec<Value> = firewalls.collect();
+        let (candidate, promoted) = self.beside.load().status(config, &rulebook, queries.iter().sum());
         let doors = doors
             .each()
             .map(|(address, transport)| json!({ "address": address.to_string(), "transport": transport.as_str() }));
@@ -343,6 +380,7 @@ impl Node for Arc<RunningNode> {
                 "segments": policy.segments().len(), "rules": policy.rules_len(),
                 "loaded_at": rulebook.loaded.to_string(), "observe": observe,
                 "reload_failures": load(&self.reload_failures),
+                "candidate": candidate, "promoted": promoted,
             },
             "changes": self.changes.load().status(),
             "zones": { "zones": rulebook.zones.len(), "records": rulebook.zones.records() },
@@ -429,6 +467,10 @@ impl Node for Arc<RunningNode> {
         self.reload_now().await.map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
     }
 
+    async fn promote(&self, who: &Who, order: &PromoteOrder) -> Result<Value, String> {
+        self.promote_now(who, order).await
+    }
+
     fn flush(&self, who: &Who, order: &FlushOrder) -> Flushed {
         let FlushOrder { name, below } = order.clone();
         let cache::Flushed { answers, failures, replies } = self.parts.gate.flush(&cache::Flush { name, below });
@@ -466,6 +508,9 @@ impl Node for Arc<RunningNode> {
         let expiring = ageing.iter().filter(|warning| warning.kind == WarningKind::Expiring).count();
         registry.set_gauge(metric::POLICY_EXPIRING, [], number(expiring as u64));
         registry.absolute(metric::POLICY_RELOAD_FAILURES, [], load(&self.reload_failures));
+        if let Some(usable) = self.beside.load().usable() {
+            registry.set_gauge(metric::POLICY_CANDIDATE, [], f64::from(u8::from(usable)));
+        }
         registry.set_gauge(metric::ZONES_RECORDS, [], number(rulebook.zones.records() as u64));
         registry.set_gauge(metric::GRANTS, [], number(load(&counts.live)));
         registry.set_gauge(metric::SLOW_QUEUE_DEPTH, [], number(gate.slots.taken() as u64));

@@ -18,7 +18,8 @@ use crate::app::cli::Failure;
 use crate::app::config::Config;
 use crate::app::cookies;
 use crate::app::load::{self, Loaded};
-use crate::app::node::{Doors, NodeParts, RunningNode};
+use crate::app::node::{Beside, Doors, Found, NodeParts, RunningNode};
+use crate::app::promotion::Promotion;
 use crate::audit::{Log, Meter, Shard};
 use crate::cache::{Answers, Cover, Failures, LOCAL_BYTES, Named};
 use crate::document::Mistake;
@@ -92,7 +93,8 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let clock = Clock::system();
     let (upstream_settings, no_upstream) = load::upstreams(&config);
     let upstreams = Upstreams::new(upstream_settings, &clock).map_err(Failure::Mistakes)?;
-    let loaded = load::load(&config, &upstreams, clock.now().wall).map_err(Failure::Mistakes)?;
+    let promotion = Promotion::read(&config.state).map_err(Failure::Mistakes)?;
+    let loaded = load::load(&config, &upstreams, promotion, clock.now().wall).map_err(Failure::Mistakes)?;
     let lock = lock_state(&config.state)?;
     let secrets = cookies::secrets(&config.state).map_err(|mistake| Failure::Failed(mistake.to_string()))?;
     let book = Book::open(&config.state, clock.now().wall).map_err(Failure::Failed)?;
@@ -170,7 +172,10 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     let Parts { config, clock, upstreams, no_upstream, loaded, secrets, mut book, sockets, doors, meter, boot } = parts;
-    let Loaded { policy: files, zones, identity, mut warnings } = loaded;
+    let Loaded { policy: files, zones, identity, mut warnings, candidate, promotion } = loaded;
+    if promotion.is_none() {
+        Promotion::forget(&config.state);
+    }
     let mut feed = config.clients_file.clone().map(Feed::new);
     // Whom it names is of its segment from the first query on.
     match feed.as_mut().and_then(Feed::look) {
@@ -186,7 +191,12 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     warnings.extend(unlaid);
 
     let registry = Registry::new(WORDS);
-    let rulebook = Rulebook::new(Arc::new(policy), zones, 1, clock.now().wall, registry.tallies())
+    let now = clock.now().wall;
+    let candidate = candidate.map(|candidate| candidate.map(|policy| Arc::new(desk.laid(&policy).0)));
+    let found = Found { candidate, promotion, policy: &policy, before: None, now, asked: 0 };
+    let (candidate, beside) = Beside::new(found);
+    let rulebook = Rulebook::new(Arc::new(policy), zones, 1, now, registry.tallies())
+        .beside(candidate)
         .designating(identity.as_ref().and_then(|identity| doors.designation(identity)))
         .giving_cookies(secrets);
     let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
@@ -251,7 +261,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         no_upstream,
         boot,
     };
-    let node = RunningNode::new(parts, warnings, desk);
+    let node = RunningNode::new(parts, warnings, beside, desk);
     Ok(Built {
         node: Arc::new(node),
         workers,
@@ -342,6 +352,6 @@ pub(super) fn check(config: &Config) -> Result<(Loaded, Upstreams), Vec<Mistake>
     let (settings, _) = load::upstreams(config);
     let clock = Clock::system();
     let upstreams = Upstreams::new(settings, &clock)?;
-    let loaded = load::load(config, &upstreams, clock.now().wall)?;
+    let loaded = load::load(config, &upstreams, None, clock.now().wall)?;
     Ok((loaded, upstreams))
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::format::json::Rendered;
 use crate::name::Name;
 use crate::net::{Element, Services};
-use crate::policy::{Reason, Summary};
+use crate::policy::{Dissent, Reason, Summary};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::Wall;
 
@@ -182,8 +182,31 @@ pub struct QueryEvent<'a> {
     pub ttl: u32,
     /// All services of the statement are open until then at least; `None`: nothing had to be opened.
     pub until: Option<Wall>,
+    /// What a candidate policy says otherwise.
+    pub shadow: Option<&'a Shadow<'a>>,
     /// Receipt to record, in microseconds.
     pub latency_us: u64,
+}
+
+/// What a candidate policy, which decides nothing, says of a query otherwise than the policy in force.
+#[derive(Clone, Debug)]
+pub struct Shadow<'a> {
+    /// In what it disagrees.
+    pub dissent: Dissent,
+    /// What would have become of the query.
+    pub outcome: Outcome,
+    /// False where an observe segment would have let it pass.
+    pub enforced: bool,
+    /// Why.
+    pub reason: Reason,
+    /// The candidate's rule.
+    pub rule: Option<&'a str>,
+    /// The client's segment, where the candidate has it in another one.
+    pub segment: Option<&'a str>,
+    /// The candidate's revision.
+    pub policy: u64,
+    /// One clause more.
+    pub why: Option<&'a str>,
 }
 
 /// A statement, said once or often.
@@ -303,7 +326,7 @@ pub struct GrantEvent<'a> {
 pub struct PolicyEvent<'a> {
     /// When.
     pub at: Wall,
-    /// `load`, `reload` or `refused`.
+    /// `load`, `reload`, `promote` or `refused`.
     pub op: &'a str,
     /// The revision in force after it.
     pub revision: u64,
@@ -315,9 +338,9 @@ pub struct PolicyEvent<'a> {
     pub rules: usize,
     /// Grants that the new policy would not make, and that were revoked.
     pub revoked: u64,
-    /// Of a reload: what it changed.
+    /// Of a reload or a promotion: what it changed.
     pub changes: Option<&'a Summary>,
-    /// Of a refused load: the first mistake.
+    /// Of a refused load the first mistake; of a promotion who asked for it, and why.
     pub why: Option<&'a str>,
 }
 

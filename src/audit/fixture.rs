@@ -68,6 +68,7 @@ pub(super) fn query(at: Wall) -> Event<'static> {
         cache: Some(CacheUse::Miss),
         ttl: 5,
         until: None,
+        shadow: None,
         latency_us: 42,
     })
 }

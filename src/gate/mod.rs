@@ -6,6 +6,7 @@
 //! the kernel.
 
 mod arrival;
+mod candidate;
 mod cookie;
 mod designation;
 mod fast;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 pub use arrival::{Arrival, Said, Shown};
+pub use candidate::{Candidate, DissentRow, Dissents};
 pub use cookie::Secrets;
 pub use designation::{Designation, Door};
 pub use fast::{Fast, Finished, Job};
@@ -43,7 +45,7 @@ use crate::audit::{Outcome, RecordId, Transport};
 use crate::cache::{Answers, Cover, Failures, Named, Who};
 use crate::grant::Terms;
 use crate::metric::Words;
-use crate::policy::{Asker, GrantScope, Policy, Reason};
+use crate::policy::{Asker, Dissent, GrantScope, Policy, Reason};
 use crate::time::Clock;
 use crate::upstream::Upstreams;
 
@@ -56,6 +58,7 @@ const TRANSPORTS: [&str; 6] = [
     Transport::Doq.as_str(),
     Transport::Doh3.as_str(),
 ];
+const DISSENTS: [&str; 3] = [Dissent::Denies.as_str(), Dissent::Allows.as_str(), Dissent::Differs.as_str()];
 const REASONS: [&str; Reason::ALL.len()] = {
     let mut words = [""; Reason::ALL.len()];
     let mut at = 0;
@@ -68,7 +71,7 @@ const REASONS: [&str; Reason::ALL.len()] = {
 };
 
 /// The label words of what an [`Outbox`] counts per query, in the order of the enums they stand for.
-pub const WORDS: Words = Words { verdicts: &VERDICTS, reasons: &REASONS, transports: &TRANSPORTS };
+pub const WORDS: Words = Words { verdicts: &VERDICTS, reasons: &REASONS, transports: &TRANSPORTS, dissents: &DISSENTS };
 
 /// How long a stream may stay without a query. RFC 7766 §6.2.3: "it is RECOMMENDED that the default server
 /// application-level idle period be on the order of seconds". Clients that ask are told of it.

@@ -1,115 +1,28 @@
 //! Reply: bytes and record sealed together. The bytes leave an [`Outbox`] only after its records were handed
 //! to the kernel (I7); an answer with addresses is told only from a [`Prepared`], and that is made only from a
-//! [`Granted`].
+//! [`crate::grant::Granted`].
 
 mod own;
+mod prepared;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
+pub use self::prepared::Prepared;
 use crate::audit::{
-    AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shard, Stated, Statement, Transport,
+    AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shadow, Shard, Stated, Statement, Transport,
 };
-use crate::cache::{Covered, Local, Reply, Until};
+use crate::cache::{Covered, Local, Until};
+use crate::gate::candidate::Live;
 use crate::gate::cookie::Proof;
 use crate::gate::designation::Designation;
-use crate::gate::{Arrival, Rulebook, STREAM_IDLE};
-use crate::grant::{Granted, answer_ttl};
+use crate::gate::{Arrival, Candidate, Rulebook, STREAM_IDLE};
+use crate::grant::answer_ttl;
 use crate::metric::{Cached, Path, Sample, SegmentSlot, Tally};
-use crate::net::{Service, Services};
-use crate::policy::{Asker, Own, Reason, Refusal, Shown};
+use crate::policy::{Asker, Judged, Own, Reason, Refusal, Segment, Shown};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::{Clock, Now, Tick, Ttl};
-use crate::wire::{self, Fault, Malformed, Query, Template, Written};
-
-/// A granted answer, ready to be told to any client it was granted to, for as long as its [`Covered`] says.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Prepared {
-    template: Template,
-    /// The same with its signatures, where it has some: for who asks for them (DO).
-    signed: Option<Box<Template>>,
-    /// What every record of it says.
-    rendered: Rendered,
-    outcome: Outcome,
-    reason: Reason,
-    /// See [`Prepared::renewed_within`].
-    renewed_within: Duration,
-}
-
-impl Prepared {
-    /// Prepares what was granted; `origin` is the query that fetched it, if one did.
-    #[must_use]
-    pub fn new(granted: &Granted, origin: Option<RecordId>, renewed_within: Duration) -> Self {
-        let cleared = granted.cleared();
-        let (permit, answer) = (cleared.permit(), cleared.answer());
-        let policy = permit.policy();
-        let withheld = cleared.withheld();
-        let ede = match withheld {
-            Some(withheld) if withheld.enforced => {
-                Some(ExtendedError::new(ExtendedError::FILTERED, withheld.why.clone()))
-            }
-            _ => answer.ede.clone(),
-        };
-        // A negative answer of our own making has an SOA like any refusal, so that stubs may keep it (RFC 2308 §5).
-        let own_soa =
-            (answer.records.is_empty() && answer.soa.is_none()).then(|| wire::refusal_soa(&permit.question().name));
-        let soa = answer.soa.as_ref().or(own_soa.as_ref());
-        let (question, records, ede_told) = (permit.question(), &answer.records, ede.as_ref());
-        let (template, signed) = match &answer.proof {
-            None => (Template::new(question, answer.rcode, answer.authoritative, records, soa, ede_told), None),
-            Some(proof) => {
-                let [plain, signed] = Template::authentic(question, answer.rcode, records, soa, ede_told, proof);
-                (plain, Some(Box::new(signed)))
-            }
-        };
-        let (outcome, enforced, reason, rule) = match (withheld, permit.observed()) {
-            (Some(withheld), _) => (Outcome::Deny, withheld.enforced, withheld.reason, withheld.rule.or(permit.rule())),
-            (None, Some((rule, reason))) => (Outcome::Deny, false, reason, rule),
-            (None, None) => (Outcome::Allow, true, Reason::Rule, permit.rule()),
-        };
-        let services: Vec<Service> = cleared.openings().iter().map(|opening| opening.element.service).collect();
-        let rendered = Rendered::new(&Statement {
-            qname: Some(permit.question().name.as_wire()),
-            qtype: Some(permit.question().kind),
-            outcome,
-            enforced,
-            reason,
-            rule: rule.map(|rule| &**policy.rule_id(rule)),
-            policy: policy.revision(),
-            rcode: Some(answer.rcode),
-            answers: &answer.records,
-            services: &Services::merge(&services),
-            ede: ede.as_ref(),
-            why: withheld.map(|withheld| &*withheld.why).or(cleared.left_out()),
-            upstream: Some(&answer.origin.name),
-            origin,
-        });
-        Self { template, signed, rendered, outcome, reason, renewed_within }
-    }
-
-    /// Who asks for it this shortly before its end has it renewed; zero where it is not.
-    pub(super) const fn renewed_within(&self) -> Duration {
-        self.renewed_within
-    }
-
-    /// About how many bytes it takes.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        let signed = self.signed.as_ref().map_or(0, |signed| size_of::<Template>() + signed.weight());
-        size_of::<Self>() + self.template.weight() + signed + self.rendered.weight()
-    }
-}
-
-impl Reply for Prepared {
-    fn answers(&self, name: &[u8], kind: RecordType) -> bool {
-        self.template.answers(name, kind)
-    }
-
-    fn name(&self) -> &[u8] {
-        self.template.name()
-    }
-}
+use crate::wire::{self, Fault, Malformed, Query, Written};
 
 /// What became of a query.
 #[derive(Clone, Debug)]
@@ -243,6 +156,9 @@ struct Told<'a> {
     open_until: Option<Tick>,
     /// Of a prepared reply: what is said of it instead of the fields below.
     rendered: Option<&'a Rendered>,
+    enforced: bool,
+    /// What a candidate says of a prepared reply's answer.
+    judged: Option<&'a Judged>,
     answers: &'a [Record],
     rule: Option<&'a str>,
     ede: Option<&'a ExtendedError>,
@@ -417,6 +333,8 @@ impl<R> Batch<R> {
             ttl,
             open_until: until.open(),
             rendered: Some(&prepared.rendered),
+            enforced: prepared.enforced,
+            judged: prepared.judged.as_deref(),
             ..Told::nothing(prepared.outcome, prepared.reason)
         };
         self.record(sealing, Some(query.echo.id), Some((query.name, query.kind)), &told);
@@ -482,6 +400,7 @@ impl<R> Batch<R> {
         let segment = asker.map(|asker| policy.segment(asker));
         let client = arrival.client();
         let micros = now.tick.0.saturating_sub(arrival.at.tick.0);
+        let shadow = rulebook.candidate.as_ref().and_then(|candidate| shadow(candidate, arrival, segment, asked, told));
         let event = QueryEvent {
             at: arrival.at.wall,
             client: client.ip(),
@@ -503,7 +422,7 @@ impl<R> Batch<R> {
                     qname: asked.map(|(name, _)| name),
                     qtype: asked.map(|(_, kind)| kind),
                     outcome: told.outcome,
-                    enforced: true,
+                    enforced: told.enforced,
                     reason: told.reason,
                     rule: told.rule,
                     policy: policy.revision(),
@@ -521,6 +440,7 @@ impl<R> Batch<R> {
             cache: told.cache,
             ttl: told.ttl.seconds(),
             until: told.open_until.map(|until| now.wall_at(until)),
+            shadow: shadow.as_ref(),
             latency_us: micros,
         };
         self.samples.push(Sample {
@@ -538,10 +458,25 @@ impl<R> Batch<R> {
                 Some(CacheUse::Failure) => Some(Cached::Failure),
                 _ => None,
             },
+            dissent: shadow.as_ref().map(|shadow| shadow.dissent as u8),
             micros,
         });
         self.shard.append(*id, &Event::Query(event));
     }
+}
+
+/// What a candidate says otherwise of what is told; nothing of a message that is no query.
+#[cold]
+fn shadow<'a>(
+    candidate: &'a Candidate,
+    arrival: &Arrival,
+    segment: Option<&'a Segment>,
+    asked: Option<(&[u8], RecordType)>,
+    told: &Told<'a>,
+) -> Option<Shadow<'a>> {
+    let asked = asked.filter(|_| told.reason != Reason::Malformed)?;
+    let Told { outcome, enforced, reason, rendered, judged, .. } = *told;
+    candidate.judge(arrival, asked, &Live { outcome, enforced, reason, segment, inspected: rendered.is_some(), judged })
 }
 
 /// The most octets that may answer, before what [`Batch::extend`] adds of the query's own.
@@ -571,6 +506,8 @@ impl<'a> Told<'a> {
             ttl: Ttl::ZERO,
             open_until: None,
             rendered: None,
+            enforced: true,
+            judged: None,
             answers: &[],
             rule: None,
             ede: None,

@@ -9,7 +9,7 @@ use arc_swap::Guard;
 
 use crate::cache::{Flush, Flushed};
 use crate::firewall::FirewallError;
-use crate::gate::{Closed, Designation, Gate, GrantsOf, Secrets};
+use crate::gate::{Candidate, Closed, Designation, Gate, GrantsOf, Secrets};
 use crate::metric::{SegmentSlot, Tallies};
 use crate::policy::{Asker, Policy};
 use crate::time::Wall;
@@ -36,6 +36,8 @@ pub struct Rulebook {
     pub designation: Option<Arc<Designation>>,
     /// What cookies are made with; `None`: none are.
     pub cookies: Option<Arc<Secrets>>,
+    /// What is decided beside the policy, and not obeyed.
+    pub candidate: Option<Arc<Candidate>>,
     /// The places of the segments' counters, in the order of the policy's segments.
     slots: Box<[SegmentSlot]>,
 }
@@ -54,6 +56,7 @@ impl Rulebook {
             loaded: now,
             designation: None,
             cookies: None,
+            candidate: None,
         }
     }
 
@@ -76,6 +79,12 @@ impl Rulebook {
         Self { cookies: Some(Arc::new(secrets)), ..self }
     }
 
+    /// The same with a candidate beside its policy.
+    #[must_use]
+    pub fn beside(self, candidate: Option<Arc<Candidate>>) -> Self {
+        Self { candidate, ..self }
+    }
+
     /// The same under the next epoch: whatever was prepared under this one is prepared anew.
     fn renewed(&self) -> Self {
         Self {
@@ -86,6 +95,7 @@ impl Rulebook {
             loaded: self.loaded,
             designation: self.designation.clone(),
             cookies: self.cookies.clone(),
+            candidate: self.candidate.clone(),
             slots: self.slots.clone(),
         }
     }

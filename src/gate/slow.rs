@@ -11,7 +11,7 @@ use crate::cache::{Covered, Found, Known, Lately, Until};
 use crate::gate::reply::{Conclusion, Failure, Prepared};
 use crate::gate::{Finished, Gate, Job, NotGranted, Rulebook, who};
 use crate::grant::Granted;
-use crate::policy::{Permit, Reason, Verdict, decide, inspect};
+use crate::policy::{Judged, Permit, Reason, Verdict, decide, inspect, judge};
 use crate::record::{Answer, ExtendedError, Proof, Question, Rcode};
 use crate::time::{Tick, Ttl, Wall};
 use crate::upstream::{Ports, Upstream, UpstreamError};
@@ -54,6 +54,8 @@ pub(super) struct Opened {
     source: Source,
     /// How often the cover had been flushed before.
     flushes: u64,
+    /// What the candidate says of it.
+    judged: Option<Box<Judged>>,
 }
 
 /// An answer with what is known of it.
@@ -112,9 +114,9 @@ impl Gate {
                 }
             };
             let Some(opened) = self.open(&rulebook, permit, &asking).await? else { continue };
-            let Opened { granted, source, flushes } = opened;
+            let Opened { granted, source, flushes, judged } = opened;
             self.name_addresses(&rulebook, &granted);
-            let covered = self.prepare(&rulebook, &granted, &source);
+            let covered = self.prepare(&rulebook, &granted, &source, judged);
             if source.lasts {
                 self.keep(&rulebook, &granted, covered.clone(), flushes);
             }
@@ -139,7 +141,9 @@ impl Gate {
             Some(ends) => told_until.min(now.tick_at(ends)),
             None => told_until,
         };
+        let shown = rulebook.candidate.as_ref().map(|candidate| (candidate, answer.clone()));
         let cleared = inspect(permit, answer);
+        let judged = shown.and_then(|(candidate, answer)| judge(&candidate.policy, &cleared, answer)).map(Box::new);
         let told_until = match cleared.withheld() {
             // Like any refusal it may be kept for a moment only: a corrected rule shows soon.
             Some(withheld) if withheld.enforced => told_until.min(now.tick + REFUSAL_TTL.duration()),
@@ -164,7 +168,7 @@ impl Gate {
                 }
             }
         };
-        Ok((self.rulebook.load().epoch == rulebook.epoch).then_some(Opened { granted, source, flushes }))
+        Ok((self.rulebook.load().epoch == rulebook.epoch).then_some(Opened { granted, source, flushes, judged }))
     }
 
     /// Whether this permit would be given now, by the policy in force.
@@ -181,15 +185,21 @@ impl Gate {
     pub(super) async fn renew(&self, permit: Permit, asking: &Asking<'_>) {
         let rulebook = self.rulebook.load_full();
         if still_decides(&rulebook, &permit, self.clock.now().wall)
-            && let Ok(Some(Opened { granted, source, flushes })) = self.open(&rulebook, permit, asking).await
+            && let Ok(Some(Opened { granted, source, flushes, judged })) = self.open(&rulebook, permit, asking).await
             && source.lasts
         {
-            self.keep(&rulebook, &granted, self.prepare(&rulebook, &granted, &source), flushes);
+            self.keep(&rulebook, &granted, self.prepare(&rulebook, &granted, &source, judged), flushes);
         }
     }
 
     /// Prepares the reply.
-    fn prepare(&self, rulebook: &Rulebook, granted: &Granted, source: &Source) -> Covered<Prepared> {
+    fn prepare(
+        &self,
+        rulebook: &Rulebook,
+        granted: &Granted,
+        source: &Source,
+        judged: Option<Box<Judged>>,
+    ) -> Covered<Prepared> {
         let hold = |reply: Prepared| {
             let weight = reply.weight();
             self.cover.hold(reply, weight)
@@ -198,7 +208,7 @@ impl Gate {
         let renewed = source.known.is_some() && !granted.cleared().answer().records.is_empty();
         let life = self.terms.told_until(granted.cleared().answer().ttl(), Tick(0)).since(Tick(0));
         let within = if renewed && life >= RENEWED_FROM { RENEWED_WITHIN.max(life / 10) } else { Duration::ZERO };
-        let reply = Prepared::new(granted, source.origin, within);
+        let reply = Prepared::new(granted, source.origin, within).judged(judged);
         let reply = match &source.known {
             Some(known) => known.share(reply, hold),
             None => hold(reply),

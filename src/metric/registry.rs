@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::{
     CACHE_FAILURES, CACHE_HITS, CACHE_MISSES, CACHE_STALE, Counter, Distribution, Gauge, Histogram, Info, Kind, Metric,
-    Path, QUERIES, QUERY_DURATION, REFUSALS, RESPONSES, Row, SILENCES, TABLE, Tallies, Words,
+    POLICY_SHADOW, Path, QUERIES, QUERY_DURATION, REFUSALS, RESPONSES, Row, SILENCES, TABLE, Tallies, Words,
 };
 
 /// The recorder asks for the origin of a metric and makes no use of it.
@@ -94,6 +94,7 @@ impl Registry {
     pub fn render(&self) -> String {
         let merged = self.tallies.merge();
         self.tallies.queries(&merged, |labels, total| self.absolute(QUERIES, labels, total));
+        self.tallies.dissents(&merged, |labels, total| self.absolute(POLICY_SHADOW, labels, total));
         self.tallies.refusals(&merged, |labels, total| self.absolute(REFUSALS, labels, total));
         self.tallies.silences(&merged, |labels, total| self.absolute(SILENCES, labels, total));
         self.tallies.responses(&merged, |labels, total| self.absolute(RESPONSES, labels, total));
@@ -179,6 +180,7 @@ mod tests {
             verdicts: &["allow", "deny", "error"],
             reasons: &["rule", "default"],
             transports: &["udp", "tcp"],
+            dissents: &["denies", "allows"],
         })
     }
 
@@ -266,6 +268,7 @@ mod tests {
             transport: 1,
             path: Path::Slow,
             cache: None,
+            dissent: Some(1),
             micros: 3_000,
         };
         tally.count(&sample);
@@ -289,6 +292,7 @@ mod tests {
         for (key, value) in [
             ("queries_total{segment=\"checkout\",verdict=\"deny\"}", 2.0),
             ("queries_total{segment=\"checkout\",verdict=\"allow\"}", 0.0),
+            ("policy_shadow_total{segment=\"checkout\",kind=\"allows\"}", 2.0),
             ("refusals_total{reason=\"default\"}", 2.0),
             ("responses_total{rcode=\"NXDOMAIN\",transport=\"tcp\"}", 2.0),
             ("query_duration_seconds_bucket{path=\"slow\",le=\"0.0025\"}", 0.0),

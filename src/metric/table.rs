@@ -94,6 +94,10 @@ metrics! {
         "Rules of files that end within 14 days.";
     POLICY_RELOAD_FAILURES = Counter "policy_reload_failures_total" [] Count
         "Reloads that were refused; the policy before stayed in force.";
+    POLICY_CANDIDATE = Gauge "policy_candidate" [] Count
+        "1 while a candidate is decided beside the policy or is the same, 0 while it cannot be; absent without one.";
+    POLICY_SHADOW = Counter "policy_shadow_total" ["segment", "kind"] Count
+        "Queries over which the candidate policy disagrees, by the segment of the client and in what.";
 
     CACHE_ENTRIES = Gauge "cache_entries" [] Count
         "Answers in the cache.";

@@ -23,9 +23,11 @@ const RCODES: usize = 14;
 const TRANSPORTS: usize = 8;
 /// Room for verdicts.
 const VERDICTS: usize = 4;
+/// Room for dissents.
+const DISSENTS: usize = 4;
 
 /// The label words of a sample, each in the order of the enum that the caller counts by. Words past the room
-/// for them (4 verdicts, 32 reasons, 8 transports) are not counted.
+/// for them (4 verdicts, 32 reasons, 8 transports, 4 dissents) are not counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Words {
     /// `allow`, `deny`, `error`.
@@ -34,6 +36,8 @@ pub struct Words {
     pub reasons: &'static [&'static str],
     /// `udp`, `tcp`, …
     pub transports: &'static [&'static str],
+    /// How a candidate policy may disagree.
+    pub dissents: &'static [&'static str],
 }
 
 /// The place of a segment's counters. Made by [`Tallies::segment`].
@@ -102,6 +106,8 @@ pub struct Sample {
     pub path: Path,
     /// Of a query that the cache may answer: what it did.
     pub cache: Option<Cached>,
+    /// How a candidate policy disagrees, as a place in [`Words`].
+    pub dissent: Option<u8>,
     /// Receipt to record, in microseconds.
     pub micros: u64,
 }
@@ -134,6 +140,10 @@ impl Tally {
             Some(Cached::Failure) => bump(&cells.failures),
             None => {}
         }
+        if let Some(dissent) = sample.dissent {
+            let row = cells.dissents.get(usize::from(sample.segment.0));
+            row.and_then(|row| row.get(usize::from(dissent))).into_iter().for_each(bump);
+        }
         cells.durations(sample.path).record_alone(sample.micros);
     }
 }
@@ -141,6 +151,7 @@ impl Tally {
 #[derive(Debug)]
 struct Cells {
     queries: [[AtomicU64; VERDICTS]; SEGMENTS],
+    dissents: [[AtomicU64; DISSENTS]; SEGMENTS],
     refusals: [AtomicU64; WORDS],
     silences: [AtomicU64; WORDS],
     responses: [[AtomicU64; TRANSPORTS]; RCODES],
@@ -156,6 +167,7 @@ impl Cells {
     fn new() -> Self {
         Self {
             queries: std::array::from_fn(|_| Default::default()),
+            dissents: std::array::from_fn(|_| Default::default()),
             refusals: Default::default(),
             silences: Default::default(),
             responses: Default::default(),
@@ -244,6 +256,9 @@ impl Tallies {
             for (sums, row) in merged.queries.iter_mut().zip(&cells.queries) {
                 add(sums, row);
             }
+            for (sums, row) in merged.dissents.iter_mut().zip(&cells.dissents) {
+                add(sums, row);
+            }
             add(&mut merged.refusals, &cells.refusals);
             add(&mut merged.silences, &cells.silences);
             for (sums, row) in merged.responses.iter_mut().zip(&cells.responses) {
@@ -262,15 +277,26 @@ impl Tallies {
 
     /// Each counter with its labels: `(segment, verdict)` of segments that are known, whatever the count.
     pub(super) fn queries(&self, merged: &Merged, mut each: impl FnMut([&str; 2], u64)) {
+        self.by_segment(self.words.verdicts, &merged.queries, |labels, count| each(labels, count));
+    }
+
+    /// Each counter with its labels: `(segment, kind)` that occurred.
+    pub(super) fn dissents(&self, merged: &Merged, mut each: impl FnMut([&str; 2], u64)) {
+        self.by_segment(self.words.dissents, &merged.dissents, |labels, count| {
+            if count > 0 {
+                each(labels, count);
+            }
+        });
+    }
+
+    fn by_segment<const N: usize>(&self, words: &[&str], rows: &[[u64; N]], mut each: impl FnMut([&str; 2], u64)) {
         let segments = self.segments.lock();
         let names = std::iter::once("none")
             .chain((0..NAMED).map(|place| segments.get(place).map_or("", String::as_str)))
             .chain(["other"]);
-        for (segment, counts) in names.zip(&merged.queries) {
-            if !segment.is_empty() {
-                for (verdict, count) in self.words.verdicts.iter().zip(counts) {
-                    each([segment, verdict], *count);
-                }
+        for (segment, counts) in names.zip(rows).filter(|(segment, _)| !segment.is_empty()) {
+            for (word, count) in words.iter().zip(counts) {
+                each([segment, word], *count);
             }
         }
     }
@@ -303,6 +329,7 @@ impl Tallies {
 #[derive(Debug)]
 pub(super) struct Merged {
     queries: [[u64; VERDICTS]; SEGMENTS],
+    dissents: [[u64; DISSENTS]; SEGMENTS],
     refusals: [u64; WORDS],
     silences: [u64; WORDS],
     responses: [[u64; TRANSPORTS]; RCODES],
@@ -318,6 +345,7 @@ impl Default for Merged {
     fn default() -> Self {
         Self {
             queries: [[0; VERDICTS]; SEGMENTS],
+            dissents: [[0; DISSENTS]; SEGMENTS],
             refusals: [0; WORDS],
             silences: [0; WORDS],
             responses: [[0; TRANSPORTS]; RCODES],
@@ -361,8 +389,12 @@ mod tests {
 
     use super::*;
 
-    const TEST: Words =
-        Words { verdicts: &["allow", "deny"], reasons: &["rule", "default"], transports: &["udp", "tcp"] };
+    const TEST: Words = Words {
+        verdicts: &["allow", "deny"],
+        reasons: &["rule", "default"],
+        transports: &["udp", "tcp"],
+        dissents: &[],
+    };
 
     fn sample(segment: SegmentSlot) -> Sample {
         Sample {
@@ -374,6 +406,7 @@ mod tests {
             transport: 0,
             path: Path::Fast,
             cache: None,
+            dissent: None,
             micros: 40,
         }
     }

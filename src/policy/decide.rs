@@ -54,33 +54,56 @@ pub(super) enum Ruling {
 /// malformed. Allocates nothing for a refusal.
 #[must_use]
 pub fn decide(policy: &Arc<Policy>, asker: Asker, name: &[u8], kind: RecordType, now: Wall) -> Verdict {
+    match weigh(policy, asker, name, kind, now) {
+        Weighed::Pass { rules, observed, observing } => {
+            let Ok(name) = Name::from_wire(name) else { return Verdict::Refuse(malformed(asker)) };
+            let (policy, question) = (Arc::clone(policy), Question { name, kind });
+            Verdict::Permit(Permit { policy, asker, question, rules, observed, observing, decided: now })
+        }
+        Weighed::Refuse(refusal) => Verdict::Refuse(refusal),
+        Weighed::Answer(own) => Verdict::Answer(own),
+    }
+}
+
+/// A [`Verdict`] whose permit is not made yet.
+pub(super) enum Weighed {
+    /// It may be resolved; the fields are those of [`Permit`].
+    Pass {
+        rules: Rules,
+        observed: Option<(Option<RuleIndex>, Reason)>,
+        observing: bool,
+    },
+    Refuse(Refusal),
+    Answer(Own),
+}
+
+/// What [`decide`] says, of a policy that need not be shared.
+#[inline]
+pub(super) fn weigh(policy: &Policy, asker: Asker, name: &[u8], kind: RecordType, now: Wall) -> Weighed {
     // A length octet is at most 63, so an octet `A`..`Z` is always part of a label. A name that is not lower case could
     // slip past a deny.
     if name.iter().fold(false, |upper, byte| upper | byte.is_ascii_uppercase()) {
-        return Verdict::Refuse(malformed(asker));
+        return Weighed::Refuse(malformed(asker));
     }
     let segment = policy.segment(asker);
     let observing = segment.observes(now);
-    let (rules, observed) = match policy.rule_on(asker.case(now), name, kind) {
-        Ruling::Allowed(rules) => (rules, None),
+    match policy.rule_on(asker.case(now), name, kind) {
+        Ruling::Allowed(rules) => Weighed::Pass { rules, observed: None, observing },
         // Observing lets pass what a rule would refuse; it does not make IPv6 where there is none.
         Ruling::Refused { rule, overruled: Some(_), .. }
             if observing && kind == RecordType::AAAA && segment.filter_aaaa =>
         {
             let (reason, shown) = (Reason::Family, Shown::NoData);
-            return Verdict::Refuse(Refusal { asker, rule, reason, shown, reserved: None });
+            Weighed::Refuse(Refusal { asker, rule, reason, shown, reserved: None })
         }
         Ruling::Refused { rule, reason, shown, reserved, overruled } => {
             match overruled.filter(|_| observing && !is_no_data(kind)) {
-                Some(overruled) => (overruled, Some((rule, reason))),
-                None => return Verdict::Refuse(Refusal { asker, rule, reason, shown, reserved }),
+                Some(rules) => Weighed::Pass { rules, observed: Some((rule, reason)), observing },
+                None => Weighed::Refuse(Refusal { asker, rule, reason, shown, reserved }),
             }
         }
-        Ruling::Answered(own) => return Verdict::Answer(own),
-    };
-    let Ok(name) = Name::from_wire(name) else { return Verdict::Refuse(malformed(asker)) };
-    let question = Question { name, kind };
-    Verdict::Permit(Permit { policy: Arc::clone(policy), asker, question, rules, observed, observing, decided: now })
+        Ruling::Answered(own) => Weighed::Answer(own),
+    }
 }
 
 const fn malformed(asker: Asker) -> Refusal {

@@ -50,6 +50,8 @@ pub struct Settings {
     pub sites: Vec<Site>,
     /// How much may be open; `None`: nothing is said of what will not fit.
     pub caps: Option<Caps>,
+    /// Where the names of files begin, which is no part of the revision: the same files have the same one wherever they lie.
+    pub directory: String,
 }
 
 /// A value with its place, which outlives the document.
@@ -83,7 +85,7 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
     // Files that name groups are read when all groups are known.
     let mut waiting = Vec::new();
     for source in files {
-        revision.add(&source);
+        revision.add(&source, &settings.directory);
         let waits = Groups::may_be_named_in(&source.text);
         let (document, root) = Document::parse(&source.file, source.text);
         segments.extend(root.tables("segment").into_iter().filter_map(segment::read));
@@ -184,8 +186,9 @@ fn mapped(prefix: &Prefix) -> Option<Prefix> {
 struct Revision(Vec<[[u8; 32]; 2]>);
 
 impl Revision {
-    fn add(&mut self, source: &Source) {
-        self.0.push([&source.file, &source.text].map(|text| Sha256::digest(text).into()));
+    fn add(&mut self, source: &Source, directory: &str) {
+        let file = source.file.strip_prefix(directory).unwrap_or(&source.file).trim_start_matches('/');
+        self.0.push([file, &source.text].map(|text| Sha256::digest(text).into()));
     }
 
     fn finish(mut self) -> u64 {
@@ -193,6 +196,14 @@ impl Revision {
         let hash = Sha256::digest(self.0.as_flattened().as_flattened());
         hash.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes))
     }
+}
+
+/// The revision that the policy of these files has, or would have: they are not read.
+#[must_use]
+pub fn revision_of(files: impl IntoIterator<Item = Source>, directory: &str) -> u64 {
+    let mut revision = Revision::default();
+    files.into_iter().for_each(|source| revision.add(&source, directory));
+    revision.finish()
 }
 
 /// A place in a table as an index of its own type.

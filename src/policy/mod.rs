@@ -6,6 +6,7 @@
 //! - Unmatched is denied. A deny that names a name wins; otherwise allows add up. The order of files never matters.
 //! - Names that are not left to the rules alone (`reserved`) are decided in the same place as all others.
 //! - `openings ⊆ answer ⊆ allowed`: what is opened is told, what is told passed the guard and a rule.
+//! - [`opine`] says of a policy that is not in force what [`decide()`] would.
 //! - [`Policy::upholds`] asks the same functions again, so a grant and its re-decision cannot disagree.
 
 mod ageing;
@@ -23,6 +24,7 @@ mod link;
 mod load;
 mod names;
 mod opened;
+mod opinion;
 mod overlap;
 mod pattern;
 mod patterns;
@@ -61,7 +63,8 @@ pub use decide::decide;
 pub use demand::Caps;
 pub use explain::Voice;
 pub use inspect::inspect;
-pub use load::{Settings, Source, compile};
+pub use load::{Settings, Source, compile, revision_of};
+pub use opinion::{Dissent, Judged, Opinion, Standing, judge, opine};
 pub use pattern::Pattern;
 pub use rule::{Action, Https, Rule};
 use runtime::{Placed, Rules};

@@ -16,7 +16,7 @@ pub mod tcp;
 pub mod tls;
 pub mod udp;
 
-pub use node::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, Readiness, Who, encode};
+pub use node::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, PromoteOrder, Readiness, Who, encode};
 pub use order::{ChangeAction, ChangeOrder, ClientRow, ForgetOrder, PlaceOrder, RevokeOrder};
 pub use stream::StreamDoor;
 use tokio::sync::watch;

@@ -1,8 +1,11 @@
 //! What operators and monitoring may ask of the running node; the app answers.
 
+mod promote;
+
 use std::fmt;
 use std::net::IpAddr;
 
+pub use promote::PromoteOrder;
 use serde::{Deserialize, Serialize};
 
 use super::order::{ChangeOrder, ClientRow, ForgetOrder, PlaceOrder, RevokeOrder};
@@ -19,6 +22,14 @@ pub trait Node: Send + Sync + 'static {
     /// Loads the policy anew; what is in force after it, or every mistake, and then the one before stays in
     /// force. Two calls at once are done one after the other. Run to its end, also where the caller has gone.
     fn reload(&self, who: &Who) -> impl Future<Output = Result<serde_json::Value, Vec<String>>> + Send;
+
+    /// Puts the candidate in force, or takes that back; what is in force after it, or why nothing has changed. Run to its end,
+    /// also where the caller has gone.
+    fn promote(
+        &self,
+        who: &Who,
+        order: &PromoteOrder,
+    ) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
 
     /// Makes a rule; what became of it, or why it cannot be.
     fn change(

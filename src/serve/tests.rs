@@ -20,8 +20,8 @@ use tokio::time::timeout;
 use super::admin::client::{ClientError, Method, call};
 use super::admin::{Socket, SocketError};
 use super::{
-    ChangeOrder, ClientRow, FlushOrder, Flushed, ForgetOrder, GrantFilter, GrantRow, Node, PlaceOrder, Readiness,
-    RevokeOrder, Who, admin, health,
+    ChangeOrder, ClientRow, FlushOrder, Flushed, ForgetOrder, GrantFilter, GrantRow, Node, PlaceOrder, PromoteOrder,
+    Readiness, RevokeOrder, Who, admin, health,
 };
 
 /// Nothing on this machine takes this long; it only bounds a test that fails.
@@ -73,6 +73,10 @@ impl Node for Fake {
     async fn grants(&self, filter: &GrantFilter) -> Vec<GrantRow> {
         self.asked.lock().push(filter.clone());
         vec![row()]
+    }
+
+    async fn promote(&self, _: &Who, order: &PromoteOrder) -> Result<Value, String> {
+        if order.accept { Ok(json!({ "reason": order.reason })) } else { Err("not accepted".to_owned()) }
     }
 
     async fn reload(&self, who: &Who) -> Result<Value, Vec<String>> {

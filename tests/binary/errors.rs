@@ -95,8 +95,8 @@ fn an_unknown_key_names_the_one_that_was_meant() {
 
 #[test]
 fn a_planned_key_is_refused_by_name() {
-    let site = Site::new().with("policy", "[policy]\ndirectory = \"policy\"\ncandidate = \"policy-next\"");
-    mistaken(&site, "outgate.toml:24:1: `candidate` is not supported by this version\n  remove it");
+    let site = Site::new().with("admin", "[admin]\nsocket = \"admin.sock\"\nroles = []");
+    mistaken(&site, "outgate.toml:6:1: `roles` is not supported by this version\n  remove it");
 }
 
 /// Three files, every mistake of each of them, in one go, in the order of places.

@@ -18,6 +18,7 @@ mod tls;
 mod upstream;
 
 mod cache;
+mod candidate;
 mod certificates;
 mod changes;
 mod clients;
@@ -47,3 +48,4 @@ mod policing;
 mod reload;
 mod serving;
 mod streams;
+mod watch;

@@ -14,10 +14,10 @@ use crate::harness::{POLICY, Site, ZONE, until};
 use crate::upstream::Upstream;
 
 /// True until it is dropped: a test that fails must not leave a thread going on for ever.
-struct While(Arc<AtomicBool>);
+pub(crate) struct While(pub(crate) Arc<AtomicBool>);
 
 impl While {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(AtomicBool::new(true)))
     }
 }
@@ -28,11 +28,11 @@ impl Drop for While {
     }
 }
 
-fn policy_records(site: &Site, op: &str) -> Vec<Value> {
+pub(crate) fn policy_records(site: &Site, op: &str) -> Vec<Value> {
     site.records().into_iter().filter(|record| record["type"] == "policy" && record["op"] == op).collect()
 }
 
-fn more_names(name: &str) -> String {
+pub(crate) fn more_names(name: &str) -> String {
     POLICY.replace("\"**.example.net\"", &format!("\"**.example.net\", \"{name}\""))
 }
 

@@ -21,8 +21,8 @@ use outgate::cache::{self, Answers, Cover, Failures, Named};
 use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
 use outgate::gate::{
-    Arrival, Deadlines, Fast, Finished, Gate, GrantQuery, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook,
-    Secrets, Slots, WORDS, WarmCounts, Warmer,
+    Arrival, Candidate, Deadlines, Fast, Finished, Gate, GrantQuery, Granter, GranterParts, Outbox, Passed, Refreshes,
+    Rulebook, Secrets, Slots, WORDS, WarmCounts, Warmer,
 };
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
@@ -45,6 +45,8 @@ const SECRET: [u8; 16] = *b"a secret of ours";
 pub(crate) struct Setup {
     /// Policy files.
     pub(crate) policy: Vec<policy::Source>,
+    /// Files of a candidate; none: there is none.
+    pub(crate) candidate: Vec<policy::Source>,
     /// Zone files.
     pub(crate) zones: Vec<zones::Source>,
     /// Who asks for others.
@@ -155,7 +157,7 @@ impl World {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let clock = Clock::manual();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let Setup { policy, zones, forwarders, terms, cache, mut upstreams } = setup;
+        let Setup { policy, candidate, zones, forwarders, terms, cache, mut upstreams } = setup;
         if upstreams.is_empty() {
             upstreams.push(Plan::default_upstream());
         }
@@ -174,6 +176,11 @@ impl World {
         let upstreams = Upstreams::new(settings.collect(), &clock)?;
         let own_addresses: Vec<Prefix> = servers.iter().map(|server| server.address.ip().into()).collect();
         let (policy, compiled) = compile(&policy, &zones, &forwarders, &own_addresses, &routes)?;
+        let beside = match &*candidate {
+            [] => None,
+            files => Some(compile(files, &zones, &forwarders, &own_addresses, &routes)?.0),
+        };
+        let beside = beside.map(|policy| Arc::new(Candidate::new(Arc::new(policy), clock.now().wall, 0)));
 
         let directory = Directory(std::env::temp_dir().join(format!("outgate-gate-{}-{number}", std::process::id())));
         fs::create_dir_all(&directory.0).unwrap();
@@ -188,7 +195,8 @@ impl World {
         let [granter_shard, outbox_shard] = <[_; 2]>::try_from(shards).expect("two shards");
         let registry = Registry::new(WORDS);
         let rulebook = Rulebook::new(Arc::new(policy), compiled, 1, clock.now().wall, registry.tallies())
-            .giving_cookies(Secrets::new(SECRET));
+            .giving_cookies(Secrets::new(SECRET))
+            .beside(beside);
         let rulebook = Arc::new(ArcSwap::from_pointee(rulebook));
         let memory = Memory::new("memory", clock.clone());
         let firewall = memory.handle();
@@ -379,7 +387,8 @@ impl World {
         let (policy, zones) = compile(files, &self.zones, &self.forwarders, &self.own_addresses, &self.routes)?;
         let epoch = self.gate.rulebook().epoch + 1;
         let rulebook = Rulebook::new(Arc::new(policy), zones, epoch, self.clock.now().wall, self.registry.tallies())
-            .giving_cookies(Secrets::new(SECRET));
+            .giving_cookies(Secrets::new(SECRET))
+            .beside(self.gate.rulebook().candidate.clone());
         let revoked = self.runtime.block_on(self.gate.swap(Arc::new(rulebook)));
         self.runtime.block_on(self.warmer.settle());
         revoked
@@ -433,6 +442,7 @@ fn compile(
         never_grant: Vec::new(),
         sites: local.chain(routes.iter().cloned()).collect(),
         caps: None,
+        directory: String::new(),
     };
     for Site { apex, .. } in routes {
         zones.carve(apex);

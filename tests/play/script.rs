@@ -138,6 +138,10 @@ fn read_line(line: Line, setup: &mut Setup) -> Result<Option<What>, String> {
     let text_below = || text.clone().ok_or_else(|| format!("{verb} needs a text: end the line with <<EOF"));
     let file = |word: Option<&String>| word.cloned().unwrap_or_else(|| "policy.toml".to_owned());
     let what = match verb.as_str() {
+        "CANDIDATE" => {
+            setup.candidate.push(policy::Source { file: file(words.first()), text: text_below()? });
+            return Ok(None);
+        }
         "POLICY" => {
             setup.policy.push(policy::Source { file: file(words.first()), text: text_below()? });
             return Ok(None);

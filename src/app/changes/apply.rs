@@ -396,7 +396,7 @@ impl RunningNode {
             return Err(vec![format!("it cannot be written to the state directory: {why}; nothing was changed")]);
         }
         let before = std::mem::replace(&mut desk.book.contents, contents);
-        match self.follow(policy).await {
+        match self.follow(policy, &desk.book.contents.runtime()).await {
             Ok(closed) => {
                 self.changes.store(Arc::new(desk.book.contents.clone()));
                 Ok(Done { closed, unsaved })

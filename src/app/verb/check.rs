@@ -52,6 +52,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Ok((loaded, _)) => loaded,
         Err(mistakes) => return told(format, mistakes),
     };
+    if let Some(Err(mistakes)) = &loaded.candidate {
+        return told(format, mistakes.clone());
+    }
     let within = Duration::from_secs(arguments.days * 86_400);
     let ageing = loaded.policy.ageing(Clock::system().now().wall, within);
     let warnings: Vec<&Warning> = loaded.warnings.iter().chain(loaded.policy.warnings()).chain(&ageing).collect();

@@ -1,4 +1,4 @@
-//! `outgate status`, `grants`, `flush`, `reload`: the verbs that talk to a running node.
+//! `outgate status`, `grants`, `flush`, `reload`, `promote`: the verbs that talk to a running node.
 
 use std::io::IsTerminal;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::app::config::Config;
 use crate::name::Name;
 use crate::serve::admin::client::{Method, call};
 use crate::serve::admin::{render_grants, render_status};
-use crate::serve::{FlushOrder, Flushed, GrantFilter, GrantRow};
+use crate::serve::{FlushOrder, Flushed, GrantFilter, GrantRow, PromoteOrder};
 
 /// The options of `outgate grants`.
 pub(crate) struct Filter {
@@ -77,6 +77,27 @@ pub(crate) fn reload(file: &ConfigFile, as_json: bool) -> Result<ExitCode, Failu
             field("rules"),
             field("revoked")
         ))?;
+        for mistake in done.get("candidate_mistakes").and_then(Value::as_array).into_iter().flatten() {
+            print(&format!("the candidate is not decided: {}\n", mistake.as_str().unwrap_or_default()))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets it put the candidate in force, or take that back.
+pub(crate) fn promote(file: &ConfigFile, order: &PromoteOrder, as_json: bool) -> Result<ExitCode, Failure> {
+    let done = ask(file, Method::POST, &format!("/v1/promote?{}", order.query()), None)?;
+    if as_json {
+        print(&format!("{done}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = |key: &str| done.get(key).and_then(Value::as_str).unwrap_or("-").to_owned();
+    let revoked = done.get("revoked").and_then(Value::as_u64).unwrap_or(0);
+    let (revision, previous) = (text("revision"), text("previous"));
+    let lasts = if order.revert { "it is that of [policy].directory" } else { "until [policy].directory changes" };
+    print(&format!("policy {revision} in force (before: {previous}), {lasts}; {revoked} grants revoked\n"))?;
+    if let Some(warning) = done.get("warning").and_then(Value::as_str) {
+        print(&format!("warning: {warning}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

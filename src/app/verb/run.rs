@@ -13,6 +13,7 @@ use crate::app::cli::{ConfigFile, Failure};
 use crate::app::config::Config;
 use crate::app::node::{Doors, RunningNode};
 use crate::app::start::{Built, Started, start};
+use crate::app::watch::Watch;
 use crate::audit::Log;
 use crate::gate::Warmer;
 use crate::net::local_addresses;
@@ -48,8 +49,10 @@ pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
         runtime.map_err(|error| Failure::Failed(format!("no runtime: {error}; raise the limit of threads")))?;
     // Before anything is bound: a signal that comes early must not be lost.
     let signals = runtime.block_on(async { Signals::new() })?;
+    // Before anything is loaded: what changes meanwhile is seen.
+    let watch = runtime.block_on(async { Watch::new(&config) }).map_err(Failure::Failed)?;
     let started = runtime.block_on(start(config))?;
-    let ended = serve(&runtime, started, signals);
+    let ended = serve(&runtime, started, signals, watch);
     // Dropped, it would wait for a reload that hangs.
     runtime.shutdown_background();
     ended
@@ -73,7 +76,12 @@ impl Signals {
     }
 }
 
-fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signals) -> Result<ExitCode, Failure> {
+fn serve(
+    runtime: &tokio::runtime::Runtime,
+    started: Started,
+    mut signals: Signals,
+    mut watch: Option<Watch>,
+) -> Result<ExitCode, Failure> {
     let Started { built, log, streams, tls_streams, https_streams, quic, health, admin, stop, lock } = started;
     let Built { node, workers, granter, stream_door, stream_limits, tls, refresher } = built;
     announce(&node);
@@ -112,7 +120,7 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
     let (end_log, log_ends) = tokio::sync::oneshot::channel();
     let log = runtime.spawn(look_after_log(log, log_ends));
 
-    runtime.block_on(obey(&node, &mut signals));
+    runtime.block_on(obey(&node, &mut signals, watch.as_mut()));
 
     tracing::info!("stopping: no new work is taken, what was taken is answered");
     node.stopping();
@@ -162,23 +170,30 @@ fn serve(runtime: &tokio::runtime::Runtime, started: Started, mut signals: Signa
     Ok(ExitCode::SUCCESS)
 }
 
-/// SIGHUP reloads; SIGTERM and SIGINT end it.
-async fn obey(node: &Arc<RunningNode>, signals: &mut Signals) {
+/// SIGHUP reloads, and so does a change of what is watched; SIGTERM and SIGINT end it.
+async fn obey(node: &Arc<RunningNode>, signals: &mut Signals, mut watch: Option<&mut Watch>) {
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return,
             _ = signals.interrupt.recv() => return,
-            _ = signals.hangup.recv() => {
-                let reload = node.reload_now();
-                tokio::pin!(reload);
-                tokio::select! {
-                    // Its outcome is recorded and logged; the node goes on either way.
-                    _ = &mut reload => {}
-                    _ = signals.terminate.recv() => return finish(reload).await,
-                    _ = signals.interrupt.recv() => return finish(reload).await,
-                }
-            }
+            _ = signals.hangup.recv() => {}
+            () = changed(watch.as_deref_mut()) => tracing::info!("the policy files have changed"),
         }
+        let reload = node.reload_now();
+        tokio::pin!(reload);
+        tokio::select! {
+            // Its outcome is recorded and logged; the node goes on either way.
+            _ = &mut reload => {}
+            _ = signals.terminate.recv() => return finish(reload).await,
+            _ = signals.interrupt.recv() => return finish(reload).await,
+        }
+    }
+}
+
+async fn changed(watch: Option<&mut Watch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -227,6 +242,11 @@ fn announce(node: &RunningNode) {
         rules = policy.rules_len(),
         "policy"
     );
+    if let Some(directory) = &config.candidate {
+        let candidate = node.gate().rulebook().candidate.as_ref().map(|candidate| candidate.policy.revision());
+        let revision = candidate.map(|revision| format!("{revision:016x}"));
+        tracing::info!(directory = %directory.display(), revision, "candidate");
+    }
     tracing::info!(directory = %config.zones.directory.display(), zones = node.gate().rulebook().zones.len(), "zones");
     for upstream in node.gate().upstreams.all() {
         let servers: Vec<String> = upstream.described().map(|server| server.to_string()).collect();

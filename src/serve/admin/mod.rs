@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::http::{self, Accept, Limits, Reply};
-use super::node::{FlushOrder, GrantFilter, Node, Who, reason};
+use super::node::{FlushOrder, GrantFilter, Node, PromoteOrder, Who, reason};
 use super::order::{ChangeOrder, ForgetOrder, PlaceOrder, RevokeOrder};
 
 const LIMITS: Limits = Limits { connections: 64, finish: Duration::from_secs(60) };
@@ -66,7 +66,7 @@ async fn answer<N: Node>(node: &Arc<N>, request: Request<Incoming>, who: Who) ->
     let read = request.method() == Method::GET || request.method() == Method::HEAD;
     match request.uri().path() {
         "/v1/status" | "/v1/grants" if !read => http::wrong_method("GET, HEAD"),
-        "/v1/flush" | "/v1/reload" | "/v1/changes" | "/v1/revoke" | "/v1/forget"
+        "/v1/flush" | "/v1/promote" | "/v1/reload" | "/v1/changes" | "/v1/revoke" | "/v1/forget"
             if request.method() != Method::POST =>
         {
             http::wrong_method("POST")
@@ -86,6 +86,14 @@ async fn answer<N: Node>(node: &Arc<N>, request: Request<Incoming>, who: Who) ->
             }
             Err(refusal) => refusal,
         },
+        "/v1/promote" => {
+            let order = PromoteOrder::parse(request.uri().query().unwrap_or_default());
+            match (order, empty(request.into_body()).await) {
+                (Ok(order), Ok(())) => promote(node, who, order).await,
+                (Err(why), Ok(())) => http::refuse(StatusCode::BAD_REQUEST, &why),
+                (_, Err(refusal)) => refusal,
+            }
+        }
         "/v1/flush" => {
             let order = FlushOrder::parse(request.uri().query().unwrap_or_default());
             match (order, empty(request.into_body()).await) {
@@ -118,7 +126,7 @@ async fn answer<N: Node>(node: &Arc<N>, request: Request<Incoming>, who: Who) ->
         "/v1/clients" => http::wrong_method("GET, HEAD, POST"),
         path => match (path.strip_prefix("/v1/changes/"), path.strip_prefix("/v1/clients/")) {
             (None, None) => http::not_found(
-                "/v1/status, /v1/grants, /v1/flush, /v1/reload, /v1/changes, /v1/revoke, /v1/forget, /v1/clients",
+                "/v1/status, /v1/grants, /v1/flush, /v1/reload, /v1/promote, /v1/changes, /v1/revoke, /v1/forget, /v1/clients",
             ),
             _ if request.method() != Method::DELETE => http::wrong_method("DELETE"),
             (Some(id), _) => {
@@ -157,6 +165,16 @@ where
         Ok(Ok(done)) => http::json(StatusCode::OK, &done),
         Ok(Err(mistakes)) => http::json(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "errors": mistakes })),
         Err(error) => http::refuse(StatusCode::INTERNAL_SERVER_ERROR, &format!("it broke off: {error}")),
+    }
+}
+
+/// As for a reload.
+async fn promote<N: Node>(node: &Arc<N>, who: Who, order: PromoteOrder) -> Reply {
+    let node = Arc::clone(node);
+    match tokio::spawn(async move { node.promote(&who, &order).await }).await {
+        Ok(Ok(done)) => http::json(StatusCode::OK, &done),
+        Ok(Err(why)) => http::refuse(StatusCode::CONFLICT, &why),
+        Err(error) => http::refuse(StatusCode::INTERNAL_SERVER_ERROR, &format!("the promotion broke off: {error}")),
     }
 }
 

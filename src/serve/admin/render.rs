@@ -26,6 +26,19 @@ pub fn render_status(status: &Value, colour: bool) -> String {
             text("/policy/loaded_at")
         ),
     )];
+    let there = |pointer: &str| status.pointer(pointer).is_some_and(|value| !value.is_null());
+    if there("/policy/promoted") {
+        let fact = format!(
+            "PROMOTED from {} at {} by {}",
+            text("/policy/promoted/directory"),
+            text("/policy/promoted/at"),
+            text("/policy/promoted/who")
+        );
+        facts.push(("", paint.red(&fact)));
+    }
+    if there("/policy/candidate") {
+        facts.push(("", candidate(status, &paint)));
+    }
     for observe in list("/policy/observe") {
         facts.push(("", format!("observing only: {} until {}", field(observe, "segment"), field(observe, "until"))));
     }
@@ -131,6 +144,12 @@ pub fn render_status(status: &Value, colour: bool) -> String {
         "BAD TLS",
     ];
     section(&mut out, &paint, &heads, servers.collect());
+    let disagreements = list("/policy/candidate/disagreements/top").iter().map(|row| {
+        let fields = ["segment", "name", "type", "kind", "reason", "rule", "count", "last"];
+        fields.into_iter().map(|key| field(row, key)).collect()
+    });
+    let heads = ["SEGMENT", "NAME", "TYPE", "CANDIDATE", "REASON", "RULE", "QUERIES", "LAST"];
+    section(&mut out, &paint, &heads, disagreements.collect());
     let warnings = list("/warnings");
     if !warnings.is_empty() {
         out.push('\n');
@@ -159,6 +178,25 @@ pub fn render_clients(rows: &[ClientRow], colour: bool) -> String {
         ]
     });
     table(&["CLIENT", "SEGMENT", "UNTIL", "BY", "LABELS"], lines.collect(), &paint)
+}
+
+/// What is known of the candidate, in one line.
+fn candidate(status: &Value, paint: &Paint) -> String {
+    let text = |key: &str| cell(status.pointer(&format!("/policy/candidate/{key}")));
+    let directory = text("directory");
+    match &*text("state") {
+        "decided" => format!(
+            "candidate {directory} {}: of {} queries since {} it denies {} that pass, allows {} that are denied, {} differ",
+            text("revision"),
+            text("disagreements/queries"),
+            text("disagreements/since"),
+            text("disagreements/denies"),
+            text("disagreements/allows"),
+            text("disagreements/differs")
+        ),
+        "same" => format!("candidate {directory}: the same as the policy"),
+        _ => paint.red(&format!("candidate {directory}: NOT DECIDED, it has mistakes")),
+    }
 }
 
 /// Grants, one a line, in the order given.
@@ -320,6 +358,28 @@ default   udp://198.51.100.53:53  OUT    -       0         0         3         4
 warning: the log cannot be written
 ";
         assert_eq!(render_status(&status(), false), page);
+    }
+
+    #[test]
+    fn a_candidate_and_a_promotion_are_on_the_page() {
+        let mut status = status();
+        status["policy"]["promoted"] = json!({ "directory": "next", "at": "2026-11-21T03:53:04Z", "who": "uid 0" });
+        status["policy"]["candidate"] = json!({ "directory": "next", "state": "decided", "revision": "0d1f5be27a40d3e2",
+            "disagreements": { "since": "2026-11-21T03:53:04Z", "queries": 90, "denies": 3, "allows": 0, "differs": 1,
+                "top": [{ "segment": "shop", "name": "api.example.com", "type": "A", "kind": "denies",
+                    "reason": "default", "rule": null, "count": 3, "last": "2026-11-21T03:54:04Z" }] } });
+        let page = render_status(&status, false);
+        let lines = "           PROMOTED from next at 2026-11-21T03:53:04Z by uid 0
+           candidate next 0d1f5be27a40d3e2: of 90 queries since 2026-11-21T03:53:04Z it denies 3 that pass, \
+                     allows 0 that are denied, 1 differ\n";
+        assert!(page.contains(lines), "{page}");
+        let table = "
+SEGMENT  NAME             TYPE  CANDIDATE  REASON   RULE  QUERIES  LAST
+shop     api.example.com  A     denies     default  -     3        2026-11-21T03:54:04Z
+";
+        assert!(page.contains(table), "{page}");
+        status["policy"]["candidate"]["state"] = "mistaken".into();
+        assert!(render_status(&status, false).contains("candidate next: NOT DECIDED"));
     }
 
     #[test]

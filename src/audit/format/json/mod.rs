@@ -12,7 +12,7 @@ use self::figures::Calendar;
 pub(in crate::audit) use self::line::is_hidden;
 use self::line::{Line, key, open};
 pub use self::rendered::Rendered;
-use crate::audit::{ChangeEvent, Event, GrantEvent, PolicyEvent, QueryEvent, RecordId, Stated, Statement};
+use crate::audit::{ChangeEvent, Event, GrantEvent, PolicyEvent, QueryEvent, RecordId, Shadow, Stated, Statement};
 use crate::net::Scope;
 use crate::record::Record;
 use crate::time::Wall;
@@ -42,6 +42,10 @@ const LABELS: usize = 1024;
 const TARGET: usize = 256;
 /// All of them, and all segments beside them: the rest of such a record takes less than 3 KiB.
 const LISTED: usize = 2500;
+/// What a candidate says more.
+const CLAUSE: usize = 128;
+/// What stands behind it: the latency and the end of the line.
+const AFTER_SHADOW: usize = 40;
 /// One record's service ranges; a rule has at most 128 ports.
 const SERVICES: usize = 48;
 /// Segments and rules of each kind that a reload's record names.
@@ -198,6 +202,9 @@ impl Encoder {
             }
             Stated::Rendered(rendered) => rendered.causes(line, id),
         }
+        if let Some(shadow) = event.shadow {
+            shadow.write(line, end + AFTER_ANSWERS - AFTER_SHADOW);
+        }
         line.number(key!("latency_us"), event.latency_us);
     }
 
@@ -302,6 +309,28 @@ impl Encoder {
         }
         if event.unsaved {
             line.raw(concat!(key!("unsaved"), "true"));
+        }
+    }
+}
+
+impl Shadow<'_> {
+    /// The whole object, or nothing where it would end behind `end`: in lines of nearly the largest size.
+    #[cold]
+    fn write(&self, line: &mut Line<'_>, end: usize) {
+        let before = line.0.len();
+        line.word(concat!(key!("shadow"), "{\"kind\":\""), self.dissent.as_str());
+        line.word(open!("verdict"), self.outcome.as_str());
+        if !self.enforced {
+            line.raw(concat!(key!("enforced"), "false"));
+        }
+        line.word(open!("reason"), self.reason.as_str());
+        line.text_of(open!("rule"), self.rule, WORD);
+        line.text_of(open!("segment"), self.segment, WORD);
+        line.hex(open!("policy"), self.policy);
+        line.text_of(open!("why"), self.why, CLAUSE);
+        line.raw("}");
+        if line.0.len() > end {
+            line.0.truncate(before);
         }
     }
 }
