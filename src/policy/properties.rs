@@ -1,7 +1,7 @@
 //! What holds for every policy: random small ones against the plain definition, rule by rule.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -11,7 +11,9 @@ use proptest::test_runner::TestCaseError;
 
 use super::pattern::{Pattern, Shape};
 use super::testing::{NOW, address, answer, asker, name, upstream, verdict, zone};
-use super::{Action, Cleared, Policy, Reason, RuleIndex, Settings, Source, Verdict, Voice, compile, decide, inspect};
+use super::{
+    Action, Cleared, Policy, Reason, RuleIndex, Runtime, Settings, Source, Verdict, Voice, compile, decide, inspect,
+};
 use crate::document::{Warning, WarningKind};
 use crate::name::{is_within, labels};
 use crate::record::service::{Service, key};
@@ -441,6 +443,53 @@ proptest! {
                         prop_assert_eq!(refusal.rule, denies.or(heard.first().copied()), "{} {}", asked, kind);
                     }
                     Verdict::Answer(own) => prop_assert!(false, "{:?}", own),
+                }
+            }
+        }
+    }
+
+    /// Made while the node runs or written in files, rules say the same; and an allow that is added, in either way, takes
+    /// nothing away.
+    #[test]
+    fn rules_say_the_same_wherever_they_are(
+        specs in a_policy(),
+        at in 0..8_usize,
+        added in a_rule(),
+        (chain, addresses, origin) in an_answer(),
+    ) {
+        let (filed, later) = specs.split_at(at.min(specs.len()));
+        let added = Spec { id: "r9".to_owned(), deny: false, ..added };
+        let laid_over = |specs: &[Spec], later: &[Spec]| {
+            let made = |spec: &Spec| Spec { id: format!("runtime-{}", spec.id), ..spec.clone() };
+            let rules = later.iter().map(|spec| Source { file: spec.id.clone(), text: made(spec).write() });
+            let (policy, left_out) = build(specs.iter().cloned()).with(&Runtime { rules: rules.collect(), clients: Vec::new() });
+            assert!(left_out.is_empty(), "{left_out:?}");
+            Arc::new(policy)
+        };
+        let all = build(specs.iter().cloned());
+        let mixed = laid_over(filed, later);
+        let more = laid_over(&specs, std::slice::from_ref(&added));
+        for (client, asked) in CLIENTS.iter().flat_map(|client| universe().into_iter().map(move |asked| (client, asked))) {
+            for kind in TYPES {
+                let [all, mixed, more] = [&all, &mixed, &more].map(|policy| {
+                    match decide(policy, asker(policy, client), name(&asked).as_wire(), kind, NOW) {
+                        Verdict::Permit(permit) => {
+                            let six = kind == RecordType::AAAA;
+                            let of_family = addresses.iter().copied().filter(|text| text.contains(':') == six);
+                            let (answer, _) = given(&asked, &chain, &of_family.collect::<Vec<_>>(), &origin);
+                            let cleared = inspect(permit, answer);
+                            Ok(cleared.openings().iter().map(|opening| opening.element).collect::<HashSet<_>>())
+                        }
+                        Verdict::Refuse(refusal) => Err(refusal.reason),
+                        Verdict::Answer(own) => Err(own.reason()),
+                    }
+                });
+                prop_assert_eq!(&all, &mixed, "{} {} {}", client, asked, kind);
+                match (all, more) {
+                    (Ok(open), Ok(more)) => prop_assert!(open.is_subset(&more), "{} {} {}", client, asked, kind),
+                    (Ok(_), Err(reason)) => prop_assert!(false, "{} {} {}: {:?}", client, asked, kind, reason),
+                    (Err(Reason::Rule), more) => prop_assert_eq!(more, Err(Reason::Rule), "a deny wins: {}", asked),
+                    (Err(_), _) => {}
                 }
             }
         }
