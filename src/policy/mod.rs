@@ -66,7 +66,7 @@ pub use inspect::inspect;
 pub use load::{Settings, Source, compile, revision_of};
 pub use opinion::{Dissent, Judged, Opinion, Standing, judge, opine};
 pub use pattern::Pattern;
-pub use rule::{Action, Https, Rule};
+pub use rule::{Action, Https, MAX_HOLD, Rule};
 use runtime::{Placed, Rules};
 pub use runtime::{Placement, Runtime};
 pub use segment::{GrantScope, Segment};

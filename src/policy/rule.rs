@@ -25,7 +25,7 @@ const MAX_PORTS: usize = 128;
 /// The most characters of `owner`, `reason` and `ticket`.
 const MAX_NOTE: usize = 256;
 /// The longest `hold`.
-const MAX_HOLD: Duration = Duration::from_secs(86_400);
+pub const MAX_HOLD: Duration = Duration::from_secs(86_400);
 
 /// How the id of a rule begins that was made while the node runs, and of no other.
 pub(super) const RUNTIME: &str = "runtime-";

@@ -83,7 +83,9 @@ impl RunningNode {
             let mut ends = granter.cut_closed(closed.elements).await;
             let networks = change.networks();
             if !networks.is_empty() {
-                let cuts = networks.into_iter().map(|to| Cut { to: Some(to), ..Cut::default() });
+                // In both directions: what stalls now would go on when the deny ends.
+                let both = |one| [Cut { to: Some(one), ..Cut::default() }, Cut { from: Some(one), ..Cut::default() }];
+                let cuts = networks.into_iter().flat_map(both);
                 ends = added(ends, granter.cut(cuts.collect()).await);
             }
             told_cut(&mut told, &ends)

@@ -9,7 +9,7 @@ use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 
 use crate::net::Prefix;
-use crate::policy::{Placement, Source};
+use crate::policy::{MAX_HOLD, Placement, Source};
 use crate::serve::{ChangeAction, ChangeOrder, PlaceOrder, Who};
 use crate::time::Wall;
 
@@ -162,6 +162,10 @@ impl Change {
         }
         if let Some(ends) = ends {
             let _ = writeln!(text, "expires = {}", Wall(*ends));
+        }
+        if let Some(seconds) = order.for_s.filter(|_| order.cut && targets == "names") {
+            // What is to be cut at its end is known as long as it is open.
+            let _ = writeln!(text, "hold = \"{}s\"", seconds.min(MAX_HOLD.as_secs()));
         }
         Source { file: id.clone(), text }
     }
