@@ -135,14 +135,13 @@ impl Gate {
         let flushes = self.cover.flushes();
         let Resolved { answer, told_until, source } = self.resolve_chain(rulebook, &permit, asking).await?;
         let now = self.clock.now();
-        let told_until = match permit.ends() {
+        if permit.ends().is_some_and(|ends| ends <= now.wall) {
             // What a rule opened, or a segment let pass while it observed, it does not any more.
-            Some(ends) if ends <= now.wall => return Ok(None),
-            Some(ends) => told_until.min(now.tick_at(ends)),
-            None => told_until,
-        };
+            return Ok(None);
+        }
         let shown = rulebook.candidate.as_ref().map(|candidate| (candidate, answer.clone()));
         let cleared = inspect(permit, answer);
+        let told_until = cleared.ends().map_or(told_until, |ends| told_until.min(now.tick_at(ends)));
         let judged = shown.and_then(|(candidate, answer)| judge(&candidate.policy, &cleared, answer)).map(Box::new);
         let told_until = match cleared.withheld() {
             // Like any refusal it may be kept for a moment only: a corrected rule shows soon.
@@ -249,6 +248,9 @@ impl Gate {
             };
             let part = self.resolve(rulebook, &next, asking).await?;
             whole.told_until = whole.told_until.min(part.told_until);
+            if let Some(ends) = next.ends() {
+                whole.told_until = whole.told_until.min(self.clock.now().tick_at(ends));
+            }
             whole.source.lasts &= part.source.lasts;
             whole.answer.rcode = part.answer.rcode;
             whole.answer.authoritative &= part.answer.authoritative;

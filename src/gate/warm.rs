@@ -18,7 +18,7 @@ use crate::gate::slow::Asking;
 use crate::gate::{Gate, Rulebook};
 use crate::policy::{Reason, Warm, decide_warm};
 use crate::record::ExtendedError;
-use crate::time::Tick;
+use crate::time::{Tick, Wall};
 use crate::upstream::Ports;
 
 /// How often it is looked which names are due.
@@ -48,6 +48,8 @@ pub struct Warmer {
     ports: Arc<Ports>,
     /// Of the rulebook that the names are of.
     epoch: u64,
+    /// When a rule of it ends.
+    ends: Option<Wall>,
     names: HashMap<Warm, Kept>,
     tasks: JoinSet<Ended>,
     spread: RandomState,
@@ -73,7 +75,7 @@ impl Warmer {
     pub fn new(gate: Arc<Gate>) -> Self {
         let ports = Arc::new(gate.upstreams.ports());
         let (names, tasks, spread) = (HashMap::new(), JoinSet::new(), RandomState::default());
-        Self { gate, ports, epoch: 0, names, tasks, spread }
+        Self { gate, ports, epoch: 0, ends: None, names, tasks, spread }
     }
 
     /// Keeps names warm until it is dropped.
@@ -102,9 +104,12 @@ impl Warmer {
     /// rule may open other ports.
     fn take_over(&mut self) {
         let rulebook = self.gate.rulebook();
-        if rulebook.epoch == self.epoch {
+        let wall = self.gate.clock.now().wall;
+        // An end of a rule may let a name be warm that was refused.
+        if rulebook.epoch == self.epoch && self.ends.is_none_or(|ends| wall < ends) {
             return;
         }
+        self.ends = rulebook.policy.next_change(wall);
         let now = self.gate.clock.tick();
         self.epoch = rulebook.epoch;
         let mut before = std::mem::take(&mut self.names);

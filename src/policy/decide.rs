@@ -171,6 +171,18 @@ impl Policy {
         }
     }
 
+    /// Whether the rules open this name; `until` is lowered to the first end among these rules.
+    pub(super) fn opens(&self, case: Case, name: &[u8], kind: RecordType, until: &mut Wall) -> bool {
+        let Ruling::Allowed(rules) = self.rule_on(case, name, kind) else { return false };
+        *until = self.first_end(&rules).map_or(*until, |end| end.min(*until));
+        true
+    }
+
+    /// When the first of these rules ends; `None`: none of them does.
+    pub(super) fn first_end(&self, rules: &[RuleIndex]) -> Option<Wall> {
+        rules.iter().filter_map(|rule| self.rule(*rule).expires).min()
+    }
+
     fn allowed_by(&self, segment: SegmentIndex, kind: RecordType, nearest: RuleIndex, rules: Rules) -> Ruling {
         if kind != RecordType::AAAA || !self.filters_aaaa(segment) {
             return Ruling::Allowed(rules);

@@ -16,7 +16,7 @@ use crate::document::{Mistake, Place, Warning, WarningKind};
 use crate::net::Prefix;
 
 /// The segments as rules choose them.
-struct Choices<'a> {
+pub(super) struct Choices<'a> {
     by_name: HashMap<&'a str, SegmentIndex>,
     by_tag: HashMap<(&'a str, &'a str), Vec<SegmentIndex>>,
     /// Rules that say the same of their segments share the list.
@@ -24,7 +24,7 @@ struct Choices<'a> {
 }
 
 impl<'a> Choices<'a> {
-    fn new(segments: &'a [Segment]) -> Self {
+    pub(super) fn new(segments: &'a [Segment]) -> Self {
         let mut choices = Self { by_name: HashMap::new(), by_tag: HashMap::new(), lists: HashSet::new() };
         for (index, segment) in segments.iter().enumerate() {
             let index = number(index, SegmentIndex);
@@ -34,6 +34,14 @@ impl<'a> Choices<'a> {
             }
         }
         choices
+    }
+
+    /// Takes out the segments of a rule that there are not, unless none of them is there.
+    pub(super) fn forget_unknown(&self, draft: &mut RuleDraft) {
+        let is_known = |name: &Placed<String>| name.value == "*" || self.by_name.contains_key(name.value.as_str());
+        if let Some(segments) = draft.segments.as_mut().filter(|segments| segments.iter().any(is_known)) {
+            segments.retain(is_known);
+        }
     }
 
     fn shared(&mut self, list: Vec<SegmentIndex>) -> Arc<[SegmentIndex]> {
@@ -140,9 +148,9 @@ impl Linker {
         &mut self,
         mut drafts: Vec<RuleDraft>,
         segments: &[Segment],
+        choices: &mut Choices<'_>,
     ) -> (Vec<Rule>, HashMap<u32, RuleIndex>) {
         drafts.sort_by(|a, b| (&a.rule.id, &a.rule.place).cmp(&(&b.rule.id, &b.rule.place)));
-        let mut choices = Choices::new(segments);
         let mut rules: Vec<Rule> = Vec::with_capacity(drafts.len());
         let mut numbers = HashMap::with_capacity(drafts.len());
         for draft in drafts {
@@ -162,7 +170,7 @@ impl Linker {
                 self.mistake(&draft.rule.place, fact, remedy);
             }
             self.check_private(&draft);
-            let audience = self.choose(&draft, &mut choices);
+            let audience = self.choose(&draft, choices, segments);
             self.check_audience(&draft, &audience, segments);
             numbers.insert(draft.number, number(rules.len(), RuleIndex));
             rules.push(Rule { audience, ..draft.rule });
@@ -171,7 +179,13 @@ impl Linker {
     }
 
     /// The segments that a rule is for.
-    fn choose(&mut self, draft: &RuleDraft, choices: &mut Choices<'_>) -> Audience {
+    fn choose(&mut self, draft: &RuleDraft, choices: &mut Choices<'_>, segments: &[Segment]) -> Audience {
+        if self.runtime && draft.rule.action == Action::Deny && !draft.rule.clients.is_empty() {
+            // Wherever they are: but for segments that share replies, where nothing is said to single clients.
+            let alone =
+                (0..).map(SegmentIndex).zip(segments).filter(|(_, segment)| segment.scope == GrantScope::Client);
+            return Audience::Listed(choices.shared(alone.map(|(index, _)| index).collect()));
+        }
         let mut unknown = false;
         let mut listed: Option<Vec<SegmentIndex>> = None;
         if let Some(wanted) = draft.segments.as_ref().filter(|wanted| !wanted.iter().any(|name| name.value == "*")) {

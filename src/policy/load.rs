@@ -16,7 +16,7 @@ use super::explain::Sentences;
 use super::group::Groups;
 use super::guard::Guard;
 use super::index::{self, Audience};
-use super::link::Linker;
+use super::link::{Choices, Linker};
 use super::overlap;
 use super::reserved::Reserved;
 use super::rule::{self, Rule, RuleDraft};
@@ -104,7 +104,7 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
     reserved.sites = Sites::new(&settings.sites, &segments);
     linker.warn_of_special_names(&drafts, &reserved);
     linker.warn_of_wildcards(&drafts, &reserved.sites);
-    let (rules, numbers) = linker.link_rules(drafts, &segments);
+    let (rules, numbers) = linker.link_rules(drafts, &segments, &mut Choices::new(&segments));
     let directory = linker.link_forwarders(&settings.forwarders, &segments, directory);
     linker.check_warm(&segments, &rules);
     linker.warn_of_idle_segments(&segments, &rules);
@@ -129,6 +129,7 @@ pub fn compile(files: impl IntoIterator<Item = Source>, settings: &Settings) -> 
         directory: Arc::new(directory),
         guard: linker.guard,
         denials: rules.denials().collect(),
+        denied: Arc::new(rules.denied()),
         reserved: Arc::new(reserved),
         sentences: Arc::new(Sentences::new(&segments)),
         warnings: linker.warnings.into(),

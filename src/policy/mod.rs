@@ -51,7 +51,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use crate::document::Warning;
-use crate::net::{Prefix, SegmentId, Services};
+use crate::net::{Prefix, PrefixMap, SegmentId, Services};
 use crate::time::Wall;
 pub use asker::{Asker, Forwarder, Identity};
 pub use cases::{Case, Tried, read_cases};
@@ -95,6 +95,8 @@ pub struct Policy {
     guard: Arc<guard::Guard>,
     /// The deny rules for networks.
     denials: Vec<RuleIndex>,
+    /// What those of them that have no end close.
+    denied: Arc<PrefixMap<RuleIndex>>,
     sentences: Arc<explain::Sentences>,
     warnings: Arc<[Warning]>,
     /// Clients that were placed while the node runs.
@@ -220,7 +222,9 @@ impl Policy {
     /// The deny rule for networks that closes this address now.
     fn denies_address(&self, address: IpAddr, now: Wall) -> Option<RuleIndex> {
         let holds = |(_, rule): &(RuleIndex, &Rule)| rule.networks.iter().any(|prefix| prefix.contains(&address));
-        self.denying(now).find(holds).map(|(rule, _)| rule)
+        let ending = self.denying(now).filter(|(_, rule)| rule.expires.is_some());
+        // Those without an end may be many.
+        self.denied.longest(address).copied().or_else(|| ending.into_iter().find(holds).map(|(rule, _)| rule))
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::group::Groups;
 use super::index;
-use super::link::Linker;
+use super::link::{Choices, Linker};
 use super::load::{number, spread_networks};
 use super::reserved::Reserved;
 use super::rule::{self, Action, Rule, RuleDraft};
@@ -15,7 +15,7 @@ use super::segment::Segment;
 use super::verdict::{RuleIndex, SegmentIndex};
 use super::{Asker, Policy, Source};
 use crate::document::{Document, Mistake};
-use crate::net::{Prefix, canonical};
+use crate::net::{Prefix, PrefixMap, canonical};
 
 /// What is laid over a policy.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +81,18 @@ impl Rules {
         &self.filed
     }
 
+    /// What deny rules without an end close, each with its rule.
+    pub(super) fn denied(&self) -> PrefixMap<RuleIndex> {
+        let mut denied = PrefixMap::default();
+        for index in self.denials() {
+            let rule = self.of(index);
+            for prefix in rule.networks.iter().filter(|_| rule.expires.is_none()) {
+                denied.insert(*prefix, index);
+            }
+        }
+        denied
+    }
+
     /// The deny rules for networks.
     pub(super) fn denials(&self) -> impl Iterator<Item = RuleIndex> {
         let denies = |(_, rule): &(usize, &Rule)| rule.action == Action::Deny && !rule.networks.is_empty();
@@ -99,11 +111,16 @@ impl Policy {
         let reserved = Reserved::new(&mut index);
         let first = self.rules.filed.len();
         let (mut rules, mut numbers) = (Vec::new(), HashMap::new());
+        let mut choices = Choices::new(&self.filed);
         for (at, source) in runtime.rules.iter().enumerate() {
-            let (drafts, mut mistakes) = read(source, at, &mut index, &reserved);
+            let (mut drafts, mut mistakes) = read(source, at, &mut index, &reserved);
+            // What is denied to several stays denied to those that there are.
+            for draft in drafts.iter_mut().filter(|draft| draft.rule.action == Action::Deny) {
+                choices.forget_unknown(draft);
+            }
             if mistakes.is_empty() {
                 let read: Vec<u32> = drafts.iter().map(|draft| draft.number).collect();
-                let (linked, _) = linker.link_rules(drafts, &self.filed);
+                let (linked, _) = linker.link_rules(drafts, &self.filed, &mut choices);
                 mistakes = std::mem::take(&mut linker.mistakes);
                 if mistakes.is_empty() {
                     numbers.extend(read.into_iter().zip((first + rules.len()..).map(|at| number(at, RuleIndex))));
@@ -125,8 +142,12 @@ impl Policy {
             let client = canonical(*client);
             placed.insert(client, Placed { segment: place, labels: Arc::clone(labels) });
             let segments: &mut Vec<Segment> = segments.get_or_insert_with(|| self.filed.to_vec());
-            if let Some(segment) = segments.get_mut(place.0 as usize) {
-                segment.receive(Prefix::from(client));
+            for (at, segment) in segments.iter_mut().enumerate() {
+                if at == place.0 as usize {
+                    segment.receive(Prefix::from(client));
+                } else {
+                    segment.release(Prefix::from(client));
+                }
             }
         }
         if rules.iter().any(|rule| rule.action == Action::Allow && !rule.networks.is_empty()) {
@@ -137,6 +158,7 @@ impl Policy {
         let policy = Self {
             segments: segments.map_or_else(|| Arc::clone(&self.filed), Into::into),
             denials: rules.denials().collect(),
+            denied: Arc::new(rules.denied()),
             rules,
             placed,
             later,
@@ -274,6 +296,46 @@ names    = ["**.example.com"]
         assert_eq!(told("x.example.org"), "default NxDomain");
         assert_eq!(told("c.example.com"), "rule NoData runtime-4");
         assert_eq!(&*changed.segment(asker(&changed, "192.0.2.8")).name, "till");
+    }
+
+    #[test]
+    fn a_deny_stands_wherever_its_client_is_and_for_the_segments_that_are_left() {
+        let files = policy(&format!(
+            "{TEXT}[[segment]]\nname = \"hall\"\nclients = [\"203.0.113.0/24\"]\nscope = \"segment\"\n"
+        ));
+        let rules = vec![
+            rule("runtime-1", "deny", "*", "clients = [\"192.0.2.7\"]\nnames = [\"a.example.com\"]"),
+            source(
+                "[[rule]]\nid = \"runtime-2\"\naction = \"deny\"\nsegments = [\"shop\", \"gone\"]\nnames = [\"b.example.com\"]\n",
+            ),
+            rule("runtime-3", "deny", "gone", "names = [\"c.example.com\"]"),
+        ];
+        let clients = vec![placed("192.0.2.7", "pods", "")];
+        let (changed, left_out) = with(&files, &Runtime { rules: rules.clone(), clients });
+        assert_eq!(left_out, ["2: runtime:4:13: no segment is named \"gone\"\n  name a segment, or \"*\" for all"]);
+        let told = |name| verdict(&changed, "192.0.2.7", name, RecordType::A, NOW);
+        assert_eq!(told("a.example.com"), "rule NoData runtime-1", "also in another segment");
+        assert_eq!(told("b.example.com"), "permit web");
+        let (changed, _) = with(&files, &Runtime { rules, clients: Vec::new() });
+        let told = |client, name| verdict(&changed, client, name, RecordType::A, NOW);
+        assert_eq!(told("192.0.2.7", "a.example.com"), "rule NoData runtime-1");
+        assert_eq!(told("192.0.2.1", "b.example.com"), "rule NoData runtime-2");
+        assert_eq!(told("192.0.2.1", "a.example.com"), "permit web");
+    }
+
+    #[test]
+    fn a_client_that_a_segment_names_alone_leaves_it_with_its_flows() {
+        let text = TEXT.replace("\"198.51.100.0/24\"", "\"198.51.100.0/24\", \"198.51.100.9\"");
+        let files = policy(&text);
+        let clients = vec![placed("198.51.100.9", "pods", "")];
+        let (changed, _) = with(&files, &Runtime { rules: Vec::new(), clients });
+        let with_it = |policy: &Policy| {
+            let nine: Prefix = "198.51.100.9/32".parse().unwrap();
+            let segments = policy.layout(NOW).segments;
+            let named = segments.iter().filter(|segment| segment.sources.contains(&nine));
+            named.map(|segment| segment.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!((with_it(&files), with_it(&changed)), (vec!["till".to_owned()], vec!["pods".to_owned()]));
     }
 
     #[test]

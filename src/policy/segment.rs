@@ -84,6 +84,11 @@ impl Segment {
         }
     }
 
+    /// Lets a client go that is placed elsewhere: its flows are that segment's.
+    pub(super) fn release(&mut self, client: Prefix) {
+        self.sources.retain(|source| *source != client);
+    }
+
     /// True where a source of the segment has the family of `address`.
     pub(super) const fn reaches(&self, address: IpAddr) -> bool {
         match address {

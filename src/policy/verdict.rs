@@ -335,8 +335,8 @@ impl Permit {
     /// When it has to be decided anew: the first of its rules ends, or the segment begins to enforce.
     #[must_use]
     pub fn ends(&self) -> Option<Wall> {
-        let rules = self.rules.iter().filter_map(|rule| self.policy.rule(*rule).expires);
-        rules.chain(self.segment().observe_until.filter(|_| self.observing)).min()
+        let rules = self.policy.first_end(&self.rules);
+        rules.into_iter().chain(self.segment().observe_until.filter(|_| self.observing)).min()
     }
 }
 
@@ -383,6 +383,8 @@ pub struct Cleared {
     pub(in crate::policy) basis: Arc<Basis>,
     pub(in crate::policy) withheld: Option<Withheld>,
     pub(in crate::policy) left_out: Option<Box<str>>,
+    /// When a rule ends that vouches for one of its names.
+    pub(in crate::policy) until: Option<Wall>,
 }
 
 /// Why an answer, or the verdict on it, is not what upstream gave.
@@ -415,6 +417,12 @@ impl Cleared {
     #[must_use]
     pub fn openings(&self) -> &[Opening] {
         &self.openings
+    }
+
+    /// When it has to be inspected anew: a rule ends that it stands on. Not told for longer.
+    #[must_use]
+    pub fn ends(&self) -> Option<Wall> {
+        self.permit.ends().into_iter().chain(self.until).min()
     }
 
     /// Why these openings are made.

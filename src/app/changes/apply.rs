@@ -17,7 +17,7 @@ use crate::firewall::Cut;
 use crate::gate::{Closed, GrantQuery, GrantsOf};
 use crate::name::Name;
 use crate::net::{Element, canonical};
-use crate::policy::Policy;
+use crate::policy::{GrantScope, Policy};
 use crate::serve::{ChangeAction, ChangeOrder, ForgetOrder, PlaceOrder, RevokeOrder, Who};
 use crate::time::Wall;
 
@@ -67,7 +67,15 @@ impl RunningNode {
         let now = self.gate().clock.now().wall;
         let policy = Arc::clone(&self.gate().rulebook().policy);
         let segment = order.client.and_then(|client| policy.asker(client)).map(|asker| policy.segment(asker));
+        if let Some(shared) = segment.filter(|segment| segment.scope == GrantScope::Segment) {
+            let fact = format!("its segment {} opens for everyone in it; name the segment", shared.name);
+            return Err(vec![fact]);
+        }
         let segment = segment.map(|segment| &*segment.name);
+        let is_known = |name: &String| name == "*" || policy.segments().iter().any(|segment| *segment.name == **name);
+        if let Some(unknown) = order.segments.iter().find(|name| !is_known(name)) {
+            return Err(vec![format!("no segment is named \"{unknown}\"; name one of the policy")]);
+        }
         let denies = order.action == ChangeAction::Deny;
         let id = fresh_id(&desk.book.contents).map_err(|why| vec![why])?;
         let change = Change::new(id, Author::of(who), order, segment, now).map_err(|why| vec![why])?;

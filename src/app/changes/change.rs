@@ -106,7 +106,10 @@ impl Change {
             let Some(segment) = segment else {
                 return Err(format!("{client} is in no segment; name a client that is in one"));
             };
-            order.segments = vec![segment.to_owned()];
+            // A deny goes with the client, wherever that is placed.
+            if order.action == ChangeAction::Allow {
+                order.segments = vec![segment.to_owned()];
+            }
         }
         let allows = order.action == ChangeAction::Allow;
         if allows && order.segments.is_empty() {

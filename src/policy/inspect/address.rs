@@ -20,7 +20,7 @@ use crate::time::Wall;
 pub(in crate::policy) const MAX_ADDRESSES: usize = 16;
 
 /// The end of a rule that has none, for comparisons.
-const NEVER: Wall = Wall(u64::MAX);
+pub(super) const NEVER: Wall = Wall(u64::MAX);
 
 /// What one rule says of one address.
 enum Admission {
@@ -37,12 +37,14 @@ pub(super) struct Told<'a> {
     asker: Asker,
     addresses: SmallVec<[IpAddr; MAX_ADDRESSES]>,
     pub(super) openings: Vec<Opening>,
+    /// When what vouches for the answer's names ends; [`NEVER`]: it does not.
+    pub(super) until: Wall,
 }
 
 impl<'a> Told<'a> {
-    pub(super) fn none(policy: &'a Policy, permit: &Permit, origin: &'a Origin) -> Self {
+    pub(super) fn none(policy: &'a Policy, permit: &Permit, origin: &'a Origin, until: Wall) -> Self {
         let (asker, case) = (permit.asker, permit.asker.case(permit.decided));
-        Self { policy, case, origin, asker, addresses: SmallVec::new(), openings: Vec::new() }
+        Self { policy, case, origin, asker, addresses: SmallVec::new(), openings: Vec::new(), until }
     }
 
     pub(super) fn holds(&self, address: IpAddr) -> bool {
@@ -108,7 +110,7 @@ impl Policy {
         if let (Some(address), true) = (trimmed, told.addresses.is_empty()) {
             return Err(self.outside(rules, address));
         }
-        Ok(Admitted { records: kept, openings: told.openings, ..Admitted::default() })
+        Ok(Admitted { records: kept, openings: told.openings, until: told.until, ..Admitted::default() })
     }
 
     /// Why an address that no rule admits is withheld.

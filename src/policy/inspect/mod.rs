@@ -11,13 +11,14 @@ mod uphold;
 use std::sync::Arc;
 
 pub(super) use self::address::MAX_ADDRESSES;
-use self::address::Told;
+use self::address::{NEVER, Told};
 use super::Policy;
-use super::decide::{Case, Condemned, Rules, Ruling};
+use super::decide::{Case, Condemned, Rules};
 use super::rule::Cname;
 use super::verdict::{Basis, Cleared, Opening, Permit, Reason, RuleIndex, Withheld};
 use crate::name::Name;
 use crate::record::{Answer, Origin, Rcode, Record, RecordType};
+use crate::time::Wall;
 
 /// The longest CNAME chain, counted in names after the question's own. As Unbound had it; public chains stay below.
 const MAX_CHAIN: usize = 8;
@@ -74,12 +75,16 @@ pub fn inspect(permit: Permit, mut answer: Answer) -> Cleared {
         segment: Arc::clone(&permit.segment().name),
         rule: permit.rule().map_or_else(|| Arc::from(""), |rule| Arc::clone(policy.rule_id(rule))),
     };
-    let (openings, left_out) = (admitted.openings, admitted.left_out.map(String::into_boxed_str));
-    Cleared { answer, openings, basis: Arc::new(basis), withheld, left_out, permit }
+    let until = Some(admitted.until).filter(|until| *until != NEVER);
+    let mut openings = admitted.openings;
+    if until.is_some() {
+        openings.iter_mut().for_each(|opening| opening.ends = opening.ends.into_iter().chain(until).min());
+    }
+    let left_out = admitted.left_out.map(String::into_boxed_str);
+    Cleared { answer, openings, basis: Arc::new(basis), withheld, left_out, until, permit }
 }
 
 /// What may be told of an answer, and what has to be open for that.
-#[derive(Default)]
 struct Admitted {
     records: Vec<Record>,
     openings: Vec<Opening>,
@@ -87,6 +92,14 @@ struct Admitted {
     targets: Vec<Name>,
     /// Why not all of it is told.
     left_out: Option<String>,
+    /// When a rule ends that vouches for one of its names; [`NEVER`]: none does.
+    until: Wall,
+}
+
+impl Default for Admitted {
+    fn default() -> Self {
+        Self { records: Vec::new(), openings: Vec::new(), targets: Vec::new(), left_out: None, until: NEVER }
+    }
 }
 
 /// Why an answer is withheld.
@@ -133,20 +146,28 @@ impl Policy {
     ) -> Result<Admitted, Held> {
         let case = permit.asker.case(permit.decided);
         let kind = permit.question.kind;
-        let rules = self.trusting(case, &permit.rules, kind, chain)?;
+        let mut until = NEVER;
+        let rules = self.trusting(case, &permit.rules, kind, chain, &mut until)?;
         if kind.is_address() {
-            self.admit_addresses(&rules, Told::none(self, permit, origin), records)
+            self.admit_addresses(&rules, Told::none(self, permit, origin, until), records)
         } else if kind.is_service() {
-            self.admit_services(&rules, Told::none(self, permit, origin), records)
+            self.admit_services(&rules, Told::none(self, permit, origin, until), records)
         } else if kind == RecordType::MX || kind == RecordType::SRV {
-            self.admit_hosts(case, records)
+            self.admit_hosts(case, records, until)
         } else {
-            Ok(Admitted { records: records.to_vec(), ..Admitted::default() })
+            Ok(Admitted { records: records.to_vec(), until, ..Admitted::default() })
         }
     }
 
-    /// The rules that accept this CNAME chain.
-    fn trusting(&self, case: Case, rules: &[RuleIndex], kind: RecordType, chain: &[Name]) -> Result<Rules, Held> {
+    /// The rules that accept this CNAME chain; `until` is lowered to the first end of a rule that one of them relies on.
+    fn trusting(
+        &self,
+        case: Case,
+        rules: &[RuleIndex],
+        kind: RecordType,
+        chain: &[Name],
+        until: &mut Wall,
+    ) -> Result<Rules, Held> {
         if chain.len() > MAX_CHAIN {
             let why = format!("a chain of {} names is longer than {MAX_CHAIN}", chain.len());
             return Err(Held::new(Reason::Cname, None, why));
@@ -161,10 +182,10 @@ impl Policy {
             };
             return Err(Held::new(Reason::Cname, rule, why));
         }
-        let distrusted = |rule: RuleIndex| {
+        let mut distrusted = |rule: RuleIndex| {
             chain.iter().find(|name| match &self.rule(rule).cname {
                 Cname::Trust => false,
-                Cname::Inspect => !matches!(self.rule_on(case, name.as_wire(), kind), Ruling::Allowed(_)),
+                Cname::Inspect => !self.opens(case, name.as_wire(), kind, until),
                 Cname::Pinned(pins) => !pins.contains(name.as_wire()),
             })
         };

@@ -84,7 +84,7 @@ impl Policy {
                 }
             }
         }
-        Ok(Admitted { openings: told.openings, targets, ..kept.finish()? })
+        Ok(Admitted { openings: told.openings, targets, until: told.until, ..kept.finish()? })
     }
 
     /// Those of the rules that say what is told of a service: where one lets records pass, those that do.
@@ -236,9 +236,10 @@ fn crowded() -> Held {
     Held::new(Reason::Address, None, format!("it hints at more than {MAX_ADDRESSES} addresses"))
 }
 
-fn check_target(told: &Told<'_>, owner: &Name, service: &Service<'_>) -> Result<(), Held> {
+fn check_target(told: &mut Told<'_>, owner: &Name, service: &Service<'_>) -> Result<(), Held> {
     let target = &service.target;
-    let refused = if is_own(target, owner) { None } else { told.policy.refuses_target(told.case, target) };
+    let refused =
+        if is_own(target, owner) { None } else { told.policy.refuses_target(told.case, target, &mut told.until) };
     refused.map_or(Ok(()), Err)
 }
 

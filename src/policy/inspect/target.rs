@@ -6,6 +6,7 @@ use crate::policy::Policy;
 use crate::policy::decide::{Case, Ruling};
 use crate::policy::verdict::Reason;
 use crate::record::{Record, RecordType};
+use crate::time::Wall;
 
 /// Records that are kept of an answer, and why others are not.
 #[derive(Default)]
@@ -52,7 +53,7 @@ impl Kept {
 
 impl Policy {
     /// An answer of MX or SRV records: those whose host this segment may ask for itself.
-    pub(super) fn admit_hosts(&self, case: Case, records: &[Record]) -> Result<Admitted, Held> {
+    pub(super) fn admit_hosts(&self, case: Case, records: &[Record], mut until: Wall) -> Result<Admitted, Held> {
         let mut kept = Kept::default();
         for record in records {
             if record.kind == RecordType::CNAME {
@@ -65,20 +66,24 @@ impl Policy {
                 continue;
             };
             // RFC 7505 §3 and RFC 2782: a host that is the root says that there is no such service.
-            match if host == Name::root() { None } else { self.refuses_target(case, &host) } {
+            match if host == Name::root() { None } else { self.refuses_target(case, &host, &mut until) } {
                 None => kept.keep(record.clone()),
                 Some(held) => kept.leave_out(held),
             }
         }
-        kept.finish()
+        Ok(Admitted { until, ..kept.finish()? })
     }
 
     /// Why a client of this segment is not sent to `target`: it may not ask for an address of it itself.
-    pub(super) fn refuses_target(&self, case: Case, target: &Name) -> Option<Held> {
+    /// Else `until` is lowered to when it may not any more.
+    pub(super) fn refuses_target(&self, case: Case, target: &Name, until: &mut Wall) -> Option<Held> {
         let mut denied = None;
         for kind in [RecordType::A, RecordType::AAAA] {
             match self.rule_on(case, target.as_wire(), kind) {
-                Ruling::Allowed(_) => return None,
+                Ruling::Allowed(rules) => {
+                    *until = self.first_end(&rules).map_or(*until, |end| end.min(*until));
+                    return None;
+                }
                 Ruling::Refused { rule, reason, .. } => denied = rule.filter(|_| reason == Reason::Rule),
                 // Loopback and the like: an answer from elsewhere has no business there.
                 Ruling::Answered(_) => denied = None,

@@ -25,9 +25,9 @@ impl Policy {
         if basis.is_warm() {
             rules.retain(|rule| self.rule(*rule).warm.contains(&question.name));
         }
-        let rules = self.trusting(case, &rules, question.kind, &basis.chain).ok()?;
+        let rules = self.trusting(case, &rules, question.kind, &basis.chain, &mut now.clone()).ok()?;
         let admitting = if service {
-            if basis.targets.iter().any(|target| self.refuses_target(case, target).is_some()) {
+            if basis.targets.iter().any(|target| self.refuses_target(case, target, &mut now.clone()).is_some()) {
                 return None;
             }
             self.admitting_hint(case, &self.telling_services(&rules), &basis.origin, element.to)
