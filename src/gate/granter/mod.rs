@@ -256,7 +256,7 @@ impl Granter {
     /// # Errors
     /// The firewall that refused, and why.
     pub async fn arrange(&self, rulebook: Arc<Rulebook>) -> Result<(), (Arc<str>, FirewallError)> {
-        let arranged = self.ask(|reply| Order::Arrange { rulebook, reply }).await;
+        let arranged = self.insist(|reply| Order::Arrange { rulebook, reply }).await;
         arranged.unwrap_or_else(|| Err((Arc::from("granter"), FirewallError::Deadline)))
     }
 
