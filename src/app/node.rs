@@ -163,12 +163,13 @@ impl RunningNode {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Records the policy that the node starts with.
+    /// Records the policy that the node starts with, and what is laid over it.
     pub(super) async fn record_start(&self) {
         let rulebook = self.parts.gate.rulebook();
         let mut desk = self.desk.lock().await;
         let event = event(&rulebook, rulebook.loaded, "load");
         record(&mut desk.shard, event);
+        self.record_standing(&mut desk);
     }
 
     /// Loads everything anew and swaps it in, or changes nothing.

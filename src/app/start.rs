@@ -1,6 +1,5 @@
 //! From a configuration to a node that serves: everything that can fail is tried before a door opens.
 
-use std::collections::HashMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -13,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
-use crate::app::changes::{Book, Desk, Feed, left_out};
+use crate::app::changes::{Book, Desk, Feed};
 use crate::app::cli::Failure;
 use crate::app::config::Config;
 use crate::app::cookies;
@@ -81,6 +80,7 @@ struct Parts {
     loaded: Loaded,
     secrets: Secrets,
     book: Book,
+    feed: Option<Feed>,
     sockets: Bound,
     doors: Doors,
     meter: Meter,
@@ -97,7 +97,12 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let loaded = load::load(&config, &upstreams, promotion, clock.now().wall).map_err(Failure::Mistakes)?;
     let lock = lock_state(&config.state)?;
     let secrets = cookies::secrets(&config.state).map_err(|mistake| Failure::Failed(mistake.to_string()))?;
-    let book = Book::open(&config.state, clock.now().wall).map_err(Failure::Failed)?;
+    let mut book = Book::open(&config.state, clock.now().wall).map_err(Failure::Failed)?;
+    let mut feed = config.clients_file.clone().map(Feed::new);
+    // Whom it names is of its segment from the first query on: without it he might be of a wider one.
+    if let Some(fed) = feed.as_mut().and_then(Feed::look) {
+        book.contents.fed = fed.map_err(Failure::Mistakes)?;
+    }
 
     // The stream listeners first: unlike the UDP sockets they do not share their port, so that a second process on
     // the same port is found out here.
@@ -143,7 +148,8 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
         quic: over_quic(&doq),
         h3: over_quic(&h3),
     };
-    let parts = Parts { config, clock, upstreams, no_upstream, loaded, secrets, book, sockets, doors, meter, boot };
+    let parts =
+        Parts { config, clock, upstreams, no_upstream, loaded, secrets, book, feed, sockets, doors, meter, boot };
     match build(parts, shards) {
         Ok(built) => {
             judge_file_limit(files);
@@ -171,22 +177,16 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
 
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
-    let Parts { config, clock, upstreams, no_upstream, loaded, secrets, mut book, sockets, doors, meter, boot } = parts;
+    let Parts { config, clock, upstreams, no_upstream, loaded, secrets, book, feed, sockets, doors, meter, boot } =
+        parts;
     let Loaded { policy: files, zones, identity, mut warnings, candidate, promotion } = loaded;
     if promotion.is_none() {
         Promotion::forget(&config.state);
     }
-    let mut feed = config.clients_file.clone().map(Feed::new);
-    // Whom it names is of its segment from the first query on.
-    match feed.as_mut().and_then(Feed::look) {
-        Some(Ok(fed)) => book.contents.fed = fed,
-        Some(Err(mistakes)) => warnings.extend(mistakes.into_iter().map(left_out)),
-        None => {}
-    }
     let mut shards = shards.into_iter();
     let mut shard = || shards.next().ok_or_else(|| Failure::Failed("the log gave too few shards".into()));
 
-    let desk = Desk { shard: shard()?, book, files, feed, to_cut: HashMap::new() };
+    let desk = Desk { shard: shard()?, book, files, feed };
     let (policy, unlaid) = desk.laid(&desk.files);
     warnings.extend(unlaid);
 

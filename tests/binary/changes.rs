@@ -98,6 +98,7 @@ fn a_deny_stands_above_files_reloads_and_restarts_until_it_is_retracted() {
     let mut node = site.start();
     assert_eq!(code(&client.told("www.corp.example")), ResponseCode::NXDomain);
     assert_eq!(site.queries().pop().unwrap()["rule"], id);
+    assert_eq!(changes(&site, "load")[0]["change"], id);
     let ended = site.run(&["retract", id, "--reason", "a false alarm"]);
     assert_eq!((ended.code, ended.stdout), (Some(0), format!("{id}: retracted; 0 grants closed\n")));
     assert_eq!(addresses(&client.told("www.corp.example")), ["192.0.2.80"]);
@@ -153,6 +154,7 @@ fn an_order_that_cannot_be_followed_changes_nothing_and_says_why() {
             "write from 1s to 90 days",
         ),
         (&["allow", "a.example.com", "--segment", "loop", "--for", "1h", "--reason", " "], "a reason is missing"),
+        (&["allow", "a.example.com", "--segment", "*", "--for", "1h", "--reason", "x"], "an allow is not for all"),
         (&["deny", "a.example.com", "192.0.2.1", "--reason", "x"], "names and addresses are two changes"),
         (&["deny", "192.0.2.1", "--segment", "loop", "--reason", "x"], "addresses are denied to all"),
         (&["deny", "@all", "--reason", "x"], "no group is named"),
@@ -201,12 +203,41 @@ fn a_client_is_where_it_was_placed_by_hand_or_by_the_file() {
     assert_eq!(site.run(&["client", "remove", "127.0.0.1"]).code, Some(0));
     assert_eq!(segment(), is("pods", "api-1"));
 
+    // A start with that mistake might put who is named into wider segments.
+    assert_eq!(node.stop(), Some(0));
+    let mut node = site.spawn();
+    assert_eq!(node.wait(), Some(2));
+    assert!(node.stderr().contains("clients.toml:2:11: `address` cannot be"), "{}", node.stderr());
+    site.file("clients.toml", one);
+    let mut node = site.start();
+    assert_eq!(segment(), is("pods", "api-1"));
+    assert_eq!(changes(&site, "feed").pop().unwrap()["clients"], 1);
+    let ended = site.run(&["forget", "127.0.0.1", "--json"]);
+    assert!(ended.stdout.contains("\"placed_by_file\":true"), "{ended:?}");
+
+    // What cannot be read is told once, and read as soon as it can be.
+    let feeds = || changes(&site, "feed").len();
+    let before = feeds();
+    fs::remove_file(site.path("clients.toml")).unwrap();
+    fs::create_dir(site.path("clients.toml")).unwrap();
+    until("that is told", || feeds() == before + 1);
+    let told = changes(&site, "feed").pop().unwrap();
+    assert!(told["why"].as_str().unwrap().contains("cannot be read: Is a directory"), "{told}");
+    assert_eq!(segment(), is("pods", "api-1"));
+    assert_eq!(site.run(&["client", "set", "10.9.9.9", "--segment", "pods", "--for", "1s"]).code, Some(0));
+    until("it was looked at again", || changes(&site, "end").len() == 1);
+    assert_eq!(feeds(), before + 1);
+    fs::remove_dir(site.path("clients.toml")).unwrap();
+    site.file("clients.toml", one);
+
     // Without the file nobody is named; what is placed by hand for a time goes back by itself.
     fs::remove_file(site.path("clients.toml")).unwrap();
     until("nobody is placed", || segment() == is("loop", "-"));
     assert_eq!(site.run(&["client", "set", "127.0.0.1", "--segment", "pods", "--for", "2s"]).code, Some(0));
     assert_eq!(segment(), is("pods", "-"));
     until("it went back", || segment() == is("loop", "-"));
+    let ended = changes(&site, "end").pop().unwrap();
+    assert_eq!((&ended["client"], &ended["segments"][0]), (&"127.0.0.1".into(), &"pods".into()));
     assert_eq!(node.stop(), Some(0));
     site.verified();
 }
@@ -238,7 +269,12 @@ fn what_is_open_is_revoked_and_a_client_is_forgotten() {
     let open = || site.run(&["grants", "--json"]).stdout != "[]\n";
     assert_eq!(addresses(&client.told("www.corp.example")), ["192.0.2.80"]);
     assert!(open());
-    for filter in [&["--name", "corp.example", "--below"][..], &["--address", "192.0.2.0/24"], &["--rule", "corp"]] {
+    for filter in [
+        &["--name", "corp.example", "--below"][..],
+        &["--address", "192.0.2.0/24"],
+        &["--rule", "corp"],
+        &["--client", "::ffff:127.0.0.1"],
+    ] {
         assert_eq!(addresses(&client.told("www.corp.example")), ["192.0.2.80"], "it may be opened again");
         let ended = site.run(&[&["revoke", "--reason", "moved"], filter].concat());
         assert_eq!(
@@ -248,7 +284,7 @@ fn what_is_open_is_revoked_and_a_client_is_forgotten() {
         );
         assert!(!open());
     }
-    assert_eq!(changes(&site, "revoke").len(), 3);
+    assert_eq!(changes(&site, "revoke").len(), 4);
     let why = site.records().into_iter().rfind(|record| record["op"] == "revoke" && record["type"] == "grant");
     let why = why.unwrap()["why"].as_str().unwrap().to_owned();
     assert!(why.starts_with("revoked by ") && why.ends_with(": moved"), "{why}");
@@ -272,9 +308,66 @@ fn what_is_open_is_revoked_and_a_client_is_forgotten() {
     );
     assert!(!open());
     assert_eq!(status(&site)["changes"], serde_json::json!({ "rules": [], "clients": 0 }));
+    let why = &changes(&site, "retract")[0]["why"];
+    assert_eq!(why, "its address is another's");
     let ended = site.run(&["revoke", "--reason", "x"]);
     assert_eq!(ended.code, Some(2));
     assert!(ended.stderr.contains("nothing is named"), "{}", ended.stderr);
     assert_eq!(node.stop(), Some(0));
     site.verified();
+}
+
+#[test]
+fn an_end_that_cuts_closes_what_the_rule_added_to_another() {
+    let site = Site::new();
+    site.file(
+        "policy/web.toml",
+        "[[rule]]\nid = \"a\"\naction = \"allow\"\nsegments = [\"loop\"]\nnames = [\"www.corp.example\"]\n",
+    );
+    let mut node = site.start();
+    let client = Client::new(site.dns);
+    let allow = ["allow", "www.corp.example", "--segment", "loop", "--ports", "tcp/22", "--cut", "--reason", "x"];
+    assert_eq!(site.run(&[&allow[..], &["--for", "4s"]].concat()).code, Some(0));
+    assert_eq!(addresses(&client.told("www.corp.example")), ["192.0.2.80"]);
+    // Both carry the id of the file's rule.
+    assert_eq!(site.queries().pop().unwrap()["rule"], "a");
+    assert!(site.run(&["grants"]).stdout.contains("tcp/22"));
+    until("it has ended", || changes(&site, "end").len() == 1);
+    let ended = changes(&site, "end").remove(0);
+    assert_eq!((&ended["revoked"], &ended["cut"]), (&1.into(), &0.into()), "{ended}");
+    let open = site.run(&["grants"]).stdout;
+    assert!(open.contains("tcp/443") && !open.contains("tcp/22"), "{open}");
+
+    // While no node runs it ends, and cuts nothing.
+    assert_eq!(site.run(&[&allow[..], &["--for", "1h"]].concat()).code, Some(0));
+    node.kill();
+    let file = site.path("state/changes.json");
+    let mut kept: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    kept["changes"][0]["ends"] = 1.into();
+    fs::write(&file, kept.to_string()).unwrap();
+    let mut node = site.start();
+    let ended = changes(&site, "end").pop().unwrap();
+    assert!(ended["change"].is_string() && ended["cut"].is_null(), "{ended}");
+    assert_eq!(node.stop(), Some(0));
+    site.verified();
+}
+
+#[test]
+fn a_deny_that_could_not_be_written_is_written_as_soon_as_it_can_be() {
+    let site = Site::new();
+    let mut node = site.start();
+    assert_eq!(site.run(&["deny", "a.example.com", "--reason", "x"]).code, Some(0));
+    let file = site.path("state/changes.json");
+    let new = file.with_extension("json.new");
+    fs::create_dir(&new).unwrap();
+    let ended = site.run(&["deny", "b.example.com", "--reason", "x"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("it is in force and could not be written"), "{}", ended.stderr);
+    let ended = site.run(&["allow", "c.example.com", "--segment", "loop", "--for", "1h", "--reason", "x"]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("nothing was changed"), "{}", ended.stderr);
+    fs::remove_dir(&new).unwrap();
+    until("it is written", || fs::read_to_string(&file).unwrap().contains("b.example.com"));
+    assert!(!fs::read_to_string(&file).unwrap().contains("c.example.com"));
+    assert_eq!(node.stop(), Some(0));
 }

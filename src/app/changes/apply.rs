@@ -1,28 +1,24 @@
 //! How a change comes into force: laid over the policy, written down, swapped in, recorded. One after the other, reloads
 //! among them.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::change::{Author, Change, Placed, network};
+use super::tell::{added, record, tell, told_closed, told_cut, told_unsaved};
 use super::{Book, Contents, Feed};
 use crate::app::node::RunningNode;
-use crate::audit::{ChangeEvent, Event, Shard};
+use crate::audit::{ChangeEvent, Shard};
 use crate::document::{Mistake, Warning, WarningKind};
 use crate::firewall::Cut;
-use crate::gate::{Closed, GrantQuery, GrantsOf};
+use crate::gate::{Closed, GrantsOf};
 use crate::name::Name;
-use crate::net::{Element, canonical};
+use crate::net::canonical;
 use crate::policy::{GrantScope, Policy};
 use crate::serve::{ChangeAction, ChangeOrder, ForgetOrder, PlaceOrder, RevokeOrder, Who};
 use crate::time::Wall;
-
-/// How often is looked for what has ended, and for another version of the watched file.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// What a change needs, in one hand at a time.
 pub(in crate::app) struct Desk {
@@ -31,21 +27,16 @@ pub(in crate::app) struct Desk {
     pub(in crate::app) book: Book,
     /// The policy of the files, over which changes are laid.
     pub(in crate::app) files: Arc<Policy>,
-    /// The watched file of clients.
+    /// The watched file of clients, until it is watched.
     pub(in crate::app) feed: Option<Feed>,
-    /// What is open under rules that end soon and then cut connections too, by their ids.
-    pub(in crate::app) to_cut: HashMap<String, Vec<Element>>,
 }
 
 /// What a change came to.
-struct Done {
-    closed: Closed,
+pub(super) struct Done {
+    pub(super) closed: Closed,
     /// Why it is not in the file, where it is not.
-    unsaved: Option<String>,
+    pub(super) unsaved: Option<String>,
 }
-
-/// What was cut in each firewall.
-type Ends = Vec<(Arc<str>, Result<u64, String>)>;
 
 impl Desk {
     /// The policy of the files with what is changed; what of it cannot be laid over them is left out and told.
@@ -56,7 +47,7 @@ impl Desk {
 }
 
 /// A change that is left out, as operators are warned of it.
-pub(in crate::app) const fn left_out(said: Mistake) -> Warning {
+const fn left_out(said: Mistake) -> Warning {
     Warning { said, kind: WarningKind::Change }
 }
 
@@ -208,6 +199,7 @@ impl RunningNode {
     /// Closes what is open now; what the policy allows is open again for who asks again.
     pub(in crate::app) async fn revoke(&self, who: &Who, order: RevokeOrder) -> Result<Value, Vec<String>> {
         let RevokeOrder { client, address, name, below, segment, rule, cut, reason } = order;
+        let client = client.map(canonical);
         let named = |name: String| Name::parse(&name).map_err(|why| vec![format!("name: {name:?}: {why}")]);
         let network = |text: String| {
             network(&text).ok_or_else(|| vec![format!("address: {text:?} is neither an address nor a prefix")])
@@ -261,134 +253,68 @@ impl RunningNode {
         let by = Author::of(who).to_string();
         let mut contents = desk.book.contents.clone();
         let was_placed = contents.clients.remove(&client).is_some();
-        let rules = contents.changes.len();
-        contents.changes.retain(|change| change.order.client != Some(client));
-        let rules = rules - contents.changes.len();
-        let unsaved =
-            if was_placed || rules > 0 { self.put(&mut desk, contents, "", true).await?.unsaved } else { None };
+        let by_file = contents.fed.contains_key(&client);
+        let its = |change: &mut Change| change.order.client == Some(client);
+        let rules: Vec<Change> = contents.changes.extract_if(.., its).collect();
+        let put = if was_placed || !rules.is_empty() {
+            self.put(&mut desk, contents, "", true).await.map(|done| done.unsaved)
+        } else {
+            Ok(None)
+        };
+        // Whatever became of that: who has the address next must not find it open.
         let of = GrantsOf { client: Some(client), ..GrantsOf::default() };
         let closed = self.gate().close(of, format!("forgotten by {by}: {reason}").into()).await;
         let ends = self.gate().granter.cut(vec![Cut { from: Some(client.into()), ..Cut::default() }]).await;
-        let mut told = json!({ "client": client, "taken_out": was_placed, "rules": rules });
+        let mut told = json!({ "client": client, "taken_out": was_placed, "rules": rules.len() });
+        if by_file {
+            tell(&mut told, "placed_by_file", true);
+        }
         told_closed(&mut told, &closed);
-        told_unsaved(&mut told, unsaved.as_deref());
         let (cut, revoked) = (told_cut(&mut told, &ends), closed.reasons);
+        let unsaved = put.as_ref().is_ok_and(Option::is_some);
+        let failed = put.as_ref().err().map(|why| {
+            let what = "the client is not taken out of its segment, and the rules for it stand";
+            format!("{what}: {}", why.join("; "))
+        });
+        if failed.is_none() {
+            for change in &rules {
+                let (by, why) = (Some(&*by), Some(&*reason));
+                record(&mut desk.shard, ChangeEvent { op: "retract", by, why, unsaved, ..change.event(now) });
+            }
+        }
+        let why = failed.as_ref().map_or_else(|| reason.clone(), |failed| format!("{reason}; {failed}"));
         let event = ChangeEvent {
             at: now,
             op: "forget",
             by: Some(&by),
             client: Some(client),
-            why: Some(&reason),
+            why: Some(&why),
             revoked,
             cut,
-            unsaved: unsaved.is_some(),
+            unsaved,
             ..ChangeEvent::default()
         };
         record(&mut desk.shard, event);
         tracing::warn!(%who, %client, revoked, cut, "a client was forgotten");
+        if let Some(failed) = failed {
+            let cut = cut.unwrap_or(0);
+            return Err(vec![format!(
+                "{revoked} grants were closed and {cut} connections cut, but {failed}; try again"
+            )]);
+        }
+        told_unsaved(&mut told, put.ok().flatten().as_deref());
         Ok(told)
-    }
-
-    /// Ends what has ended, and reads the watched file where it is another one, until it is dropped.
-    pub(in crate::app) async fn tend(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let mut desk = self.desk.lock().await;
-            self.remember_what_to_cut(&mut desk).await;
-            self.end_what_ended(&mut desk).await;
-            self.read_feed(&mut desk).await;
-        }
-    }
-
-    /// What is open under a rule that ends soon is gone from the ledger when it has ended.
-    async fn remember_what_to_cut(&self, desk: &mut Desk) {
-        let soon = self.gate().clock.now().wall.0 + 2 * u64::try_from(LOOK.as_micros()).unwrap_or(0);
-        let changes = desk.book.contents.changes.iter();
-        let ending = changes.filter(|change| change.order.cut && change.ends.is_some_and(|ends| ends <= soon));
-        let ids: Vec<String> = ending.map(|change| change.id.clone()).collect();
-        if ids.is_empty() {
-            return;
-        }
-        let query = GrantQuery { limit: usize::MAX, ..GrantQuery::default() };
-        for entry in self.gate().granter.list(query).await {
-            if ids.iter().any(|id| **id == *entry.basis.rule) {
-                let element = Element { from: entry.from, to: entry.to, service: entry.service };
-                let known = desk.to_cut.entry(entry.basis.rule.to_string()).or_default();
-                if !known.contains(&element) {
-                    known.push(element);
-                }
-            }
-        }
-    }
-
-    async fn end_what_ended(&self, desk: &mut Desk) {
-        let now = self.gate().clock.now().wall;
-        if desk.book.contents.next_end().is_none_or(|end| end > now) {
-            return;
-        }
-        let mut contents = desk.book.contents.clone();
-        let ended = contents.end(now);
-        let placed = contents.placed();
-        let gone = desk.book.contents.placed() - placed;
-        match self.put(desk, contents, "", true).await {
-            Ok(Done { closed: Closed { reasons: revoked, .. }, unsaved }) => {
-                let unsaved = unsaved.is_some();
-                for change in &ended {
-                    let cut = match desk.to_cut.remove(&change.id) {
-                        Some(elements) => told_cut(&mut json!({}), &self.gate().granter.cut_closed(elements).await),
-                        None => None,
-                    };
-                    record(&mut desk.shard, ChangeEvent { op: "end", cut, unsaved, ..change.event(now) });
-                }
-                if gone > 0 {
-                    let event = ChangeEvent {
-                        at: now,
-                        op: "end",
-                        clients: Some(placed),
-                        revoked,
-                        unsaved,
-                        ..ChangeEvent::default()
-                    };
-                    record(&mut desk.shard, event);
-                }
-            }
-            // Rules that ended are not heard any more all the same.
-            Err(mistakes) => {
-                tracing::error!(why = mistakes.join("; "), "what ended could not be taken out; it is tried again");
-            }
-        }
-    }
-
-    async fn read_feed(&self, desk: &mut Desk) {
-        let Some(said) = desk.feed.as_mut().and_then(Feed::look) else { return };
-        let now = self.gate().clock.now().wall;
-        let result = match said {
-            Ok(fed) if fed == desk.book.contents.fed => return,
-            Ok(fed) => {
-                let mut contents = desk.book.contents.clone();
-                contents.fed = fed;
-                self.put(desk, contents, "", true).await
-            }
-            Err(mistakes) => Err(mistakes.iter().map(ToString::to_string).collect()),
-        };
-        let (revoked, why) = match result {
-            Ok(done) => (done.closed.reasons, None),
-            Err(mistakes) => (0, Some(mistakes.join("; "))),
-        };
-        let placed = desk.book.contents.placed();
-        let (op, clients, why) = ("feed", Some(placed), why.as_deref());
-        record(&mut desk.shard, ChangeEvent { at: now, op, clients, revoked, why, ..ChangeEvent::default() });
-        match (why, desk.feed.as_ref()) {
-            (Some(why), Some(feed)) => {
-                tracing::error!(file = %feed.path().display(), why, "the file of clients is not taken; what it said before stands");
-            }
-            _ => tracing::info!(clients = placed, revoked, "clients read"),
-        }
     }
 
     /// Puts `contents` in force: those that cannot be laid over the policy are left out, but for `wanted`, which is then
     /// refused. Where they cannot be written down nothing is done, unless it is to be done `anyway`.
-    async fn put(&self, desk: &mut Desk, contents: Contents, wanted: &str, anyway: bool) -> Result<Done, Vec<String>> {
+    pub(super) async fn put(
+        &self,
+        desk: &mut Desk,
+        contents: Contents,
+        wanted: &str,
+        anyway: bool,
+    ) -> Result<Done, Vec<String>> {
         let (policy, left_out) = desk.files.with(&contents.runtime());
         for (at, mistakes) in left_out {
             match contents.changes.get(at) {
@@ -408,88 +334,19 @@ impl RunningNode {
         let before = std::mem::replace(&mut desk.book.contents, contents);
         match self.follow(policy, &desk.book.contents.runtime()).await {
             Ok(closed) => {
+                desk.book.unsaved = unsaved.is_some();
                 self.changes.store(Arc::new(desk.book.contents.clone()));
                 Ok(Done { closed, unsaved })
             }
             Err(why) => {
                 desk.book.contents = before;
                 if let Err(error) = desk.book.save(&desk.book.contents) {
-                    tracing::error!(%error, "the file of changes holds one that is not in force");
+                    desk.book.unsaved = true;
+                    tracing::error!(%error, "the file of changes holds one that is not in force; it is tried again");
                 }
                 Err(vec![why])
             }
         }
-    }
-}
-
-impl Change {
-    /// What a record of it says, whatever happened to it.
-    fn event(&self, now: Wall) -> ChangeEvent<'_> {
-        ChangeEvent {
-            at: now,
-            change: Some(&self.id),
-            targets: &self.order.targets,
-            client: self.order.client,
-            segments: &self.order.segments,
-            until: self.ends.map(Wall),
-            why: Some(&self.order.reason),
-            ticket: self.order.ticket.as_deref(),
-            ..ChangeEvent::default()
-        }
-    }
-}
-
-fn record(shard: &mut Shard, event: ChangeEvent<'_>) {
-    let id = shard.reserve();
-    shard.append(id, &Event::Change(event));
-    if let Err(error) = shard.commit() {
-        tracing::error!(%error, "a record of a change could not be written");
-    }
-}
-
-fn tell(told: &mut Value, key: &str, value: impl Into<Value>) {
-    if let Some(told) = told.as_object_mut() {
-        told.insert(key.into(), value.into());
-    }
-}
-
-/// What was closed, what of it is open for other reasons, and which firewalls did not take it yet.
-fn told_closed(told: &mut Value, closed: &Closed) {
-    tell(told, "revoked", closed.reasons);
-    tell(told, "still_open", closed.still_open);
-    if !closed.unclosed.is_empty() {
-        tell(told, "unclosed", closed.unclosed.iter().map(ToString::to_string).collect::<Vec<_>>());
-    }
-}
-
-/// How many connections ended in all, and which firewalls could not end them.
-fn told_cut(told: &mut Value, ends: &Ends) -> Option<u64> {
-    let failed = ends.iter().filter_map(|(firewall, end)| Some(format!("{firewall}: {}", end.as_ref().err()?)));
-    let failed: Vec<String> = failed.collect();
-    let cut = ends.iter().filter_map(|(_, end)| end.as_ref().ok()).sum();
-    tell(told, "cut", cut);
-    if !failed.is_empty() {
-        tell(told, "uncut", failed);
-    }
-    Some(cut)
-}
-
-/// Two rounds of cutting as one.
-fn added(mut first: Ends, second: Ends) -> Ends {
-    for (firewall, end) in second {
-        match first.iter_mut().find(|(name, _)| *name == firewall) {
-            Some((_, known @ Ok(_))) if end.is_err() => *known = end,
-            Some((_, Ok(known))) => *known += end.unwrap_or(0),
-            Some((_, Err(_))) => {}
-            None => first.push((firewall, end)),
-        }
-    }
-    first
-}
-
-fn told_unsaved(told: &mut Value, unsaved: Option<&str>) {
-    if let Some(why) = unsaved {
-        tell(told, "unsaved", why);
     }
 }
 

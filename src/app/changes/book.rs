@@ -86,15 +86,29 @@ impl Contents {
     /// When the next of it ends.
     pub(in crate::app) fn next_end(&self) -> Option<Wall> {
         let placed = self.clients.values().chain(self.fed.values()).filter_map(|placed| placed.ends);
-        self.changes.iter().filter_map(|change| change.ends).chain(placed).min().map(Wall)
+        let changes = self.changes.iter().filter(|change| !change.order.cut).filter_map(|change| change.ends);
+        changes.chain(placed).min().map(Wall)
     }
 
-    /// Takes out what has ended; the changes among it.
-    pub(in crate::app) fn end(&mut self, now: Wall) -> Vec<Change> {
-        let lives = |ends: Option<u64>| ends.is_none_or(|ends| now.0 < ends);
-        self.clients.retain(|_, placed| lives(placed.ends));
-        self.fed.retain(|_, placed| lives(placed.ends));
-        self.changes.extract_if(.., |change| !lives(change.ends)).collect()
+    /// When the next change ends that then cuts connections.
+    pub(in crate::app) fn next_cut(&self) -> Option<Wall> {
+        self.changes.iter().filter(|change| change.order.cut).filter_map(|change| change.ends).min().map(Wall)
+    }
+
+    /// Takes out what has ended, but for changes that cut.
+    pub(in crate::app) fn end(&mut self, now: Wall) -> Ended {
+        let ended = |ends: Option<u64>| ends.is_some_and(|ends| ends <= now.0);
+        let placed = self.clients.extract_if(.., |_, placed| ended(placed.ends));
+        let mut clients: Vec<_> = placed.collect();
+        clients.extend(self.fed.extract_if(.., |_, placed| ended(placed.ends)));
+        let changes = self.changes.extract_if(.., |change| !change.order.cut && ended(change.ends)).collect();
+        Ended { changes, clients }
+    }
+
+    /// Takes out the changes that cut and end until then.
+    pub(in crate::app) fn end_cutting(&mut self, until: Wall) -> Vec<Change> {
+        let ended = |change: &Change| change.ends.is_some_and(|ends| ends <= until.0);
+        self.changes.extract_if(.., |change| change.order.cut && ended(change)).collect()
     }
 
     /// How many clients are placed.
@@ -130,10 +144,21 @@ impl Contents {
     }
 }
 
+/// What ended by itself.
+#[derive(Debug, Default)]
+pub(in crate::app) struct Ended {
+    pub(in crate::app) changes: Vec<Change>,
+    pub(in crate::app) clients: Vec<(IpAddr, Placed)>,
+}
+
 /// The changes in force, and their file.
 pub(in crate::app) struct Book {
     path: PathBuf,
     pub(in crate::app) contents: Contents,
+    /// The file does not say what is in force.
+    pub(in crate::app) unsaved: bool,
+    /// What ended while no node ran.
+    pub(in crate::app) ended: Ended,
 }
 
 impl Book {
@@ -143,7 +168,7 @@ impl Book {
     /// One sentence: it is there and cannot be read. Denies may be in it, so that nothing is served without it.
     pub(in crate::app) fn open(state: &Path, now: Wall) -> Result<Self, String> {
         let path = state.join("changes.json");
-        let contents = match read(&path) {
+        let mut contents = match read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Contents::default(),
             Err(error) => {
                 return Err(format!(
@@ -151,24 +176,33 @@ impl Book {
                     path.display()
                 ));
             }
-            Ok(mut contents) => {
-                contents.end(now);
-                contents
-            }
+            Ok(contents) => contents,
         };
-        Ok(Self { path, contents })
+        let mut ended = contents.end(now);
+        ended.changes.extend(contents.end_cutting(now));
+        Ok(Self { path, contents, unsaved: false, ended })
     }
 
-    /// Writes what is to be in force, on disk when it returns.
+    /// Writes what is to be in force, on disk when it returns. Where it fails the file says what is in force now.
     pub(in crate::app) fn save(&self, contents: &Contents) -> io::Result<()> {
+        // First: what may fail fails before the file is another one.
+        let directory = self.path.parent().map(File::open).transpose()?;
+        self.write(contents)?;
+        // The name is on disk when its directory is.
+        let synced = directory.map_or(Ok(()), |directory| directory.sync_all());
+        if synced.is_err() {
+            self.write(&self.contents)?;
+        }
+        synced
+    }
+
+    fn write(&self, contents: &Contents) -> io::Result<()> {
         let new = self.path.with_extension("json.new");
         let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o640).open(&new)?;
         file.write_all(&serde_json::to_vec_pretty(contents)?)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
-        std::fs::rename(&new, &self.path)?;
-        // The name is on disk when its directory is.
-        self.path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+        std::fs::rename(&new, &self.path)
     }
 }
 

@@ -115,6 +115,9 @@ impl Change {
         if allows && order.segments.is_empty() {
             return Err("for whom is missing; name a segment or a client".into());
         }
+        if allows && order.segments.iter().any(|segment| segment == "*") {
+            return Err("an allow is not for all; name its segments".into());
+        }
         if !allows && order.cut {
             return Err("a deny cuts connections at once; `cut` is of an allow".into());
         }

@@ -27,11 +27,15 @@ struct Version {
 pub(in crate::app) struct Feed {
     path: PathBuf,
     read: Option<Version>,
+    /// To be read again though it is the same.
+    again: bool,
+    /// What is wrong with this version, as it was told.
+    told: Option<String>,
 }
 
 impl Feed {
     pub(in crate::app) const fn new(path: PathBuf) -> Self {
-        Self { path, read: None }
+        Self { path, read: None, again: false, told: None }
     }
 
     pub(in crate::app) fn path(&self) -> &Path {
@@ -42,17 +46,22 @@ impl Feed {
     /// names nobody.
     ///
     /// # Errors
-    /// Every mistake; what it said before stands. They are told once for each version.
+    /// Every mistake; what it said before stands. Where it could not be read it is tried again the next time.
     pub(in crate::app) fn look(&mut self) -> Option<Result<BTreeMap<IpAddr, Placed>, Vec<Mistake>>> {
         let version = match std::fs::metadata(&self.path) {
             Ok(metadata) => Some(Version::of(&metadata)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Some(Err(vec![self.unreadable(&error)])),
+            Err(error) => {
+                self.again = true;
+                return Some(Err(vec![self.unreadable(&error)]));
+            }
         };
-        if version == self.read {
+        if version != self.read {
+            self.told = None;
+        } else if !self.again {
             return None;
         }
-        self.read = version;
+        (self.read, self.again) = (version, false);
         if version.is_none() {
             return Some(Ok(BTreeMap::new()));
         }
@@ -60,8 +69,23 @@ impl Feed {
         let read = File::open(&self.path).and_then(|file| file.take(LARGEST).read_to_string(&mut text));
         Some(match read {
             Ok(_) => parse(&self.path.display().to_string(), text),
-            Err(error) => Err(vec![self.unreadable(&error)]),
+            Err(error) => {
+                self.again = error.kind() != io::ErrorKind::InvalidData;
+                Err(vec![self.unreadable(&error)])
+            }
         })
+    }
+
+    /// What it said could not be put in force: the next look reads it again.
+    pub(super) const fn again(&mut self) {
+        self.again = true;
+    }
+
+    /// Whether that is news of this version; `None`: nothing is wrong.
+    pub(super) fn is_news(&mut self, wrong: Option<String>) -> bool {
+        let news = wrong.is_none() || self.told != wrong;
+        self.told = wrong;
+        news
     }
 
     fn unreadable(&self, error: &io::Error) -> Mistake {

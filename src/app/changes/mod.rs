@@ -6,7 +6,9 @@ mod apply;
 mod book;
 mod change;
 mod feed;
+mod tell;
+mod tend;
 
-pub(super) use apply::{Desk, left_out};
+pub(super) use apply::Desk;
 pub(super) use book::{Book, Contents};
 pub(super) use feed::Feed;

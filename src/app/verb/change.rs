@@ -381,7 +381,7 @@ fn told(done: &Value, sentence: &str, as_json: bool) -> Result<ExitCode, Failure
     }
     if let Some(why) = done.get("unsaved").and_then(Value::as_str) {
         failed.push(format!(
-            "it is in force and could not be written to the state directory: {why}; a restart forgets it, so mend that and do it again"
+            "it is in force and could not be written to the state directory: {why}; a restart forgets it, so mend that: it is then written by itself"
         ));
     }
     if failed.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::Failed(failed.join("\n"))) }
