@@ -110,7 +110,9 @@ pub(super) struct RunningNode {
     /// And of the candidate.
     beside: ArcSwap<Beside>,
     started: Wall,
-    /// Held through a reload and a change, so that two are done one after the other.
+    /// Held through a load, so that two are done one after the other; taken before the desk, which changes need meanwhile.
+    pub(super) loading: tokio::sync::Mutex<()>,
+    /// Held through a swap and a change, so that two are done one after the other.
     pub(super) desk: tokio::sync::Mutex<Desk>,
     /// What is changed while it runs, for who only looks.
     pub(super) changes: ArcSwap<Contents>,
@@ -128,6 +130,7 @@ impl RunningNode {
             beside: ArcSwap::from_pointee(beside),
             started,
             changes: ArcSwap::from_pointee(desk.book.contents.clone()),
+            loading: tokio::sync::Mutex::default(),
             desk: tokio::sync::Mutex::new(desk),
             stopping: AtomicBool::new(false),
             reload_failures: AtomicU64::new(0),
@@ -174,21 +177,25 @@ impl RunningNode {
 
     /// Loads everything anew and swaps it in, or changes nothing.
     pub(super) async fn reload_now(self: &Arc<Self>) -> Result<Value, Vec<Mistake>> {
-        let mut desk = self.desk.lock().await;
-        let gate = &self.parts.gate;
-        let before = gate.rulebook();
+        let _loading = self.loading.lock().await;
         let loaded = match Promotion::read(&self.parts.config.state) {
             Ok(promotion) => self.load_files(promotion).await,
             Err(mistakes) => Err(mistakes),
         };
+        // Not before: denies must not wait for a load.
+        let mut desk = self.desk.lock().await;
+        let gate = &self.parts.gate;
+        let before = gate.rulebook();
         let result = match loaded {
             Ok((loaded, secrets)) => self.swap(loaded, secrets, &before, &mut desk).await,
             Err(mistakes) => Err(mistakes),
         };
         match result {
             Ok((rulebook, revoked)) => {
+                drop(desk);
                 let policy = &rulebook.policy;
                 let changes = changes(&before.policy, policy, rulebook.loaded).await;
+                let mut desk = self.desk.lock().await;
                 let previous = Some(before.policy.revision());
                 let event = event(&rulebook, rulebook.loaded, "reload");
                 record(&mut desk.shard, PolicyEvent { previous, revoked, changes: changes.as_ref(), ..event });

@@ -17,6 +17,7 @@ use crate::serve::{PromoteOrder, Who};
 impl RunningNode {
     /// Puts the candidate in force, or goes back to the policy directory; or says why not, and changes nothing.
     pub(super) async fn promote_now(self: &Arc<Self>, who: &Who, order: &PromoteOrder) -> Result<Value, String> {
+        let _loading = self.loading.lock().await;
         let mut desk = self.desk.lock().await;
         let before = self.parts.gate.rulebook();
         let result = if order.revert {
