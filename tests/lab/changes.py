@@ -5,7 +5,7 @@ client that is forgotten, a rule that is renamed.
 
 - `deny NAME` while it is downloaded: seconds until the verb has returned, and until the last byte; whoever downloads
   something else is left alone; `retract` lets it begin again;
-- `allow NAME --for 3s --cut`: it resolves and flows, and neither after its end;
+- `allow NAME --for 3s --cut`: it resolves and flows, and neither after its end; the same of an address;
 - `forget CLIENT`: its downloads end, nothing is open for it, and the kernel knows no connection of it;
 - a reload that renames a rule: what flows goes on flowing, and what is open stays open.
 """
@@ -22,8 +22,6 @@ import packets
 
 # The promise, in seconds.
 WITHIN = 1.0
-# A look each second, and one for what it finds.
-ENDS_WITHIN = 3.0
 # The kernel drops an element so much later at most: its clock ticks are coarse.
 ROUNDING = 0.1
 # Nothing comes for so long: it has ended.
@@ -105,7 +103,7 @@ class Story:
         self.holds(late.outcome == "refused", f"after its end a connection is {late}")
         self.holds(ask(self.built, "checkout1", EXCEPTION, self.family).addresses == [], f"{EXCEPTION} is told after its end")
         last = download.silent(SILENCE) - start - 3.0
-        self.holds(last < ENDS_WITHIN, f"a connection lives {last:.1f} s after the end")
+        self.holds(last < WITHIN, f"a connection lives {last:.1f} s after the end")
         self.holds(not [row for row in self.grants() if row["rule"].startswith("runtime-")], "a grant outlives its rule")
         self.seen["cut_after_end_ms"] = round(last * 1000)
         download.close()
@@ -127,6 +125,18 @@ class Story:
         self.seen["forget_ms"] = round(last * 1000)
         for download in [*gone, stays]:
             download.close()
+
+    def exception_by_address(self):
+        """An address is allowed for three seconds, and nothing is asked."""
+        source, address = lab.source("checkout1", self.family), internet.address(DENIED, self.family)
+        self.verb("allow", address, "--segment", "checkout", "--ports", "tcp/443", "--for", "3s", "--cut", "--reason", "release")
+        start = time.monotonic()
+        download = client.Download(self.built.host("checkout1"), source, address, socket.SOCK_STREAM)
+        self.holds(download.flows(), f"{address} does not flow")
+        last = download.silent(SILENCE) - start - 3.0
+        self.holds(last < WITHIN, f"a connection to an address lives {last:.1f} s after the end")
+        self.seen["address_cut_after_end_ms"] = round(last * 1000)
+        download.close()
 
     def rename(self):
         """A rule gets another id."""
@@ -151,7 +161,7 @@ def main():
         built.node.start()
         for family in (4, 6):
             story = Story(built, family, faults)
-            for part in (story.brake, story.exception, story.forget, story.rename):
+            for part in (story.brake, story.exception, story.forget, story.exception_by_address, story.rename):
                 part()
             print(json.dumps(story.seen), flush=True)
         verified, code = built.node.verify_log()
