@@ -214,6 +214,8 @@ fn a_client_is_where_it_was_placed_by_hand_or_by_the_file() {
     assert_eq!(changes(&site, "feed").pop().unwrap()["clients"], 1);
     let ended = site.run(&["forget", "127.0.0.1", "--json"]);
     assert!(ended.stdout.contains("\"placed_by_file\":true"), "{ended:?}");
+    let ended = site.run(&["forget", "127.0.0.1"]);
+    assert!(ended.stdout.starts_with("127.0.0.1: forgotten, and the watched file still places it; "), "{ended:?}");
 
     // What cannot be read is told once, and read as soon as it can be.
     let feeds = || changes(&site, "feed").len();

@@ -323,7 +323,9 @@ pub(crate) fn revoke(options: Revoke) -> Result<ExitCode, Failure> {
 pub(crate) fn forget(options: Forget) -> Result<ExitCode, Failure> {
     let Forget { config, client, reason, json: as_json } = options;
     let done = ask(&config, Method::POST, "/v1/forget", Some(&json!(ForgetOrder { client, reason })))?;
-    told(&done, &format!("{client}: forgotten"), as_json)
+    let by_file = done.get("placed_by_file").is_some();
+    let but = if by_file { ", and the watched file still places it" } else { "" };
+    told(&done, &format!("{client}: forgotten{but}"), as_json)
 }
 
 /// Places clients, takes them out, lists them.
