@@ -328,7 +328,7 @@ async fn admin_answers_its_paths_and_no_others() {
             Method::GET,
             "/metrics",
             404,
-            json!({ "error": "there is nothing here; try /v1/status, /v1/grants, /v1/flush, /v1/reload" }),
+            json!({ "error": "there is nothing here; try /v1/status, /v1/grants, /v1/flush, /v1/reload, /v1/promote, /v1/changes, /v1/revoke, /v1/forget, /v1/clients" }),
         ),
         (Method::GET, "/v1/grants?limit=x", 400, json!({ "error": "limit: \"x\" is not a number from 1 to 100000" })),
     ] {
