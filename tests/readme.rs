@@ -37,6 +37,10 @@ fn the_toml_of_every_page_is_valid() {
     for (page, text) in pages() {
         for block in text.split("```toml\n").skip(1) {
             let block = block.split("```").next().unwrap();
+            // Decisions that are written down have a test of their own.
+            if block.contains("[[case]]") {
+                continue;
+            }
             let policy = block.contains("[[segment]]") || block.contains("[[rule]]");
             // A rule alone is for a segment of the page.
             let policy = match (policy, block.contains("[[segment]]")) {
