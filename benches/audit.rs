@@ -13,8 +13,8 @@ use std::sync::Barrier;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use outgate::audit::{
-    CacheUse, Counts, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Settings, Shard, Stated, Statement,
-    Transport,
+    CacheUse, Counts, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Ruled, Settings, Shard, Stated,
+    Statement, Transport,
 };
 use outgate::name::Name;
 use outgate::net::Services;
@@ -59,7 +59,7 @@ impl Specimen {
             outcome: Outcome::Allow,
             enforced: true,
             reason: Reason::Rule,
-            rule: Some("packages"),
+            rule: Some(Ruled { id: "packages", owner: None, ticket: None }),
             policy: 0x9c1f_5be2_7a40_d3e1,
             rcode: Some(Rcode::NOERROR),
             answers: &self.answers,

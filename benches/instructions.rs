@@ -9,7 +9,9 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use outgate::audit::{CacheUse, Encoder, Event, Outcome, QueryEvent, RecordId, Rendered, Stated, Statement, Transport};
+use outgate::audit::{
+    CacheUse, Encoder, Event, Outcome, QueryEvent, RecordId, Rendered, Ruled, Stated, Statement, Transport,
+};
 use outgate::cache::{Cover, Covered, Reply, Until, Who};
 use outgate::name::Name;
 use outgate::net::{SegmentId, Services};
@@ -165,7 +167,7 @@ fn records() -> Turn {
             outcome: Outcome::Allow,
             enforced: true,
             reason: Reason::Rule,
-            rule: Some("service-100"),
+            rule: Some(Ruled { id: "service-100", owner: None, ticket: None }),
             policy: 0x9c1f_5be2_7a40_d3e1,
             rcode: Some(Rcode::NOERROR),
             answers: &addresses(&name),

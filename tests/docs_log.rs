@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use outgate::audit::{
     BackendAck, CacheUse, ChangeEvent, Encoder, Event, FIELDS, GrantEvent, GrantOp, Log, MAX_LINE, Outcome,
-    PolicyEvent, QueryEvent, RecordId, Rendered, Settings, Shadow, Stated, Statement, Transport,
+    PolicyEvent, QueryEvent, RecordId, Rendered, Ruled, Settings, Shadow, Stated, Statement, Transport,
 };
 use outgate::name::{Name, NameBuf};
 use outgate::net::{Element, Scope, SegmentId, Service, Services};
@@ -138,7 +138,11 @@ impl Parts {
             outcome: Outcome::ALL[usize::from(small) % 3],
             enforced: self.has(6),
             reason: Reason::ALL[usize::from(small) % Reason::ALL.len()],
-            rule: self.has(7).then_some(self.word(2)),
+            rule: self.has(7).then_some(Ruled {
+                id: self.word(2),
+                owner: self.has(5).then_some(self.word(0)),
+                ticket: self.has(6).then_some(self.word(1)),
+            }),
             policy: large,
             rcode: self.has(8).then_some(Rcode(small)),
             answers: &self.answers,

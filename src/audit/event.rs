@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::format::json::Rendered;
 use crate::name::Name;
 use crate::net::{Element, Services};
-use crate::policy::{Dissent, Reason, Summary};
+use crate::policy::{Dissent, Reason, Rule, Summary};
 use crate::record::{ExtendedError, Rcode, Record, RecordType};
 use crate::time::Wall;
 
@@ -231,8 +231,8 @@ pub struct Statement<'a> {
     pub enforced: bool,
     /// Why.
     pub reason: Reason,
-    /// The rule's id.
-    pub rule: Option<&'a str>,
+    /// The rule.
+    pub rule: Option<Ruled<'a>>,
     /// The policy's revision.
     pub policy: u64,
     /// The code that the client sees; `None`: silence.
@@ -249,6 +249,23 @@ pub struct Statement<'a> {
     pub upstream: Option<&'a str>,
     /// The query that fetched the answer; not said in its own record.
     pub origin: Option<RecordId>,
+}
+
+/// The rule that a record names, and who answers for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ruled<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Who answers for it.
+    pub owner: Option<&'a str>,
+    /// Where it was agreed.
+    pub ticket: Option<&'a str>,
+}
+
+impl<'a> From<&'a Rule> for Ruled<'a> {
+    fn from(rule: &'a Rule) -> Self {
+        Self { id: &rule.id, owner: rule.owner.as_deref(), ticket: rule.ticket.as_deref() }
+    }
 }
 
 /// What happened to a grant.

@@ -50,6 +50,8 @@ pub const FIELDS: &[Field] = &[
     field("query", "enforced", "boolean", "`false` where an observe segment let it pass; otherwise absent"),
     field("query", "reason", "string", "why the verdict: one of the reasons below"),
     field("query", "rule", "string", "the rule's id; absent: no rule was involved"),
+    field("query", "owner", "string", "`owner` of that rule; absent: it has none"),
+    field("query", "ticket", "string", "`ticket` of that rule; absent: it has none"),
     field("query", "policy", "hex", "revision of the policy that decided"),
     field("query", "rcode", "string", "the response code that was sent; absent: nothing was sent"),
     field("query", "flags", "list", "those of `AA` `TC` `RD` `RA` `AD` `CD` that the reply had"),

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 pub use self::prepared::Prepared;
 use crate::audit::{
-    AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Shadow, Shard, Stated, Statement, Transport,
+    AuditError, CacheUse, Event, Outcome, QueryEvent, RecordId, Rendered, Ruled, Shadow, Shard, Stated, Statement,
+    Transport,
 };
 use crate::cache::{Covered, Local, Until};
 use crate::gate::candidate::Live;
@@ -160,7 +161,7 @@ struct Told<'a> {
     /// What a candidate says of a prepared reply's answer.
     judged: Option<&'a Judged>,
     answers: &'a [Record],
-    rule: Option<&'a str>,
+    rule: Option<Ruled<'a>>,
     ede: Option<&'a ExtendedError>,
     why: Option<&'a str>,
     upstream: Option<&'a str>,
@@ -283,7 +284,7 @@ impl<R> Batch<R> {
                     Shown::NoData => Rcode::NOERROR,
                     Shown::Refused => Rcode::REFUSED,
                 };
-                let rule = refusal.rule.map(|rule| &**policy.rule_id(rule));
+                let rule = refusal.rule.map(|rule| policy.rule(rule).into());
                 let ede = policy.describe(refusal);
                 // Which name it is, and which list says so, is nowhere else in the record.
                 let why = (refusal.reason == Reason::Special).then_some(&*ede.text);

@@ -66,7 +66,7 @@ impl Prepared {
             outcome,
             enforced,
             reason,
-            rule: rule.map(|rule| &**policy.rule_id(rule)),
+            rule: rule.map(|rule| policy.rule(rule).into()),
             policy: policy.revision(),
             rcode: Some(answer.rcode),
             answers: &answer.records,

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use self::changed::Changed;
 use self::classes::Classes;
-use self::opens::{Part, beyond, of, plain, written};
+use self::opens::{Part, beyond, of_all, plain, written};
 use super::decide::{Case, Rules, Ruling};
 use super::{Action, Policy, Reason, Rule, RuleIndex};
 use crate::document::Place;
@@ -321,7 +321,7 @@ impl Looks<'_> {
         let opened = |side: usize, rules: &[RuleIndex]| {
             let policy = self.classes.policies.get(side);
             let rules = policy.into_iter().flat_map(|policy| rules.iter().map(|rule| policy.rule(*rule)));
-            rules.flat_map(|rule| of(rule, kind)).collect::<Vec<_>>()
+            of_all(&rules.collect::<Vec<_>>(), kind)
         };
         let (change, opened) = match said {
             [Said::Allowed(before), Said::Allowed(after)] => {

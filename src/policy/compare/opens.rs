@@ -85,8 +85,21 @@ impl Terms {
     }
 }
 
+/// What rules that allow a type open with its records. Where one of them lets HTTPS records pass, those that do decide
+/// alone of the chains that it accepts.
+pub(super) fn of_all(rules: &[&Rule], kind: RecordType) -> Vec<Part> {
+    let silences = |pass: &Rule, other: &Rule| {
+        let lasts = pass.expires.is_none_or(|end| other.expires.is_some_and(|other| other <= end));
+        pass.https == Https::Pass && lasts && Chain::of(&pass.cname).covers(&Chain::of(&other.cname))
+    };
+    let silent = |rule: &&Rule| {
+        kind.is_service() && rule.https != Https::Pass && rules.iter().any(|other| silences(other, rule))
+    };
+    rules.iter().copied().filter(|rule| !silent(rule)).flat_map(|rule| of(rule, kind)).collect()
+}
+
 /// What a rule opens with the records of a type that it allows.
-pub(super) fn of(rule: &Rule, kind: RecordType) -> Vec<Part> {
+fn of(rule: &Rule, kind: RecordType) -> Vec<Part> {
     let chain = Chain::of(&rule.cname);
     let plain = |family| Terms { within: None, private: None, chain: chain.clone(), family, ends: rule.expires };
     let mut parts = vec![Part { terms: plain(None), what: What::Told }];
@@ -108,7 +121,15 @@ pub(super) fn of(rule: &Rule, kind: RecordType) -> Vec<Part> {
     for family in families {
         for within in &within {
             for private in &private {
-                let terms = Terms { within: *within, private: *private, ..plain(family) };
+                // What is lifted concerns the addresses in it alone; the others are a part of their own.
+                let within = match (*within, *private) {
+                    (within, None) => within,
+                    (None, lifted) => lifted,
+                    (Some(within), Some(lifted)) if within.contains(&lifted) => Some(lifted),
+                    (Some(within), Some(lifted)) if lifted.contains(&within) => Some(within),
+                    _ => continue,
+                };
+                let terms = Terms { within, private: *private, ..plain(family) };
                 let hold = rule.hold.map(What::Hold);
                 let opened = rule.ports.iter().copied().map(What::Services).chain(hold);
                 parts.extend(opened.map(|what| Part { terms: terms.clone(), what }));
@@ -214,7 +235,7 @@ impl fmt::Display for What {
 
 impl fmt::Display for Terms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(within) = self.within {
+        if let Some(within) = self.within.filter(|_| self.within != self.private) {
             write!(f, " within {within}")?;
         }
         if let Some(private) = self.private {

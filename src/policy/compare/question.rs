@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::opens::{beyond, of, plain, written};
+use super::opens::{beyond, of_all, plain, written};
 use super::{Change, Word};
 use crate::policy::{Asker, Policy, RuleIndex, Verdict, decide};
 use crate::record::RecordType;
@@ -62,8 +62,8 @@ fn said<'a>(policy: &'a Arc<Policy>, asker: Option<Asker>, name: &[u8], kind: Re
             None => ("allow", permit.rules.to_vec()),
         },
     };
-    let opened = rules.iter().filter(|_| verdict == "allow").flat_map(|rule| of(policy.rule(*rule), kind));
-    Said { parts: plain(opened.collect()), policy, verdict, rules }
+    let allowing: Vec<_> = rules.iter().filter(|_| verdict == "allow").map(|rule| policy.rule(*rule)).collect();
+    Said { parts: plain(of_all(&allowing, kind)), policy, verdict, rules }
 }
 
 impl Said<'_> {

@@ -12,7 +12,9 @@ use self::figures::Calendar;
 pub(in crate::audit) use self::line::is_hidden;
 use self::line::{Line, key, open};
 pub use self::rendered::Rendered;
-use crate::audit::{ChangeEvent, Event, GrantEvent, PolicyEvent, QueryEvent, RecordId, Shadow, Stated, Statement};
+use crate::audit::{
+    ChangeEvent, Event, GrantEvent, PolicyEvent, QueryEvent, RecordId, Ruled, Shadow, Stated, Statement,
+};
 use crate::net::Scope;
 use crate::record::Record;
 use crate::time::Wall;
@@ -349,7 +351,11 @@ impl Statement<'_> {
             line.raw(concat!(key!("enforced"), "false"));
         }
         line.word(open!("reason"), self.reason.as_str());
-        line.text_of(open!("rule"), self.rule, WORD);
+        if let Some(Ruled { id, owner, ticket }) = self.rule {
+            line.text(open!("rule"), id, WORD);
+            line.text_of(open!("owner"), owner, WORD);
+            line.text_of(open!("ticket"), ticket, WORD);
+        }
         line.hex(open!("policy"), self.policy);
         if let Some(rcode) = self.rcode {
             line.mnemonic(open!("rcode"), rcode.mnemonic(), "RCODE", rcode.0);
