@@ -10,7 +10,7 @@ use crate::policy::{Judged, Opinion, Reason, Standing};
 use crate::record::{ExtendedError, RecordType};
 use crate::wire::{self, Template};
 
-/// A granted answer, ready to be told to any client it was granted to, for as long as its [`Covered`] says.
+/// A granted answer, ready to be told to any client it was granted to, for as long as its [`crate::cache::Covered`] says.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Prepared {
     pub(super) template: Template,
