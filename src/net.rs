@@ -114,6 +114,12 @@ impl<T> PrefixMap<T> {
     }
 }
 
+/// A prefix, or an address as the prefix of it alone; `None` where the text is neither.
+#[must_use]
+pub fn parse_prefix(text: &str) -> Option<Prefix> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(Prefix::from))
+}
+
 /// The canonical address of a peer: an IPv4 address mapped into IPv6 (`::ffff:0:0/96`, as dual-stack sockets
 /// show it) is the IPv4 address.
 #[must_use]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::app::cli::ConfigFile;
 use crate::document::{Document, Mistake, Table, read_text};
 use crate::grant::Terms;
+use crate::net::parse_prefix;
 use crate::policy::Identity;
 use crate::serve::tls;
 use crate::{audit, cache, firewall, policy, upstream, zones};
@@ -195,12 +196,11 @@ fn read_forwarders(root: &Table) -> Vec<policy::Forwarder> {
         }
         let addresses = table.strings("addresses").unwrap_or_default();
         let addresses = addresses.iter().filter_map(|found| {
-            let address = found.value.parse::<std::net::IpAddr>().map(crate::net::Prefix::from);
-            let prefix = address.or_else(|_| found.value.parse());
-            if prefix.is_err() {
+            let prefix = parse_prefix(&found.value);
+            if prefix.is_none() {
                 document.note(&found.span, format!("`addresses` cannot hold \"{}\"", found.value), remedy);
             }
-            prefix.ok()
+            prefix
         });
         let addresses = addresses.collect();
         let identity = table.string("identity").map_or(Some(Identity::None), |word| {

@@ -27,7 +27,7 @@ pub use cilium::cilium;
 pub use learn::{Fate, LearnTerms, Learned, Learner, Seen};
 pub use list::{ListTerms, list};
 pub use rpz::rpz;
-pub use text::safe;
+pub use text::{quoted, safe};
 
 /// What all rules of a draft have in common.
 #[derive(Clone, Debug)]

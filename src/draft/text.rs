@@ -29,12 +29,12 @@ fn write_rule(rule: &Rule, out: &mut impl Write) -> fmt::Result {
         Action::Allow => "allow",
         Action::Deny => "deny",
     };
-    writeln!(out, "[[rule]]\nid       = {}\naction   = \"{action}\"", string(&rule.id))?;
+    writeln!(out, "[[rule]]\nid       = {}\naction   = \"{action}\"", quoted(&rule.id))?;
     writeln!(out, "segments = {}", inline(&rule.segments))?;
-    let width = rule.names.iter().map(|entry| string(&entry.name).chars().count()).max().unwrap_or(0).min(48) + 1;
+    let width = rule.names.iter().map(|entry| quoted(&entry.name).chars().count()).max().unwrap_or(0).min(48) + 1;
     writeln!(out, "names    = [")?;
     for entry in &rule.names {
-        let name = format!("{},", string(&entry.name));
+        let name = format!("{},", quoted(&entry.name));
         match entry.comment.as_str() {
             "" => writeln!(out, "    {name}")?,
             comment => writeln!(out, "    {name:<width$}  # {}", safe(comment))?,
@@ -43,7 +43,7 @@ fn write_rule(rule: &Rule, out: &mut impl Write) -> fmt::Result {
     writeln!(out, "]")?;
     if !rule.except.is_empty() {
         writeln!(out, "except   = [")?;
-        rule.except.iter().try_for_each(|name| writeln!(out, "    {},", string(name)))?;
+        rule.except.iter().try_for_each(|name| writeln!(out, "    {},", quoted(name)))?;
         writeln!(out, "]")?;
     }
     let list = |items: Vec<String>| inline(&items);
@@ -67,12 +67,13 @@ fn comments(lines: &[String], out: &mut impl Write) -> fmt::Result {
 }
 
 fn inline(items: &[String]) -> String {
-    let items: Vec<_> = items.iter().map(|item| string(item)).collect();
+    let items: Vec<_> = items.iter().map(|item| quoted(item)).collect();
     format!("[{}]", items.join(", "))
 }
 
 /// A basic string of TOML, quotes included.
-fn string(text: &str) -> String {
+#[must_use]
+pub fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for character in text.chars() {

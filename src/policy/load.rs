@@ -4,7 +4,6 @@
 //! Segments are numbered by name and rules by id, so that the order of files never matters.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -24,7 +23,7 @@ use super::runtime::Rules;
 use super::segment::{self, Segment};
 use super::sites::{Site, Sites};
 use crate::document::{Document, Found, Mistake, Place, Table};
-use crate::net::Prefix;
+use crate::net::{Prefix, parse_prefix};
 
 /// One policy file: its name as the operator knows it, and its text.
 #[derive(Clone, Debug)]
@@ -156,8 +155,7 @@ pub(super) fn read_prefixes(table: &Table, key: &'static str) -> Option<Vec<Plac
 /// A prefix, or an address as the prefix of it alone.
 pub(super) fn read_prefix(document: &Document, found: &Found<String>) -> Option<Placed<Prefix>> {
     let text = &found.value;
-    let prefix = text.parse::<Prefix>().ok().or_else(|| text.parse::<IpAddr>().ok().map(Prefix::from));
-    let Some(prefix) = prefix else {
+    let Some(prefix) = parse_prefix(text) else {
         let fact = format!("\"{text}\" is not a prefix");
         document.note(&found.span, fact, "write \"192.0.2.0/24\", \"2001:db8::/32\" or an address");
         return None;

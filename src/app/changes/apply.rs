@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::change::{Author, Change, Placed, network};
+use super::change::{Author, Change, Placed};
 use super::tell::{added, record, tell, told_closed, told_cut, told_unsaved};
 use super::{Book, Contents, Feed};
 use crate::app::node::RunningNode;
@@ -15,7 +15,7 @@ use crate::document::{Mistake, Warning, WarningKind};
 use crate::firewall::Cut;
 use crate::gate::{Closed, GrantsOf};
 use crate::name::Name;
-use crate::net::canonical;
+use crate::net::{canonical, parse_prefix};
 use crate::policy::{GrantScope, Policy};
 use crate::serve::{ChangeAction, ChangeOrder, ForgetOrder, PlaceOrder, RevokeOrder, Who};
 use crate::time::Wall;
@@ -116,8 +116,7 @@ impl RunningNode {
         };
         let change = contents.changes.remove(at);
         let allows = change.order.action == ChangeAction::Allow;
-        let done = self.put(&mut desk, contents, id, allows).await?;
-        let Done { closed, unsaved } = done;
+        let Done { closed, unsaved } = self.put(&mut desk, contents, id, allows).await?;
         let by = Author::of(who).to_string();
         let (why, revoked) = (Some(why).filter(|why| !why.is_empty()), closed.reasons);
         let mut told = json!({ "id": id });
@@ -202,7 +201,7 @@ impl RunningNode {
         let client = client.map(canonical);
         let named = |name: String| Name::parse(&name).map_err(|why| vec![format!("name: {name:?}: {why}")]);
         let network = |text: String| {
-            network(&text).ok_or_else(|| vec![format!("address: {text:?} is neither an address nor a prefix")])
+            parse_prefix(&text).ok_or_else(|| vec![format!("address: {text:?} is neither an address nor a prefix")])
         };
         let (name, address) = (name.map(named).transpose()?, address.map(network).transpose()?);
         let of =

@@ -8,7 +8,8 @@ use std::time::Duration;
 use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 
-use crate::net::Prefix;
+use crate::draft::quoted;
+use crate::net::{Prefix, parse_prefix};
 use crate::policy::{MAX_HOLD, Placement, Source};
 use crate::serve::{ChangeAction, ChangeOrder, PlaceOrder, Who};
 use crate::time::Wall;
@@ -133,7 +134,7 @@ impl Change {
 
     /// The addresses that it is of.
     pub(in crate::app) fn networks(&self) -> Vec<Prefix> {
-        self.order.targets.iter().filter_map(|target| network(target)).collect()
+        self.order.targets.iter().filter_map(|target| parse_prefix(target)).collect()
     }
 
     /// It as a rule of a policy file. Whatever is in it stays within its strings.
@@ -218,17 +219,7 @@ fn ends(for_s: Option<u64>, now: Wall) -> Result<Option<u64>, String> {
     }
 }
 
-/// A prefix, or an address as the prefix of it alone.
-pub(super) fn network(text: &str) -> Option<Prefix> {
-    text.parse::<IpAddr>().map(Prefix::from).or_else(|_| text.parse()).ok()
-}
-
 /// Whether a target is an address or a prefix, not a name.
 fn is_network(target: &str) -> bool {
-    network(target).is_some()
-}
-
-/// A string of TOML: JSON's escapes are TOML's too, but for DEL, which TOML wants escaped.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+    parse_prefix(target).is_some()
 }

@@ -1,5 +1,6 @@
 //! What happens by itself: what was changed ends, the watched file of clients is another one.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ const ENDS_TOLD: usize = 256;
 const MOST_CUTS: usize = 10_000;
 
 /// What the watched file says, where it is another one.
-type Said = Result<std::collections::BTreeMap<IpAddr, Placed>, Vec<Mistake>>;
+type Said = Result<BTreeMap<IpAddr, Placed>, Vec<Mistake>>;
 
 impl RunningNode {
     /// Records what stands when the node starts, and what ended while none ran.

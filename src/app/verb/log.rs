@@ -11,7 +11,7 @@ use crate::app::cli::{ConfigFile, Failure, print};
 use crate::app::config::Config;
 use crate::audit::{Filter, Progress, Tail, render_line, verify};
 use crate::name::Name;
-use crate::net::Prefix;
+use crate::net::parse_prefix;
 
 /// How often a followed log is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -62,9 +62,8 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Verify { config, file } => run_verify(&file_of(&config, file)?),
         Verb::Tail { config, file, follow, lines, verdict, segment, client, name } => {
             let client = client.map(|text| {
-                let address = text.parse::<std::net::IpAddr>().map(Prefix::from);
-                let prefix = address.or_else(|_| text.parse::<Prefix>());
-                prefix.map_err(|_| Failure::Argument(format!("--client {text} is neither an address nor a prefix")))
+                let refused = || Failure::Argument(format!("--client {text} is neither an address nor a prefix"));
+                parse_prefix(&text).ok_or_else(refused)
             });
             let name = name.map(|text| {
                 Name::parse(&text).map_err(|why| Failure::Argument(format!("--name is not a domain name: {why}")))

@@ -1,5 +1,6 @@
 //! [`Policy::upholds`]: would this policy grant what is open already?
 
+use super::address::NEVER;
 use crate::net::{Element, Scope};
 use crate::policy::decide::{Case, Ruling};
 use crate::policy::verdict::{Basis, RuleIndex, SegmentIndex};
@@ -25,9 +26,11 @@ impl Policy {
         if basis.is_warm() {
             rules.retain(|rule| self.rule(*rule).warm.contains(&question.name));
         }
-        let rules = self.trusting(case, &rules, question.kind, &basis.chain, &mut now.clone()).ok()?;
+        // Whether it stands is asked, not until when.
+        let mut until = NEVER;
+        let rules = self.trusting(case, &rules, question.kind, &basis.chain, &mut until).ok()?;
         let admitting = if service {
-            if basis.targets.iter().any(|target| self.refuses_target(case, target, &mut now.clone()).is_some()) {
+            if basis.targets.iter().any(|target| self.refuses_target(case, target, &mut until).is_some()) {
                 return None;
             }
             self.admitting_hint(case, &self.telling_services(&rules), &basis.origin, element.to)
