@@ -37,7 +37,7 @@ pub use event::{
 pub use fields::{FIELDS, Field};
 pub use format::json::{Encoder, MAX_LINE, Rendered};
 pub use format::text::render_line;
-pub use format::{FORMATS, Render};
+pub use format::{FORMATS, Format, Framing};
 pub use log::Log;
 pub use meter::{Counts, Meter};
 pub use records::{Grant, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, read_queries, read_records};

@@ -1,12 +1,41 @@
-//! Formats: how a record is written. JSON is what the file holds; the others read its lines.
+//! Formats: how a record is written. JSON is what the file holds; the others are made from its lines.
 //!
 //! A new format is one file here and one row of [`FORMATS`].
 
 pub(super) mod json;
 pub(super) mod text;
 
-/// Turns one line of the file into one line of a format; the flag asks for terminal colours.
-pub type Render = fn(&str, bool) -> String;
+/// One form of a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Format {
+    /// The word in the configuration and on the command line.
+    pub name: &'static str,
+    /// Appends what a line of the file, without its line feed, is in this format, without an end of its own. `false`, and
+    /// nothing is appended: the format has no form for such a record.
+    pub write: fn(line: &str, out: &mut Vec<u8>) -> bool,
+    /// How records follow each other.
+    pub framing: Framing,
+}
 
-/// Every format that `outgate log convert` and `tail` know.
-pub const FORMATS: &[(&str, Render)] = &[("json", |line, _| line.to_owned()), ("text", text::render_line)];
+/// How records follow each other in a file or a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// One line each, ended by a line feed.
+    Lines,
+}
+
+/// Every format.
+pub const FORMATS: &[Format] = &[
+    Format { name: "json", write: json_line, framing: Framing::Lines },
+    Format { name: "text", write: text_line, framing: Framing::Lines },
+];
+
+fn json_line(line: &str, out: &mut Vec<u8>) -> bool {
+    out.extend_from_slice(line.as_bytes());
+    true
+}
+
+fn text_line(line: &str, out: &mut Vec<u8>) -> bool {
+    out.extend_from_slice(text::render_line(line, false).as_bytes());
+    true
+}
