@@ -68,6 +68,7 @@
 //! | core | [`draft`] | rules as text for people to read: from other systems' lists, from what was asked for; sees `policy` |
 //! | word | [`name`], [`net`], [`record`], [`time`] | names, addresses and services, DNS data, the clock |
 //! | word | [`document`], [`metric`] | TOML read with places, every metric in one table; words see each other |
+//! | word | [`trust`] | certificates and secrets from files |
 //!
 //! - Cores take `now` and return values: no I/O, no clock, no tokio, no logging.
 //! - No edge sees another edge; the gate joins them.
@@ -89,6 +90,7 @@ pub mod policy;
 pub mod record;
 pub mod serve;
 pub mod time;
+pub mod trust;
 pub mod upstream;
 pub mod wire;
 pub mod zones;

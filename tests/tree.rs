@@ -26,6 +26,7 @@ const ROOMS: &[(&str, Level)] = &[
     ("record", Level::Word),
     ("metric", Level::Word),
     ("document", Level::Word),
+    ("trust", Level::Word),
     ("wire", Level::Core),
     ("policy", Level::Core),
     ("grant", Level::Core),

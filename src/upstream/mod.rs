@@ -54,12 +54,13 @@ use crate::name::{Name, ancestors};
 use crate::policy::Permit;
 use crate::record::{AddressTrust, Answer, Origin, Question};
 use crate::time::Clock;
+use crate::trust;
 
 pub use dnssec::{Anchors, Mode};
 pub use endpoint::{Pin, Proof, ServerSettings, Transport};
 pub use failure::{Attempts, Failure, HttpFault, Nonsense, TlsFault, UpstreamError};
 pub use server::ServerHealth;
-pub use settings::{Authorities, Settings};
+pub use settings::Settings;
 pub use system::system_servers;
 
 /// An exchange ends this much before the caller's deadline, so that what each server did is still told.
@@ -169,7 +170,7 @@ struct Zone {
 fn links(settings: &Settings) -> Result<Vec<(Transport, connection::Link)>, Mistake> {
     let is_named = |server: &ServerSettings| server.transport.proof().is_some_and(|proof| proof.name.is_some());
     let authorities = match settings.servers.iter().any(is_named) {
-        true => tls::authorities(settings.authorities.as_ref())?,
+        true => trust::authorities(settings.authorities.as_ref())?,
         false => Arc::new(RootCertStore::empty()),
     };
     let link = |server: &ServerSettings| match connection::Link::new(server, &authorities) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::dnssec::{self, Mode};
@@ -10,6 +10,7 @@ use super::endpoint::{self, ServerSettings, Transport};
 use crate::document::{Document, Found, Place, Span, Table};
 use crate::name::Name;
 use crate::net::Prefix;
+use crate::trust::Named;
 
 /// One `[[upstream]]`.
 #[derive(Clone, Debug)]
@@ -25,18 +26,9 @@ pub struct Settings {
     /// Its answers may hold these private addresses.
     pub private: Vec<Prefix>,
     /// Who issues the certificates of its encrypted servers; `None`: any authority that the system trusts.
-    pub authorities: Option<Authorities>,
+    pub authorities: Option<Named>,
     /// What is done about its DNSSEC.
     pub dnssec: Mode,
-}
-
-/// A file with the certificates of authorities.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Authorities {
-    /// Where it lies.
-    pub path: PathBuf,
-    /// Where the configuration names it.
-    pub place: Place,
 }
 
 impl Settings {
@@ -170,14 +162,18 @@ fn read_servers(table: &Table) -> Vec<ServerSettings> {
     servers
 }
 
-fn read_authorities(table: &Table, servers: &[ServerSettings], base: &Path) -> Option<Authorities> {
-    let found = table.string("ca")?;
+fn read_authorities(table: &Table, servers: &[ServerSettings], base: &Path) -> Option<Named> {
+    let named = Named::read(table, "ca", base)?;
     let is_named = |server: &ServerSettings| server.transport.proof().is_some_and(|proof| proof.name.is_some());
     if !servers.iter().any(is_named) {
         let fact = "`ca` is of no use: no server is to show a certificate for a name";
-        table.document().note(&found.span, fact, "remove it, or write servers as \"tls://192.0.2.53#dns.example.org\"");
+        table.document().note(
+            &table.span_of("ca"),
+            fact,
+            "remove it, or write servers as \"tls://192.0.2.53#dns.example.org\"",
+        );
     }
-    Some(Authorities { path: base.join(found.value), place: table.document().place(&found.span) })
+    Some(named)
 }
 
 fn read_private(table: &Table) -> Vec<Prefix> {

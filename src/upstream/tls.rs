@@ -16,7 +16,6 @@ use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{
@@ -26,8 +25,6 @@ use tokio_rustls::rustls::{
 
 use super::endpoint::{Pin, Proof};
 use super::failure::{Failure, TlsFault};
-use super::settings::Authorities;
-use crate::document::{Mistake, read_file};
 use crate::time::Wall;
 
 /// How many names of a certificate are told where none of them is the one wanted, and how many octets.
@@ -86,38 +83,6 @@ impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Tls").field(&self.name).finish()
     }
-}
-
-/// The authorities of a file, or of the system.
-///
-/// # Errors
-/// The file cannot be read, or nobody is trusted.
-pub(super) fn authorities(of: Option<&Authorities>) -> Result<Arc<RootCertStore>, Mistake> {
-    let mut store = RootCertStore::empty();
-    let Some(Authorities { path, place }) = of else {
-        // One that cannot be read is missed by those whose certificates it issued, and they say so.
-        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if store.is_empty() {
-            let remedy = "install them (the package ca-certificates), name a file of your own, ca = \"ca.pem\", or pin \
-                          the keys of the servers";
-            return Err(Mistake::general("the system has no certificates of authorities to trust", remedy));
-        }
-        return Ok(Arc::new(store));
-    };
-    let shown = path.display();
-    let mistake = |fact, remedy: &str| Mistake::at(place.clone(), fact, remedy);
-    let unreadable = |error: &dyn std::fmt::Display| {
-        mistake(format!("{shown} cannot be read: {error}"), "name a readable file in PEM")
-    };
-    let pem = read_file(path).map_err(|error| unreadable(&error))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let certificates = certificates.map_err(|error| unreadable(&error))?;
-    store.add_parsable_certificates(certificates);
-    if store.is_empty() {
-        let fact = format!("{shown} holds no certificate of an authority");
-        return Err(mistake(fact, "write it in PEM: BEGIN CERTIFICATE"));
-    }
-    Ok(Arc::new(store))
 }
 
 /// A name, a key, or both; see the module.
@@ -244,10 +209,5 @@ mod tests {
             assert_eq!(names(&presented), expected);
         }
         assert_eq!(names(&["a".repeat(5000)]).len(), TOLD.1);
-    }
-
-    #[test]
-    fn the_system_trusts_somebody() {
-        assert!(!authorities(None).unwrap().is_empty());
     }
 }
