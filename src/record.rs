@@ -1,5 +1,6 @@
 //! Questions, records and answers: DNS as data, uncompressed.
 
+mod data;
 pub mod service;
 
 use std::fmt;
@@ -7,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use self::service::Service;
+pub use self::data::{read_data, write_data};
 use crate::name::Name;
 use crate::net::Prefix;
 use crate::time::Ttl;
@@ -143,6 +144,18 @@ impl fmt::Display for Rcode {
 impl fmt::Debug for Rcode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Rcode {
+    type Err = ();
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if let Some(number) = text.strip_prefix("RCODE") {
+            return number.parse().map(Self).map_err(|_| ());
+        }
+        (0..=Self::BADCOOKIE.0).map(Self).find(|known| known.mnemonic() == Some(text)).ok_or(())
     }
 }
 
@@ -356,33 +369,6 @@ impl Answer {
     }
 }
 
-/// RDATA as the log shows it: addresses and names plainly, MX and SRV with their numbers before, HTTPS and SVCB as
-/// [`Service`] is shown, anything else as `\# LENGTH HEX` (RFC 3597 §5).
-pub fn write_data(record: &Record, out: &mut impl fmt::Write) -> fmt::Result {
-    if let Some(address) = record.address() {
-        return write!(out, "{address}");
-    }
-    if let Some(host) = record.host() {
-        let numbers = record.data.get(..record.data.len() - host.as_wire().len()).unwrap_or_default();
-        for number in numbers.as_chunks().0 {
-            write!(out, "{} ", u16::from_be_bytes(*number))?;
-        }
-        return write!(out, "{host}");
-    }
-    if let (true, Ok(service)) = (record.kind.is_service(), Service::read(&record.data)) {
-        return write!(out, "{service}");
-    }
-    let named = matches!(record.kind, RecordType::CNAME | RecordType::NS | RecordType::PTR | RecordType::DNAME);
-    if let (true, Ok(name)) = (named, Name::from_wire(&record.data)) {
-        return write!(out, "{name}");
-    }
-    write!(out, "\\# {}", record.data.len())?;
-    if !record.data.is_empty() {
-        out.write_char(' ')?;
-    }
-    record.data.iter().try_for_each(|byte| write!(out, "{byte:02x}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,23 +384,12 @@ mod tests {
     }
 
     #[test]
-    fn data_is_shown_as_people_write_it() {
-        let host = Name::parse("mail.example").unwrap();
-        let rows = [
-            (RecordType::MX, b"\0\x0a".as_slice(), "10 mail.example"),
-            (RecordType::SRV, b"\0\x01\0\x02\x01\xbb", "1 2 443 mail.example"),
-            (RecordType::NS, b"", "mail.example"),
-            (RecordType::HTTPS, b"\0\x01", "1 mail.example"),
-            (RecordType::TXT, b"", r"\# 14 046d61696c076578616d706c6500"),
-            // What has not the form of its type.
-            (RecordType::MX, b"\0", r"\# 15 00046d61696c076578616d706c6500"),
-            (RecordType::SVCB, b"\0", r"\# 15 00046d61696c076578616d706c6500"),
-        ];
-        for (kind, before, expected) in rows {
-            let data = Arc::from([before, host.as_wire()].concat());
-            let mut text = String::new();
-            write_data(&Record { name: Name::root(), kind, ttl: Ttl::ZERO, data }, &mut text).unwrap();
-            assert_eq!(text, expected, "{kind}");
+    fn codes_round_trip() {
+        for code in (0..30).chain([4095]).map(Rcode) {
+            assert_eq!(code.to_string().parse(), Ok(code));
+        }
+        for text in ["", "noerror", "RCODE", "RCODEx"] {
+            text.parse::<Rcode>().unwrap_err();
         }
     }
 

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use data_encoding::HEXLOWER_PERMISSIVE;
+
 use crate::name::{self, Name};
 
 /// The keys of parameters (RFC 9460 §14.3.2, RFC 9461 §5, RFC 9848 §3).
@@ -139,6 +141,52 @@ impl<'a> Service<'a> {
     }
 }
 
+impl Service<'static> {
+    /// Reads what [`Display`](fmt::Display) writes of data that has its form; `None` of anything else.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let priority = words.next()?.parse().ok()?;
+        let target = Name::parse(words.next()?).ok()?;
+        let parameters = words.map(read_parameter).collect::<Option<_>>()?;
+        Some(Self { priority, target, parameters })
+    }
+}
+
+/// A parameter as it is shown.
+fn read_parameter(word: &str) -> Option<(u16, Cow<'static, [u8]>)> {
+    let (name, value) = word.split_once('=').unwrap_or((word, ""));
+    let key = Key::parse(name)?;
+    let mut octets = Vec::new();
+    match key {
+        key::MANDATORY => {
+            for name in value.split(',') {
+                octets.extend(Key::parse(name)?.to_be_bytes());
+            }
+        }
+        key::ALPN => {
+            for protocol in value.split(',') {
+                let protocol = Octets::parse(protocol)?;
+                octets.push(u8::try_from(protocol.len()).ok()?);
+                octets.extend(protocol);
+            }
+        }
+        key::NO_DEFAULT_ALPN => {}
+        key::PORT => octets.extend(value.parse::<u16>().ok()?.to_be_bytes()),
+        key::IPV4_HINT => {
+            for address in value.split(',') {
+                octets.extend(address.parse::<Ipv4Addr>().ok()?.octets());
+            }
+        }
+        key::IPV6_HINT => {
+            for address in value.split(',') {
+                octets.extend(address.parse::<Ipv6Addr>().ok()?.octets());
+            }
+        }
+        _ => octets = HEXLOWER_PERMISSIVE.decode(value.as_bytes()).ok()?,
+    }
+    Some((key, octets.into()))
+}
+
 /// The addresses in the value of a hint; none of any other parameter.
 pub fn hints(key: u16, value: &[u8]) -> impl Iterator<Item = IpAddr> {
     let (four, six) = match key {
@@ -211,24 +259,55 @@ fn listed<T: fmt::Display>(f: &mut fmt::Formatter<'_>, key: &str, items: impl In
 /// A key by its name.
 struct Key(u16);
 
+impl Key {
+    const KNOWN: [(u16, &'static str); 8] = [
+        (key::MANDATORY, "mandatory"),
+        (key::ALPN, "alpn"),
+        (key::NO_DEFAULT_ALPN, "no-default-alpn"),
+        (key::PORT, "port"),
+        (key::IPV4_HINT, "ipv4hint"),
+        (key::ECH, "ech"),
+        (key::IPV6_HINT, "ipv6hint"),
+        (key::DOH_PATH, "dohpath"),
+    ];
+
+    /// The key that is shown so.
+    fn parse(name: &str) -> Option<u16> {
+        let known = Self::KNOWN.iter().find(|(_, known)| *known == name).map(|(key, _)| *key);
+        known.or_else(|| name.strip_prefix("key")?.parse().ok())
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            key::MANDATORY => "mandatory",
-            key::ALPN => "alpn",
-            key::NO_DEFAULT_ALPN => "no-default-alpn",
-            key::PORT => "port",
-            key::IPV4_HINT => "ipv4hint",
-            key::ECH => "ech",
-            key::IPV6_HINT => "ipv6hint",
-            key::DOH_PATH => "dohpath",
-            other => return write!(f, "key{other}"),
-        })
+        match Self::KNOWN.iter().find(|(key, _)| *key == self.0) {
+            Some((_, name)) => f.write_str(name),
+            None => write!(f, "key{}", self.0),
+        }
     }
 }
 
 /// Octets of a list: what is not plain, and what parts the list, as `\DDD`.
 struct Octets<'a>(&'a [u8]);
+
+impl Octets<'_> {
+    /// The octets that are shown so.
+    fn parse(text: &str) -> Option<Vec<u8>> {
+        let mut octets = Vec::new();
+        let mut rest = text.as_bytes();
+        while let Some((&first, after)) = rest.split_first() {
+            rest = after;
+            if first == b'\\' {
+                let (digits, after) = rest.split_at_checked(3)?;
+                octets.push(std::str::from_utf8(digits).ok()?.parse().ok()?);
+                rest = after;
+            } else {
+                octets.push(first);
+            }
+        }
+        Some(octets)
+    }
+}
 
 impl fmt::Display for Octets<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
