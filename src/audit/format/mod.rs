@@ -2,8 +2,12 @@
 //!
 //! A new format is one file here and one row of [`FORMATS`].
 
+mod dnstap;
+mod frames;
 pub(super) mod json;
 pub(super) mod text;
+
+use self::frames::Control;
 
 /// One form of a record.
 #[derive(Clone, Copy, Debug)]
@@ -22,12 +26,38 @@ pub struct Format {
 pub enum Framing {
     /// One line each, ended by a line feed.
     Lines,
+    /// What is appended is whole frames of Frame Streams, between a frame that begins a file and one that ends it.
+    Frames,
+}
+
+impl Framing {
+    /// Appends what stands before the first record of a file.
+    pub fn begin(self, out: &mut Vec<u8>) {
+        if self == Self::Frames {
+            Control::Start.write(out);
+        }
+    }
+
+    /// Appends what stands behind each record.
+    pub fn end_record(self, out: &mut Vec<u8>) {
+        if self == Self::Lines {
+            out.push(b'\n');
+        }
+    }
+
+    /// Appends what stands behind the last record of a file.
+    pub fn end(self, out: &mut Vec<u8>) {
+        if self == Self::Frames {
+            Control::Stop.write(out);
+        }
+    }
 }
 
 /// Every format.
 pub const FORMATS: &[Format] = &[
     Format { name: "json", write: json_line, framing: Framing::Lines },
     Format { name: "text", write: text_line, framing: Framing::Lines },
+    Format { name: "dnstap", write: dnstap::write, framing: Framing::Frames },
 ];
 
 fn json_line(line: &str, out: &mut Vec<u8>) -> bool {
