@@ -6,6 +6,7 @@
 mod cut;
 mod memory;
 pub mod nftables;
+mod witness;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use self::cut::{Cut, Cutter};
 pub use self::memory::{Memory, MemoryHandle, Mode};
+pub use self::witness::{Count, Endpoints, Looked, Refused, Seen, Sight, Sought, Witness};
 use crate::document::Table;
 use crate::grant::Change;
 use crate::net::Element;
@@ -125,6 +127,14 @@ pub trait Plan: Debug + Send + Sync {
     fn local_clients_only(&self) -> bool {
         false
     }
+
+    /// What tells which flows passed and which packets were refused. `None`: this firewall cannot tell.
+    ///
+    /// # Errors
+    /// What is sought cannot be had.
+    fn witness(&self, _sought: &Sought) -> Result<Option<Box<dyn Witness>>, FirewallError> {
+        Ok(None)
+    }
 }
 
 /// One `[[firewall]]`.
@@ -229,6 +239,11 @@ pub enum FirewallError {
         "with hook = \"output\" everything that the resolver's own user sends passes, and that would be root; run outgate as a user of its own, or name it in own_uid"
     )]
     OwnUser,
+    /// Another program reads the refusals.
+    #[error(
+        "another program reads the nflog group {0} (see /proc/net/netfilter/nfnetlink_log), and a group has one reader; stop it, or write another `nflog` for this firewall"
+    )]
+    Group(u16),
     /// It was used before it was adopted.
     #[error("the firewall is not set up yet; adopt it first")]
     NotAdopted,

@@ -9,3 +9,4 @@ mod elements;
 mod flows;
 mod kernel;
 mod network;
+mod witness;

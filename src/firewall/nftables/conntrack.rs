@@ -15,27 +15,27 @@ use nix::errno::Errno;
 use super::expression::{Family, TCP, UDP};
 use super::socket::{Failure, Socket};
 use super::wire::{self, ACK, DUMP, Message, Reader, number};
-use crate::firewall::FirewallError;
 use crate::firewall::cut::{Connection, Cuts};
+use crate::firewall::{Endpoints, FirewallError};
 use crate::net::Service;
 
 /// IPS_FIXED_TIMEOUT: packets do not put its end off.
 pub(super) const CUT: u32 = 1 << 10;
 
 /// NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_*.
-const NEW: u16 = 1 << 8;
-const GET: u16 = NEW | 1;
-const DELETE: u16 = NEW | 2;
+pub(super) const NEW: u16 = 1 << 8;
+pub(super) const GET: u16 = NEW | 1;
+pub(super) const DELETE: u16 = NEW | 2;
 
 /// CTA_*.
-const ORIGINAL: u16 = 1;
-const REPLY: u16 = 2;
-const STATUS: u16 = 3;
+pub(super) const ORIGINAL: u16 = 1;
+pub(super) const REPLY: u16 = 2;
+pub(super) const STATUS: u16 = 3;
 const TIMEOUT: u16 = 7;
-const MARK: u16 = 8;
-const ID: u16 = 12;
+pub(super) const MARK: u16 = 8;
+pub(super) const ID: u16 = 12;
 const ZONE: u16 = 18;
-const MARK_MASK: u16 = 21;
+pub(super) const MARK_MASK: u16 = 21;
 
 /// A connection that was cut is known as such for so long at least, in seconds: what the other side sends meanwhile does
 /// not begin another. UDP is forgotten after two minutes by itself; who sends for longer than this without being answered
@@ -208,36 +208,41 @@ impl<'a> Tracked<'a> {
                 _ => {}
             }
         }
-        let (original, ([from, to], service)) = original?;
-        let translated = reply.map_or(to, |([source, _], _)| source);
-        let connection = Connection { from, to: [to, translated], service };
+        let (original, ends) = original?;
+        let translated = reply.map_or(ends.to, |reply| reply.from);
+        let connection = Connection { from: ends.from, to: [ends.to, translated], service: service(&ends) };
         let family = *message.body.first()?;
         Some(Self { connection, id: id?, family, status: status?, timeout, mark, original, zone })
     }
 }
 
 /// From where to where, and by what.
-fn tuple(bytes: &[u8]) -> Option<([IpAddr; 2], Option<Service>)> {
-    let (mut from, mut to, mut protocol, mut port) = (None, None, None, None);
+pub(super) fn tuple(bytes: &[u8]) -> Option<Endpoints> {
+    let (mut from, mut to, mut protocol, mut ports) = (None, None, None, [0; 2]);
+    let port = |value: &[u8]| value.try_into().ok().map_or(0, u16::from_be_bytes);
     for (part, inner) in Reader(bytes) {
         for (kind, value) in Reader(inner) {
             match (part, kind) {
                 (1, 1 | 3) => from = address(value),
                 (1, 2 | 4) => to = address(value),
                 (2, 1) => protocol = value.first().copied(),
-                (2, 3) => port = value.try_into().ok().map(u16::from_be_bytes),
+                (2, 2) => ports[0] = port(value),
+                (2, 3) => ports[1] = port(value),
                 _ => {}
             }
         }
     }
-    let (from, to) = (from?, to?);
-    let service = match protocol? {
-        TCP => port.map(Service::Tcp),
-        UDP => port.map(Service::Udp),
-        icmp if icmp == Family::of(to).icmp() => Some(Service::Icmp),
+    Some(Endpoints { from: from?, to: to?, protocol: protocol?, ports })
+}
+
+/// By what, as grants name it.
+fn service(ends: &Endpoints) -> Option<Service> {
+    match ends.protocol {
+        TCP => Some(Service::Tcp(ends.ports[1])),
+        UDP => Some(Service::Udp(ends.ports[1])),
+        icmp if icmp == Family::of(ends.to).icmp() => Some(Service::Icmp),
         _ => None,
-    };
-    Some(([from, to], service))
+    }
 }
 
 fn address(value: &[u8]) -> Option<IpAddr> {

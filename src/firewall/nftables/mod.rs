@@ -11,15 +11,18 @@
 
 mod conntrack;
 mod element;
+mod events;
 mod expression;
 mod kernel;
 mod local;
 mod networks;
+mod nflog;
 mod ranges;
 mod ruleset;
 mod sets;
 mod socket;
 mod wire;
+mod witness;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -34,7 +37,7 @@ use self::kernel::{Kernel, Outcome, Work};
 use self::local::Reasons;
 use crate::document::Table;
 use crate::firewall::cut::Cuts;
-use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Load, Plan};
+use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Load, Plan, Sought, Witness};
 use crate::grant::Change;
 use crate::net::{Element, Prefix, local_addresses};
 use crate::policy::Layout;
@@ -176,6 +179,10 @@ impl Plan for Settings {
 
     fn local_clients_only(&self) -> bool {
         self.hook == Hook::Output
+    }
+
+    fn witness(&self, sought: &Sought) -> Result<Option<Box<dyn Witness>>, FirewallError> {
+        Ok(Some(Box::new(witness::Kernel::open(self, sought)?)))
     }
 }
 

@@ -5,6 +5,7 @@
 //!            closed; from elsewhere: what begins is admitted
 //! output     the same for this machine's own flows, which stand under its loopback address, and replies
 //! segment_X  → egress; grants of the segment, static rules → admit; else log, then refuse (in observe: admit)
+//! denied     log, refuse: a destination that is denied to everybody
 //! closed     ungated to ungated → admit; our resolvers; log, refuse
 //! egress4    ungated destinations, our resolvers → admit; DNS elsewhere → back, whatever is granted;
 //!            grants of the client → admit
@@ -23,7 +24,7 @@ use super::expression::{
 };
 use super::sets::{self, Shape};
 use super::wire::{APPEND, Batch, CREATE, Reader, Verb, number, text};
-use super::{Hook, Settings};
+use super::{Hook, Settings, nflog};
 use crate::net::{PrefixMap, SegmentId};
 use crate::policy::{Layout, SegmentLayout};
 
@@ -177,6 +178,7 @@ enum Content<'a> {
     Egress,
     EgressOf(Family),
     Closed,
+    Denied,
     Refuse,
     Segment { id: SegmentId, name: &'a str, observe: bool, families: [Has; 2] },
 }
@@ -198,6 +200,7 @@ fn chains<'a>(settings: &Settings, layout: &'a Layout) -> Vec<Chain<'a>> {
         Chain { name: name.to_owned(), base: Some((hook, PRIORITY.cast_unsigned())), content: base },
         plain("egress".into(), Content::Egress),
         plain("closed".into(), Content::Closed),
+        plain("denied".into(), Content::Denied),
         plain("refuse".into(), Content::Refuse),
     ];
     chains.extend(Family::BOTH.map(|family| plain(format!("egress{}", family.digit()), Content::EgressOf(family))));
@@ -260,7 +263,11 @@ impl Rules<'_> {
                 } else {
                     self.stranger();
                 }
-                self.log("outgate:deny:");
+                self.log(nflog::DENY);
+                self.rule(|r| r.act(Action::Goto("refuse")));
+            }
+            Content::Denied => {
+                self.log(nflog::DENIED);
                 self.rule(|r| r.act(Action::Goto("refuse")));
             }
             Content::Refuse => {
@@ -309,7 +316,7 @@ impl Rules<'_> {
     /// What nothing has admitted.
     fn end(&mut self, name: &str, observe: bool) {
         let mark = self.settings.mark;
-        self.log(&format!("outgate:{}:{name}", if observe { "observe" } else { "deny" }));
+        self.log(&format!("{}{name}", if observe { nflog::OBSERVE } else { nflog::DENY }));
         self.rule(|r| if observe { r.mark(mark).act(Action::Accept) } else { r.act(Action::Goto("refuse")) });
     }
 
@@ -323,7 +330,7 @@ impl Rules<'_> {
         for family in Family::BOTH {
             let deny = format!("deny{}", family.digit());
             self.rule(|r| r.family(family).source_in(family, &deny).act(Action::Drop));
-            self.rule(|r| r.family(family).destination_in(family, &deny).act(Action::Goto("refuse")));
+            self.rule(|r| r.family(family).destination_in(family, &deny).act(Action::Goto("denied")));
         }
     }
 

@@ -18,7 +18,7 @@ use crate::firewall::FirewallError;
 const CHANGES: u32 = 7;
 
 /// More than the kernel puts into one datagram (32 KiB).
-const DATAGRAM: usize = 128 << 10;
+pub(super) const DATAGRAM: usize = 128 << 10;
 
 /// How often a dump is tried again that another program's change has broken in two.
 const ATTEMPTS: usize = 16;
@@ -191,6 +191,11 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// The socket itself, for one that goes on to listen.
+    pub(super) fn into_raw(self) -> Raw {
+        self.raw
     }
 
     /// The number of the next request.

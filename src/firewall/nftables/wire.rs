@@ -197,6 +197,19 @@ pub(super) fn request(
     close(bytes, start);
 }
 
+/// One request about a group of nfnetlink_log.
+pub(super) fn group_request(
+    bytes: &mut Vec<u8>,
+    (kind, flags): (u16, u16),
+    (sequence, group): (u32, u16),
+    body: impl FnOnce(&mut Attributes<'_>),
+) {
+    let start = bytes.len();
+    header(bytes, kind, NLM_F_REQUEST | flags, sequence, 0, group);
+    body(&mut Attributes(bytes));
+    close(bytes, start);
+}
+
 fn header(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) {
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&kind.to_ne_bytes());
