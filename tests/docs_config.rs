@@ -56,14 +56,17 @@ fn rows(part: &str) -> Vec<Row> {
 fn sections() -> Vec<(String, Vec<Row>)> {
     let parts = CONFIGURATION.split("\n## ").skip(1);
     let sections = parts.map(|part| {
-        let title = part.lines().next().unwrap().trim_matches('`');
-        (if title.starts_with('[') { title.to_owned() } else { String::new() }, rows(part))
+        let title = part.lines().next().unwrap().replace('`', "");
+        (if title.starts_with('[') { title } else { String::new() }, rows(part))
     });
     sections.filter(|(_, rows)| !rows.is_empty()).collect()
 }
 
 /// A section with what it requires, and this line.
 fn section(header: &str, rows: &[Row], key: &str, value: &str) -> String {
+    let (header, kind) = header.split_once(" of kind ").map_or((header, None), |(header, kind)| (header, Some(kind)));
+    let kind = kind.map_or_else(String::new, |kind| format!("name = \"kind\"\nkind = \"{kind}\"\n"));
+    let kind = if header == "[[sink]]" && kind.is_empty() { "file = \"sink.jsonl\"\n".to_owned() } else { kind };
     let mut text = format!("{key} = {value}\n");
     for row in rows.iter().filter(|row| row.is_required() && row.key != key) {
         writeln!(text, "{} = {}", row.key, row.example).unwrap();
@@ -75,7 +78,7 @@ fn section(header: &str, rows: &[Row], key: &str, value: &str) -> String {
     }
     // An encrypted door has a certificate.
     let tls = if header == "[listen]" { TLS } else { "" };
-    format!("{header}\n{text}{others}{tls}")
+    format!("{header}\n{kind}{text}{others}{tls}")
 }
 
 /// A zone's key, as `anchors` has it.
@@ -128,11 +131,21 @@ fn every_key_is_documented_and_no_other() {
     let sections = sections();
     let headers: BTreeSet<String> =
         sections.iter().map(|(header, _)| header.trim_matches(['[', ']']).to_owned()).collect();
+    let of = |wanted: &str| {
+        let rows = sections.iter().filter(move |(header, _)| header == wanted).flat_map(|(_, rows)| rows);
+        rows.map(|row| row.key.clone()).collect::<Vec<_>>()
+    };
     for (header, rows) in &sections {
         let (_, said) = place.check(&section(header, rows, "zzzzzz", "1"));
         let mut written: BTreeSet<String> = rows.iter().map(|row| row.key.clone()).collect();
         if header.is_empty() {
-            written.extend(headers.iter().filter(|header| !header.is_empty()).cloned());
+            written.extend(headers.iter().filter(|header| !header.is_empty() && !header.contains(' ')).cloned());
+        }
+        // What every sink has, and what its kind has more.
+        match header.as_str() {
+            "[[sink]]" => written.extend(of("[[sink]] of kind file")),
+            kind if kind.starts_with("[[sink]]") => written.extend(of("[[sink]]")),
+            _ => {}
         }
         assert_eq!(known_keys(&said), written, "{header}");
     }

@@ -40,6 +40,7 @@ pub(super) struct Config {
     pub(super) cache: cache::Settings,
     pub(super) firewalls: Vec<firewall::Settings>,
     pub(super) audit: audit::Settings,
+    pub(super) sinks: Vec<audit::SinkSettings>,
     /// Where metrics and health are served; `None`: nowhere.
     pub(super) health: Option<SocketAddr>,
     pub(super) admin_socket: PathBuf,
@@ -97,9 +98,10 @@ impl Config {
         let firewalls = firewall::Settings::read_all(&root);
         let mut audit = root.table("audit").map_or_else(audit::Settings::default, audit::Settings::parse);
         audit.file = path(audit.file);
+        let sinks = audit::SinkSettings::read_all(&root, &base);
         let health = read_health(&root);
         let admin_socket = read_admin(&root).unwrap_or_else(|| state.join("admin.sock"));
-        root.finish(&["sink", "cluster", "peer", "tracing", "dnssec", "flow"]);
+        root.finish(&["cluster", "peer", "tracing", "dnssec", "flow"]);
         let mistakes = document.take_mistakes();
         if !mistakes.is_empty() {
             return Err(mistakes);
@@ -120,6 +122,7 @@ impl Config {
             cache,
             firewalls,
             audit,
+            sinks,
             health,
             admin_socket: path(admin_socket),
             file,

@@ -2,6 +2,7 @@
 
 mod beside;
 mod promote;
+mod sinks;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +18,7 @@ use crate::app::config::Config;
 use crate::app::cookies;
 use crate::app::load::{self, Loaded};
 use crate::app::promotion::Promotion;
-use crate::audit::{Event, Meter, PolicyEvent, Shard, Transport};
+use crate::audit::{Event, Meter, PolicyEvent, Shard, Sinks, Transport};
 use crate::cache;
 use crate::document::{Mistake, Warning, WarningKind};
 use crate::gate::{
@@ -45,6 +46,7 @@ pub(super) struct NodeParts {
     pub(super) gate: Arc<Gate>,
     pub(super) registry: Registry,
     pub(super) meter: Meter,
+    pub(super) sinks: Arc<Sinks>,
     pub(super) streams: Arc<Streams>,
     /// `None`: no encrypted door.
     pub(super) tls: Option<Arc<Tls>>,
@@ -400,6 +402,7 @@ impl Node for Arc<RunningNode> {
                 "file": config.audit.file.display().to_string(), "usable": meter.usable(),
                 "records": audit.records, "refused": audit.refused, "gaps": audit.gaps,
             },
+            "sinks": sinks::status(&self.parts.sinks),
             "cache": { "entries": gate.answers.len(), "bytes": gate.answers.bytes() + gate.cover.bytes() },
             "queries": { "allow": queries[0], "deny": queries[1], "error": queries[2] },
             "warnings": self.warnings(policy),

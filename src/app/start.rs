@@ -19,7 +19,7 @@ use crate::app::cookies;
 use crate::app::load::{self, Loaded};
 use crate::app::node::{Beside, Doors, Found, NodeParts, RunningNode};
 use crate::app::promotion::Promotion;
-use crate::audit::{Log, Meter, Shard};
+use crate::audit::{Log, Meter, Shard, Sinks};
 use crate::cache::{Answers, Cover, Failures, LOCAL_BYTES, Named};
 use crate::document::Mistake;
 use crate::firewall;
@@ -49,6 +49,7 @@ const FIXED_SHARDS: u16 = 3;
 pub(super) struct Started {
     pub(super) built: Built,
     pub(super) log: Log,
+    pub(super) sinks: Arc<Sinks>,
     pub(super) streams: Vec<tokio::net::TcpListener>,
     pub(super) tls_streams: Vec<tokio::net::TcpListener>,
     pub(super) https_streams: Vec<tokio::net::TcpListener>,
@@ -84,6 +85,7 @@ struct Parts {
     sockets: Bound,
     doors: Doors,
     meter: Meter,
+    sinks: Arc<Sinks>,
     boot: u64,
 }
 
@@ -136,6 +138,14 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let (log, shards) = Log::open(config.audit.clone(), &config.node, clock.clone(), boot, FIXED_SHARDS + workers)
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let meter = log.meter();
+    let sinks = match Sinks::start(&config.sinks, &config.audit.file, &config.state, &meter, &clock) {
+        Ok(sinks) => Arc::new(sinks),
+        Err(why) => {
+            drop(shards);
+            let _ = log.close();
+            return Err(Failure::Failed(why));
+        }
+    };
     // Port 0 asks the kernel for a port: what it gave is what is shown.
     let bound = |listeners: &[tokio::net::TcpListener]| {
         listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
@@ -148,14 +158,28 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
         quic: over_quic(&doq),
         h3: over_quic(&h3),
     };
-    let parts =
-        Parts { config, clock, upstreams, no_upstream, loaded, secrets, book, feed, sockets, doors, meter, boot };
+    let parts = Parts {
+        config,
+        clock,
+        upstreams,
+        no_upstream,
+        loaded,
+        secrets,
+        book,
+        feed,
+        sockets,
+        doors,
+        meter,
+        sinks: Arc::clone(&sinks),
+        boot,
+    };
     match build(parts, shards) {
         Ok(built) => {
             judge_file_limit(files);
             Ok(Started {
                 built,
                 log,
+                sinks,
                 streams,
                 tls_streams,
                 https_streams,
@@ -177,8 +201,21 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
 
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
-    let Parts { config, clock, upstreams, no_upstream, loaded, secrets, book, feed, sockets, doors, meter, boot } =
-        parts;
+    let Parts {
+        config,
+        clock,
+        upstreams,
+        no_upstream,
+        loaded,
+        secrets,
+        book,
+        feed,
+        sockets,
+        doors,
+        meter,
+        sinks,
+        boot,
+    } = parts;
     let Loaded { policy: files, zones, identity, mut warnings, candidate, promotion } = loaded;
     if promotion.is_none() {
         Promotion::forget(&config.state);
@@ -255,6 +292,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         gate,
         registry,
         meter,
+        sinks,
         streams: Arc::clone(&stream_limits),
         tls: tls.clone(),
         doors,

@@ -65,6 +65,12 @@ impl Archive {
         Ok(found)
     }
 
+    /// What a file called so is in the order, packed or not; `None`: no archive of this log.
+    pub(super) fn named(&self, name: &str) -> Option<Archived> {
+        let (time, number) = self.read(unpacked(name))?;
+        Some(Archived { time: time.to_owned(), number, name: name.to_owned() })
+    }
+
     fn list_as(&self, named: impl Fn(&str) -> &str) -> Result<Vec<Archived>, AuditError> {
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,

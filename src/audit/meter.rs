@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::shard::{Seat, Shared};
+use super::sink::Readers;
 
 /// What was written and lost since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,7 @@ pub struct Meter {
     shared: Arc<Shared>,
     seats: Arc<[Arc<Seat>]>,
     files: Arc<Files>,
+    readers: Readers,
 }
 
 #[derive(Default)]
@@ -40,12 +42,17 @@ struct Files {
 
 impl Meter {
     pub(super) fn new(shared: Arc<Shared>, seats: Arc<[Arc<Seat>]>) -> Self {
-        Self { shared, seats, files: Arc::default() }
+        Self { shared, seats, files: Arc::default(), readers: Readers::default() }
     }
 
     /// Every shard's seat, shard 0 first.
     pub(super) const fn seats(&self) -> &Arc<[Arc<Seat>]> {
         &self.seats
+    }
+
+    /// Who reads the log behind the shards.
+    pub(super) const fn readers(&self) -> &Readers {
+        &self.readers
     }
 
     pub(super) fn rotated(&self) {

@@ -26,6 +26,7 @@ mod records;
 mod seal;
 mod settings;
 mod shard;
+mod sink;
 mod tail;
 mod verify;
 
@@ -43,5 +44,6 @@ pub use meter::{Counts, Meter};
 pub use records::{Grant, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, read_queries, read_records};
 pub use settings::{OnFull, Settings};
 pub use shard::Shard;
+pub use sink::{Gauges as SinkGauges, Settings as SinkSettings, Sinks};
 pub use tail::{Filter, Tail};
 pub use verify::{Finding, Progress, Report, verify};

@@ -90,6 +90,11 @@ impl<'a> Head<'a> {
         micros(&self.ts).unwrap_or(0)
     }
 
+    /// The record's time, as it is written.
+    pub(super) fn ts(&self) -> &str {
+        &self.ts
+    }
+
     /// Whether it is a query's record.
     pub(super) fn is_query(&self) -> bool {
         self.kind == "query"

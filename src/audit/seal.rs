@@ -104,6 +104,11 @@ pub(super) fn link(previous: Option<&str>, sha256: &str) -> String {
     hex(&hash.finalize())
 }
 
+/// SHA-256 of these bytes, in hex.
+pub(super) fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 /// Lower-case hex.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {

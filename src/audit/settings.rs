@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::document::Table;
 
 /// Keys that the interface or its plans name and this version does not build.
-const PLANNED: &[&str] = &["durability", "sink", "sinks", "detail"];
+const PLANNED: &[&str] = &["durability", "sinks", "detail"];
 
 const MIB: u64 = 1 << 20;
 
@@ -119,7 +119,6 @@ mod tests {
             ("rotate_size = \"1KiB\"", "`rotate_size` is too small"),
             ("rotate_size = \"4MiB\"\nmax_size = \"4MiB\"", "`max_size` is too small"),
             ("durability = \"commit\"", "`durability` is not supported by this version"),
-            ("sink = \"x\"", "`sink` is not supported by this version"),
             ("detail = \"x\"", "`detail` is not supported by this version"),
             ("on_ful = \"drop\"", "did you mean `on_full`?"),
         ] {

@@ -82,7 +82,7 @@ fn serve(
     mut signals: Signals,
     mut watch: Option<Watch>,
 ) -> Result<ExitCode, Failure> {
-    let Started { built, log, streams, tls_streams, https_streams, quic, health, admin, stop, lock } = started;
+    let Started { built, log, sinks, streams, tls_streams, https_streams, quic, health, admin, stop, lock } = started;
     let Built { node, workers, granter, stream_door, stream_limits, tls, refresher } = built;
     announce(&node);
     runtime.block_on(node.record_start());
@@ -159,13 +159,17 @@ fn serve(
     drop(node);
     let _ = end_log.send(());
     let closed = runtime.block_on(log);
-    drop(lock);
-    match closed {
-        Ok(Some(log)) => {
-            log.close().map_err(|error| Failure::Failed(format!("the log could not be closed: {error}")))?;
+    let closed = match closed {
+        Ok(Some(log)) => log.close().map_err(|error| Failure::Failed(format!("the log could not be closed: {error}"))),
+        Ok(None) | Err(_) => {
+            tracing::error!("the log's thread had ended before");
+            Ok(())
         }
-        Ok(None) | Err(_) => tracing::error!("the log's thread had ended before"),
-    }
+    };
+    // Its last record is delivered too.
+    sinks.stop();
+    drop(lock);
+    closed?;
     tracing::info!("stopped; the firewall keeps what is open until it ends");
     Ok(ExitCode::SUCCESS)
 }

@@ -111,6 +111,8 @@ impl Log {
             current,
             archive,
         };
+        log.meter.readers().started(log.current.identity, log.length);
+        log.meter.readers().moved(log.current.identity);
         log.make_room(0)?;
         log.allocate(&log.current)?;
         log.begin(true, "start", &past)?;
@@ -253,6 +255,7 @@ impl Log {
         };
         self.unsealed.push(name.clone());
         self.meter.rotated();
+        self.meter.readers().archived(self.current.identity, &name, &self.archive);
         let result = self.move_to(next, handles, true, "rotate", &Past::default());
         // No shard writes to it any more.
         self.sealer.queue(&name, archived);
@@ -274,11 +277,13 @@ impl Log {
         past: &Past,
     ) -> Result<(), AuditError> {
         self.current = next;
+        self.meter.readers().moving();
         let mut told = None;
         for (seat, handle) in Arc::clone(self.meter.seats()).iter().zip(handles) {
             *seat.handle.lock() = handle;
             told = told.or_else(|| Some(self.begin(ours, why, past)));
         }
+        self.meter.readers().moved(self.current.identity);
         told.unwrap_or(Ok(()))
     }
 

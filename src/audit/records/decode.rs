@@ -20,17 +20,22 @@ const SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 const AHEAD: usize = 1 << 17;
 
 /// Reads what `source` holds.
-pub(super) fn decoded(source: impl Read + 'static) -> io::Result<Box<dyn Read>> {
+pub(in crate::audit) fn decoded(source: impl Read + 'static) -> io::Result<Box<dyn Read>> {
     let mut source = BufReader::with_capacity(AHEAD, source);
     let begin = source.fill_buf()?;
-    let skippable = matches!(begin, [0x50..=0x5f, rest @ ..] if rest.starts_with(SKIPPABLE));
     Ok(if begin.starts_with(GZIP) {
         Box::new(MultiGzDecoder::new(source))
-    } else if begin.starts_with(ZSTD) || skippable {
+    } else if is_packed(begin) {
         Box::new(Frames { source, decoder: FrameDecoder::new() })
     } else {
         Box::new(source)
     })
+}
+
+/// Whether a file that begins so is packed; four bytes tell.
+pub(in crate::audit) fn is_packed(begin: &[u8]) -> bool {
+    let skippable = matches!(begin, [0x50..=0x5f, rest @ ..] if rest.starts_with(SKIPPABLE));
+    begin.starts_with(GZIP) || begin.starts_with(ZSTD) || skippable
 }
 
 /// Every frame of a zstd file, one behind the other: files that were joined, or packed in parts.

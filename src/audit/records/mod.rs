@@ -19,7 +19,7 @@
 //! # }
 //! ```
 
-mod decode;
+pub(super) mod decode;
 mod files;
 mod grant;
 mod query;

@@ -1,0 +1,437 @@
+//! Following the log: from a position through the archives, packed ones too, into the file that grows. Never waits.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::cursor::{Mark, Position};
+use super::readers::{Reader, Readers};
+use super::settings::From;
+use crate::audit::archive::{Archive, Archived};
+use crate::audit::error::AuditError;
+use crate::audit::file::{Identity, identity_of};
+use crate::audit::format::json::MAX_LINE;
+use crate::audit::read::Head;
+use crate::audit::records::decode::{decoded, is_packed};
+use crate::audit::seal::digest;
+
+/// What is read at once.
+const PIECE: usize = 1 << 17;
+
+/// What of a file's beginning is compared to notice that it was cut and grew again.
+const HEAD: usize = 64;
+
+/// What comes next in the log.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next<'a> {
+    /// A whole line, without its line feed.
+    Line(&'a [u8]),
+    /// This many bytes that are no line: longer than any, or without an end where nothing can follow.
+    Damaged(u64),
+    /// Between the line before and the next one records are missing.
+    Lost(Lost),
+    /// Nothing yet.
+    End,
+}
+
+/// What is known of what is missing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Lost {
+    /// The file that it was in, as it was called last.
+    pub(super) file: Option<String>,
+    /// One clause.
+    pub(super) why: &'static str,
+}
+
+/// Reads one log.
+pub(super) struct Follower {
+    path: PathBuf,
+    archive: Archive,
+    readers: Readers,
+    reader: Arc<Reader>,
+    source: Option<Source>,
+    /// Where the line that was given last began, and where it ended.
+    start: Option<Position>,
+    position: Option<Position>,
+    buffer: Vec<u8>,
+    /// What of the buffer was given.
+    given: usize,
+    /// The rest of a line that is too long is being passed over.
+    skipped: u64,
+    lost: Option<Lost>,
+}
+
+/// A file that is open.
+struct Source {
+    file: File,
+    reader: Box<dyn Read>,
+    identity: Identity,
+    packed: bool,
+    mark: Arc<Mark>,
+    head: Vec<u8>,
+    /// How much of it, unpacked, was read into the buffer.
+    read: u64,
+    /// It was read to its end after every shard had left it.
+    left: bool,
+}
+
+impl Follower {
+    /// Follows the log whose current file is at `path`; begins where it stopped, or where `from` says.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub(super) fn open(
+        path: &Path,
+        readers: &Readers,
+        last: Option<&Position>,
+        from: From,
+    ) -> Result<Self, AuditError> {
+        let mut follower = Self {
+            path: path.to_path_buf(),
+            archive: Archive::beside(path)?,
+            reader: readers.join(),
+            readers: readers.clone(),
+            source: None,
+            start: None,
+            position: None,
+            buffer: Vec::new(),
+            given: 0,
+            skipped: 0,
+            lost: None,
+        };
+        match last {
+            Some(last) => follower.seek(last)?,
+            None => follower.begin(from)?,
+        }
+        Ok(follower)
+    }
+
+    /// Where the line that was given last begins; `None` where none was.
+    pub(super) const fn start(&self) -> Option<&Position> {
+        self.start.as_ref()
+    }
+
+    /// Behind the line that was given last; `None` before the first line of the first file.
+    pub(super) const fn position(&self) -> Option<&Position> {
+        self.position.as_ref()
+    }
+
+    /// Goes on at another position. What lies between there and the file that is still there is [`Next::Lost`].
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub(super) fn seek(&mut self, to: &Position) -> Result<(), AuditError> {
+        self.leave();
+        let source = match self.find(&to.file)? {
+            Some(source) => Some(source),
+            None => {
+                self.lost = Some(Lost { file: to.file.archive.clone(), why: "it is not there any more" });
+                self.first_after(&to.file)?
+            }
+        };
+        let found = source.as_ref().is_some_and(|source| source.mark.first == to.file.first);
+        self.enter(source, if found { to.offset } else { 0 })?;
+        self.position = Some(to.clone());
+        Ok(())
+    }
+
+    fn begin(&mut self, from: From) -> Result<(), AuditError> {
+        if from == From::Oldest {
+            let oldest = self.archive.list_packed()?.into_iter().next();
+            let source = match oldest {
+                Some(oldest) => self.open_archive(&oldest)?,
+                None => self.open_current()?,
+            };
+            return self.enter(source, 0);
+        }
+        let source = self.open_current()?;
+        let start = self.readers.start();
+        let offset = source.as_ref().zip(start).filter(|(source, (identity, _))| source.identity == *identity);
+        let offset = offset.map_or(0, |(_, (_, length))| length);
+        self.enter(source, offset)
+    }
+
+    /// What comes next. Of an error the next call tries again.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub(super) fn next(&mut self) -> Result<Next<'_>, AuditError> {
+        loop {
+            if let Some(lost) = self.lost.take() {
+                return Ok(Next::Lost(lost));
+            }
+            if let Some(line) = self.line() {
+                return Ok(match line {
+                    Ok(range) => Next::Line(self.buffer.get(range).unwrap_or_default()),
+                    Err(damaged) => Next::Damaged(damaged),
+                });
+            }
+            if self.fill()? > 0 {
+                continue;
+            }
+            match self.at_end()? {
+                AtEnd::Wait => return Ok(Next::End),
+                AtEnd::Again => {}
+                AtEnd::Torn(bytes) => return Ok(Next::Damaged(bytes)),
+            }
+        }
+    }
+
+    /// The next whole line in the buffer, or what is no line.
+    fn line(&mut self) -> Option<Result<Range<usize>, u64>> {
+        let rest = self.buffer.get(self.given..)?;
+        let feed = rest.iter().position(|byte| *byte == b'\n');
+        let source = self.source.as_mut()?;
+        let Some(length) = feed else {
+            if rest.len() >= MAX_LINE {
+                self.skipped += rest.len() as u64;
+                self.buffer.clear();
+                self.given = 0;
+            }
+            return None;
+        };
+        let range = self.given..self.given + length;
+        self.given += length + 1;
+        let unread = (self.buffer.len() - self.given) as u64;
+        let end = source.read - unread;
+        let size = std::mem::take(&mut self.skipped) + length as u64 + 1;
+        if source.head.is_empty() && end == size {
+            // The first line of a file that was empty when it was opened.
+            let line = self.buffer.get(range.clone()).unwrap_or_default();
+            source.head = line.get(..HEAD.min(line.len())).unwrap_or_default().to_vec();
+            source.mark = Arc::new(mark(line, source.mark.archive.clone()));
+        }
+        self.start = Some(Position { file: Arc::clone(&source.mark), offset: end - size });
+        self.position = Some(Position { file: Arc::clone(&source.mark), offset: end });
+        if size > MAX_LINE as u64 { Some(Err(size)) } else { Some(Ok(range)) }
+    }
+
+    /// Reads more into the buffer; how much.
+    fn fill(&mut self) -> Result<usize, AuditError> {
+        let Some(source) = &mut self.source else { return Ok(0) };
+        self.buffer.drain(..self.given);
+        self.given = 0;
+        let before = self.buffer.len();
+        self.buffer.resize(before + PIECE, 0);
+        let read = loop {
+            match source.reader.read(self.buffer.get_mut(before..).unwrap_or_default()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        self.buffer.truncate(before + read.as_ref().copied().unwrap_or(0));
+        let read = read.map_err(|error| AuditError::reading(&self.path, &error))?;
+        source.read += read as u64;
+        Ok(read)
+    }
+
+    /// At the end of a file: goes on with the next one where nothing can follow here.
+    fn at_end(&mut self) -> Result<AtEnd, AuditError> {
+        let Some(source) = &mut self.source else {
+            let source = self.open_current()?;
+            let opened = source.is_some();
+            self.enter(source, 0)?;
+            return Ok(if opened { AtEnd::Again } else { AtEnd::Wait });
+        };
+        if !source.packed {
+            if source.was_cut().map_err(|error| AuditError::reading(&self.path, &error))? {
+                self.lost = Some(Lost { file: None, why: "another program cut the file short" });
+                self.leave();
+                return Ok(AtEnd::Again);
+            }
+            let here = identity_of(&self.path);
+            let moved = source.packed || here.is_ok_and(|here| here != source.identity);
+            if !moved || !self.readers.left(source.identity) {
+                return Ok(AtEnd::Wait);
+            }
+            if !std::mem::replace(&mut source.left, true) {
+                // What was written before the last shard left it.
+                return Ok(AtEnd::Again);
+            }
+        }
+        let torn = std::mem::take(&mut self.skipped) + (self.buffer.len() - self.given) as u64;
+        let mark = Arc::clone(&source.mark);
+        let identity = source.identity;
+        let next = self.following(&mark, identity)?;
+        let Some(next) = next else { return Ok(AtEnd::Wait) };
+        self.leave();
+        self.enter(Some(next), 0)?;
+        Ok(if torn > 0 { AtEnd::Torn(torn) } else { AtEnd::Again })
+    }
+
+    fn leave(&mut self) {
+        self.source = None;
+        self.buffer.clear();
+        self.given = 0;
+        self.skipped = 0;
+    }
+
+    /// Goes on in a file that was just opened, at `offset` of it.
+    fn enter(&mut self, source: Option<Source>, offset: u64) -> Result<(), AuditError> {
+        let Some(mut source) = source else { return Ok(()) };
+        source.skip_to(offset).map_err(|error| AuditError::reading(&self.path, &error))?;
+        let oldest = source.mark.archive.as_deref().and_then(|name| self.archive.named(name));
+        self.reader.reads(source.identity, oldest);
+        self.source = Some(source);
+        Ok(())
+    }
+
+    /// The file that was begun after this one.
+    fn following(&self, mark: &Mark, identity: Identity) -> Result<Option<Source>, AuditError> {
+        let archives = self.archive.list_packed()?;
+        let called = |archived: &Archived| {
+            mark.archive.as_deref().is_some_and(|name| self.archive.named(name).as_ref() == Some(archived))
+        };
+        let here = |archived: &&Archived| {
+            called(archived) || identity_of(&self.archive.path(&archived.name)).is_ok_and(|there| there == identity)
+        };
+        match archives.iter().position(|archived| here(&archived)) {
+            Some(at) => match archives.get(at + 1) {
+                Some(next) => self.open_archive(next),
+                None => self.open_current(),
+            },
+            None => self.first_after(mark),
+        }
+    }
+
+    /// The first file that was begun after one that is not there.
+    fn first_after(&self, mark: &Mark) -> Result<Option<Source>, AuditError> {
+        for archived in self.archive.list_packed()? {
+            if let Some(source) = self.open_archive(&archived)?
+                && source.mark.began > mark.began
+            {
+                return Ok(Some(source));
+            }
+        }
+        self.open_current()
+    }
+
+    /// The file with this first line.
+    fn find(&self, mark: &Mark) -> Result<Option<Source>, AuditError> {
+        let is = |source: &Source| source.mark.first == mark.first;
+        if let Some(source) = self.open_current()?.filter(is) {
+            return Ok(Some(source));
+        }
+        let mut archives = self.archive.list_packed()?;
+        // Where it was last, else the newest first.
+        archives.reverse();
+        archives.sort_by_key(|archived| {
+            self.archive.named(mark.archive.as_deref().unwrap_or_default()).as_ref() != Some(archived)
+        });
+        for archived in archives {
+            if let Some(source) = self.open_archive(&archived)?.filter(is) {
+                return Ok(Some(source));
+            }
+        }
+        Ok(None)
+    }
+
+    /// An archive; `None` where it is gone meanwhile.
+    fn open_archive(&self, archived: &Archived) -> Result<Option<Source>, AuditError> {
+        Source::open(&self.archive.path(&archived.name), Some(archived.name.clone()))
+    }
+
+    fn open_current(&self) -> Result<Option<Source>, AuditError> {
+        Source::open(&self.path, None)
+    }
+}
+
+enum AtEnd {
+    Wait,
+    Again,
+    Torn(u64),
+}
+
+impl Source {
+    /// Opens a file and reads its first line; `None` where it is not there.
+    fn open(path: &Path, archive: Option<String>) -> Result<Option<Self>, AuditError> {
+        let opened = || -> io::Result<Self> {
+            let file = File::open(path)?;
+            let metadata = file.metadata()?;
+            let mut magic = [0; 4];
+            let read = file.read_at(&mut magic, 0)?;
+            let packed = is_packed(magic.get(..read).unwrap_or_default());
+            let mut source = Self {
+                reader: Box::new(io::empty()),
+                identity: (metadata.dev(), metadata.ino()),
+                packed,
+                mark: Arc::new(Mark { archive: archive.clone(), ..Mark::default() }),
+                head: Vec::new(),
+                read: 0,
+                left: false,
+                file,
+            };
+            source.rewind()?;
+            let line = first_line(&mut source.reader)?;
+            if let Some(line) = line {
+                source.head = line.get(..HEAD.min(line.len())).unwrap_or_default().to_vec();
+                source.mark = Arc::new(mark(&line, archive.clone()));
+            }
+            source.rewind()?;
+            Ok(source)
+        };
+        match opened() {
+            Ok(source) => Ok(Some(source)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(AuditError::reading(path, &error)),
+        }
+    }
+
+    fn rewind(&mut self) -> io::Result<()> {
+        let mut file = self.file.try_clone()?;
+        file.seek(SeekFrom::Start(0))?;
+        self.reader = if self.packed { decoded(file)? } else { Box::new(file) };
+        self.read = 0;
+        Ok(())
+    }
+
+    /// Goes to an offset of what it holds, or to its end.
+    fn skip_to(&mut self, offset: u64) -> io::Result<()> {
+        if self.packed {
+            self.read = io::copy(&mut (&mut self.reader).take(offset), &mut io::sink())?;
+        } else {
+            self.read = offset.min(self.file.metadata()?.len());
+            // The reader's descriptor has the same offset.
+            self.file.seek(SeekFrom::Start(self.read))?;
+        }
+        Ok(())
+    }
+
+    /// Whether somebody cut it and, perhaps, others went on writing.
+    fn was_cut(&self) -> io::Result<bool> {
+        let mut head = [0; HEAD];
+        let known = head.get_mut(..self.head.len()).unwrap_or_default();
+        let read = self.file.read_at(known, 0)?;
+        Ok(known.get(..read) != Some(&self.head) || self.file.metadata()?.len() < self.read)
+    }
+}
+
+/// The first line, where it has an end; of one that is too long, its beginning.
+fn first_line(reader: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::with_capacity(MAX_LINE);
+    let mut piece = [0; 512];
+    while line.len() < MAX_LINE {
+        let read = reader.read(&mut piece)?;
+        let piece = piece.get(..read).unwrap_or_default();
+        if let Some(feed) = piece.iter().position(|byte| *byte == b'\n') {
+            line.extend_from_slice(piece.get(..feed).unwrap_or_default());
+            return Ok(Some(line));
+        }
+        if read == 0 {
+            return Ok(None);
+        }
+        line.extend_from_slice(piece);
+    }
+    line.truncate(MAX_LINE);
+    Ok(Some(line))
+}
+
+fn mark(line: &[u8], archive: Option<String>) -> Mark {
+    match Head::read(line) {
+        Some((head, id)) => Mark { first: id.to_string(), began: head.ts().to_owned(), archive },
+        None => Mark { first: digest(line), began: String::new(), archive },
+    }
+}
