@@ -9,9 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use outgate::audit::{
-    BackendAck, CacheUse, ChangeEvent, Encoder, Event, FIELDS, GrantEvent, GrantOp, Log, MAX_LINE, Outcome,
-    PolicyEvent, QueryEvent, RecordId, Rendered, Ruled, Settings, Shadow, Stated, Statement, Transport,
+    BackendAck, CacheUse, ChangeEvent, Encoder, Event, FIELDS, FlowEvent, FlowName, FlowOp, GrantEvent, GrantOp, Log,
+    MAX_LINE, Outcome, PolicyEvent, QueryEvent, RecordId, Rendered, Ruled, Settings, Shadow, Stated, Statement,
+    Transport,
 };
+use outgate::flow::{Carrier, Class, Detail, Origin};
 use outgate::name::{Name, NameBuf};
 use outgate::net::{Element, Scope, SegmentId, Service, Services};
 use outgate::policy::{Dissent, Listed, Reason, Summary};
@@ -252,6 +254,49 @@ impl Parts {
             unsaved: self.has(11),
         };
         assert_documented(&encoded(&Event::Change(change), self.word(5)), "change");
+        assert_documented(&encoded(&Event::Flow(self.flow(&self.flow_names())), self.word(5)), "flow");
+    }
+
+    fn flow_names(&self) -> Vec<FlowName<'_>> {
+        let names = self.words.iter().map(|word| FlowName {
+            qname: word,
+            rule: self.word(1),
+            query: self.has(3).then_some(ID),
+            told: Wall(self.numbers.0),
+            until: Wall(1),
+        });
+        names.collect()
+    }
+
+    fn flow<'a>(&'a self, names: &'a [FlowName<'a>]) -> FlowEvent<'a> {
+        let (large, small, _) = self.numbers;
+        FlowEvent {
+            at: Wall(1),
+            op: if self.has(0) { FlowOp::Close } else { FlowOp::Refuse },
+            client: self.address,
+            port: self.has(1).then_some(small),
+            segment: self.has(2).then_some((self.word(1), self.tags.as_str())),
+            address: self.address,
+            service: if self.has(3) { Carrier::Protocol(255) } else { Carrier::Tcp(small) },
+            denied: self.has(4),
+            class: Class::ALL[usize::from(small) % Class::ALL.len()],
+            detail: self.has(5).then_some(Detail::ALL[usize::from(small) % Detail::ALL.len()]),
+            why: self.has(6).then_some(self.word(2)),
+            qname: self.has(7).then_some(self.word(3)),
+            rule: self.has(8).then_some(self.word(4)),
+            query: self.has(9).then_some(ID),
+            names,
+            names_omitted: if self.has(10) { large >> 1 } else { 0 },
+            late_us: self.has(11).then_some(large),
+            outlived_us: self.has(12).then_some(large),
+            bytes_out: self.has(13).then_some(large),
+            bytes_in: self.has(14).then_some(large),
+            packets_out: self.has(15).then_some(large),
+            packets_in: self.has(16).then_some(large),
+            end: self.has(17).then_some(Wall(large)),
+            started: self.has(18),
+            source: Origin::ALL[usize::from(small) % Origin::ALL.len()],
+        }
     }
 }
 
@@ -448,6 +493,14 @@ fn tables() -> Vec<(&'static str, String)> {
         }
     }
     tables
+}
+
+#[test]
+fn every_class_of_flows_is_documented() {
+    let document = include_str!("../docs/flows.md");
+    for word in Class::ALL.iter().map(|class| class.as_str()).chain(Detail::ALL.iter().map(|detail| detail.as_str())) {
+        assert!(document.contains(&format!("| `{word}` |")), "docs/flows.md lacks {word}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use super::format::json::Rendered;
+use crate::flow::{Carrier, Class, Detail, Origin, QueryId};
 use crate::name::Name;
 use crate::net::{Element, Services};
 use crate::policy::{Dissent, Reason, Rule, Summary};
@@ -25,6 +26,18 @@ pub struct RecordId {
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}-{}-{}", self.boot, self.shard, self.sequence)
+    }
+}
+
+impl From<QueryId> for RecordId {
+    fn from(QueryId { boot, shard, sequence }: QueryId) -> Self {
+        Self { boot, shard, sequence }
+    }
+}
+
+impl From<RecordId> for QueryId {
+    fn from(RecordId { boot, shard, sequence }: RecordId) -> Self {
+        Self { boot, shard, sequence }
     }
 }
 
@@ -55,6 +68,8 @@ pub enum Event<'a> {
     Policy(PolicyEvent<'a>),
     /// An operator changed something while the node runs.
     Change(ChangeEvent<'a>),
+    /// What went out, or was refused.
+    Flow(FlowEvent<'a>),
 }
 
 /// How a query reached us.
@@ -392,4 +407,100 @@ pub struct ChangeEvent<'a> {
     pub cut: Option<u64>,
     /// It could not be written to the state directory: a restart forgets it.
     pub unsaved: bool,
+}
+
+/// What a record says of a flow's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlowOp {
+    /// It began.
+    Open,
+    /// It ended.
+    Close,
+    /// The firewall refused it.
+    Refuse,
+    /// It is in another system's log.
+    Seen,
+}
+
+impl FlowOp {
+    /// The word in records.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Close => "close",
+            Self::Refuse => "refuse",
+            Self::Seen => "seen",
+        }
+    }
+}
+
+/// One of several names that a flow may have gone by.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowName<'a> {
+    /// The name in presentation format.
+    pub qname: &'a str,
+    /// The rule's id.
+    pub rule: &'a str,
+    /// The query that was told it.
+    pub query: Option<RecordId>,
+    /// When.
+    pub told: Wall,
+    /// Until when it was open.
+    pub until: Wall,
+}
+
+/// One flow, and what it went out by.
+#[derive(Clone, Debug)]
+pub struct FlowEvent<'a> {
+    /// When it began; of a refusal, when its packet came.
+    pub at: Wall,
+    /// What of its life.
+    pub op: FlowOp,
+    /// From where, before any translation.
+    pub client: IpAddr,
+    /// The port it came from.
+    pub port: Option<u16>,
+    /// The client's segment, and its tags as one JSON object (empty: none).
+    pub segment: Option<(&'a str, &'a str)>,
+    /// To where, as the client addressed it.
+    pub address: IpAddr,
+    /// What carried it.
+    pub service: Carrier,
+    /// The firewall refused it.
+    pub denied: bool,
+    /// What it went out by.
+    pub class: Class,
+    /// The same more exactly.
+    pub detail: Option<Detail>,
+    /// Why, in a sentence.
+    pub why: Option<&'a str>,
+    /// The name in presentation format, where it is one.
+    pub qname: Option<&'a str>,
+    /// The rule's id, where it is one.
+    pub rule: Option<&'a str>,
+    /// The query that was told that name's address.
+    pub query: Option<RecordId>,
+    /// The names where there are several, the newest first.
+    pub names: &'a [FlowName<'a>],
+    /// Names beyond those.
+    pub names_omitted: u64,
+    /// How long after the end of what was told it began, in microseconds.
+    pub late_us: Option<u64>,
+    /// How long it lived on after its grant had ended, in microseconds.
+    pub outlived_us: Option<u64>,
+    /// Bytes from the client; `None`: not counted.
+    pub bytes_out: Option<u64>,
+    /// Bytes to it.
+    pub bytes_in: Option<u64>,
+    /// Packets from the client.
+    pub packets_out: Option<u64>,
+    /// Packets to it.
+    pub packets_in: Option<u64>,
+    /// When it ended.
+    pub end: Option<Wall>,
+    /// False where its beginning was not seen.
+    pub started: bool,
+    /// Where it was seen.
+    pub source: Origin,
 }

@@ -3,7 +3,7 @@
 /// One field of one record type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// `query`, `grant`, `policy`, `change` or `log`; `*`: every record. A log record is named with its operation.
+    /// `query`, `grant`, `policy`, `change`, `flow` or `log`; `*`: every record. A log record is named with its operation.
     pub record: &'static str,
     /// The key; what is inside an object or list is written `answers[].ttl`, `grant.until`.
     pub name: &'static str,
@@ -20,7 +20,7 @@ const fn field(record: &'static str, name: &'static str, kind: &'static str, mea
 /// Every field, in the order in which records hold them.
 pub const FIELDS: &[Field] = &[
     field("*", "v", "integer", "version of this format: 1"),
-    field("*", "type", "string", "`query`, `grant`, `policy`, `change` or `log`"),
+    field("*", "type", "string", "`query`, `grant`, `policy`, `change`, `flow` or `log`"),
     field("*", "id", "string", "boot - shard - sequence; boot in hex, sequence from 1 and gapless in its shard"),
     field("*", "ts", "time", "when it happened; of a query, when it was received"),
     field("*", "node", "string", "`node` of the configuration"),
@@ -190,6 +190,72 @@ pub const FIELDS: &[Field] = &[
         "connections that were cut for it; absent: none were looked for; of what ends together, for all of it",
     ),
     field("change", "unsaved", "boolean", "`true` where it could not be written down: a restart forgets it"),
+    field(
+        "flow",
+        "op",
+        "string",
+        "`open`: it began; `close`: it ended; `refuse`: the firewall refused it; `seen`: in another system's log",
+    ),
+    field("flow", "client", "address", "from where, before any translation"),
+    field("flow", "port", "integer", "the port it came from; absent: the protocol has none, or it is not known"),
+    field("flow", "segment", "string", "the client's segment; absent: none, or it is not known"),
+    field("flow", "tags", "object", "the segment's tags; absent: none, or more than 3,072 bytes of them"),
+    field("flow", "address", "address", "to where, as the client addressed it"),
+    field("flow", "service", "string", "`tcp/443`, `udp/53`, `icmp`, `protocol/47`"),
+    field("flow", "action", "string", "`allow` or `deny`"),
+    field("flow", "class", "string", "what it went out by: one of the classes of flows.md"),
+    field("flow", "detail", "string", "the same more exactly"),
+    field("flow", "why", "string", "the same as a sentence"),
+    field(
+        "flow",
+        "qname",
+        "name",
+        "the name that it went to; of `denied_name` the one that is denied; absent: none, or several",
+    ),
+    field(
+        "flow",
+        "rule",
+        "string",
+        "the rule of that name, of all of several names, or of the network; absent: none, or several",
+    ),
+    field("flow", "query", "string", "id of the query that was told that name's address"),
+    field("flow", "names", "list", "the names where there are several, the one told last first"),
+    field("flow", "names[].qname", "name", "the name"),
+    field("flow", "names[].rule", "string", "its rule"),
+    field("flow", "names[].query", "string", "id of the query that was told its address"),
+    field("flow", "names[].told", "time", "when"),
+    field("flow", "names[].until", "time", "until when it was open"),
+    field("flow", "names_omitted", "integer", "names beyond those"),
+    field(
+        "flow",
+        "late_us",
+        "integer",
+        "of `stale`: how long after the end of what was told it began, in microseconds",
+    ),
+    field(
+        "flow",
+        "outlived_us",
+        "integer",
+        "how long it lived on after its grant had ended, in microseconds; absent: it did not",
+    ),
+    field(
+        "flow",
+        "bytes_out",
+        "integer",
+        "bytes from the client; this and the next three are absent where nobody counted",
+    ),
+    field("flow", "bytes_in", "integer", "bytes to it"),
+    field("flow", "packets_out", "integer", "packets from the client"),
+    field("flow", "packets_in", "integer", "packets to it"),
+    field("flow", "end", "time", "when it ended; absent: it goes on, or that is not known"),
+    field("flow", "duration_us", "integer", "from `ts` to `end`, in microseconds"),
+    field(
+        "flow",
+        "started",
+        "boolean",
+        "`false` where its beginning was not seen, and `ts` is when it was seen first; otherwise absent",
+    ),
+    field("flow", "source", "string", "where it was seen: `conntrack`, `nflog`, `vpc` or `zeek`"),
     field("log open", "op", "string", "`open`: a file begins or goes on; `reopen`: somebody else moved or cut it"),
     field("log open", "why", "string", "`start`, `rotate`, or what happened to the file"),
     field("log open", "version", "string", "of this program"),

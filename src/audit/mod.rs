@@ -32,8 +32,8 @@ mod verify;
 
 pub use error::AuditError;
 pub use event::{
-    BackendAck, CacheUse, ChangeEvent, Event, GrantEvent, GrantOp, Outcome, PolicyEvent, QueryEvent, RecordId, Ruled,
-    Shadow, Stated, Statement, Transport,
+    BackendAck, CacheUse, ChangeEvent, Event, FlowEvent, FlowName, FlowOp, GrantEvent, GrantOp, Outcome, PolicyEvent,
+    QueryEvent, RecordId, Ruled, Shadow, Stated, Statement, Transport,
 };
 pub use fields::{FIELDS, Field};
 pub use format::json::{Encoder, MAX_LINE, Rendered};
@@ -41,7 +41,9 @@ pub use format::text::render_line;
 pub use format::{FORMATS, Format, Framing};
 pub use log::Log;
 pub use meter::{Counts, Meter};
-pub use records::{Grant, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, read_queries, read_records};
+pub use records::{
+    Flow, Grant, Named, Notice, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, read_queries, read_records,
+};
 pub use settings::{OnFull, Settings};
 pub use shard::Shard;
 pub use sink::{Gauges as SinkGauges, Settings as SinkSettings, Sinks};

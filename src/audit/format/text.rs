@@ -20,6 +20,7 @@ pub fn render_line(json_line: &str, colour: bool) -> String {
     let line = match text(&record, "type").as_str() {
         "query" => query(&record, colour),
         "grant" => grant(&record, colour),
+        "flow" => flow(&record, colour),
         _ => other(&record, colour),
     };
     line.trim_end().to_owned()
@@ -77,6 +78,36 @@ fn grant(record: &Map<String, Value>, colour: bool) -> String {
         text(record, "address"),
         ports.join(" "),
         time(record, "until"),
+        paint(&format!("({})", notes.join(", ")), DIM, colour),
+    )
+}
+
+fn flow(record: &Map<String, Value>, colour: bool) -> String {
+    let class = text(record, "class");
+    let shade = match class.as_str() {
+        "exact" | "static" => "\x1b[32m",
+        "none" => "\x1b[31m",
+        _ => "\x1b[33m",
+    };
+    let mut notes: Vec<String> =
+        ["rule", "detail", "why"].iter().filter_map(|key| record.get(*key)).map(plain).collect();
+    for (key, what) in [("bytes_out", "bytes out"), ("bytes_in", "bytes in")] {
+        notes.extend(record.get(key).map(|count| format!("{} {what}", plain(count))));
+    }
+    let names = record.get("names").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let mut names: Vec<_> = names.iter().filter_map(|named| named.get("qname")).map(plain).collect();
+    names.extend(record.get("qname").map(plain));
+    format!(
+        "{} {} {:<15} {:<12} {:<5} {} {} {} {} {}",
+        time(record, "ts"),
+        paint("flow  ", shade, colour),
+        text(record, "client"),
+        text(record, "segment"),
+        if text(record, "action") == "deny" { "deny".to_owned() } else { text(record, "op") },
+        text(record, "address"),
+        text(record, "service"),
+        paint(&class, shade, colour),
+        names.join(", "),
         paint(&format!("({})", notes.join(", ")), DIM, colour),
     )
 }
@@ -141,6 +172,10 @@ mod tests {
             (
                 r#"{"v":1,"type":"grant","ts":"2026-11-21T03:53:04.117302Z","op":"open","client":"192.0.2.1","scope":"client","segment":"a","rule":"r","qname":"q.example","address":"198.51.100.7","ports":["tcp/443"],"until":"2026-11-21T03:58:04.117302Z"}"#,
                 "03:53:04.117 grant  192.0.2.1       a            open  198.51.100.7 tcp/443 until 03:58:04.117 (client, r, q.example)",
+            ),
+            (
+                r#"{"v":1,"type":"flow","ts":"2026-11-21T03:53:04.117302Z","op":"close","client":"192.0.2.1","segment":"a","address":"198.51.100.7","service":"tcp/443","action":"allow","class":"exact","qname":"q.example","rule":"r","bytes_out":7,"source":"conntrack"}"#,
+                "03:53:04.117 flow   192.0.2.1       a            close 198.51.100.7 tcp/443 exact q.example (r, 7 bytes out)",
             ),
             (
                 r#"{"v":1,"type":"log","ts":"2026-11-21T03:53:04.117302Z","op":"gap","lost":2,"ranges":[[1,2]],"why":"full"}"#,

@@ -1,5 +1,6 @@
 //! Reading records back, for the tools that learn from a log: [`read_queries`] hands every query's to a function, as a
-//! [`Query`] that borrows from its line; [`read_records`] those of grants as well, in the order of the files.
+//! [`Query`] that borrows from its line; [`read_records`] those of grants, of flows and of the log itself as well, in the
+//! order of the files.
 //!
 //! - A path is a log's current file, and its archives are read before it; or a directory, and every log file in it is
 //!   read; or any other file of records. Each file is read once, the oldest of a log first.
@@ -21,7 +22,9 @@
 
 pub(super) mod decode;
 mod files;
+mod flow;
 mod grant;
+mod notice;
 mod query;
 
 use std::fmt;
@@ -33,13 +36,17 @@ use super::error::AuditError;
 use super::format::text::visible;
 use super::read::{Head, LineRead, Lines, behind_torn};
 use decode::{Counted, decoded};
+pub use flow::{Flow, Named};
 pub use grant::Grant;
+pub use notice::Notice;
 pub use query::{Query, Text, Told};
 
 /// How every query record begins that this program wrote; others are read as well, only slower.
 const BEGIN: &[u8] = b"{\"v\":1,\"type\":\"";
 const QUERY: &[u8] = b"query\"";
 const GRANT: &[u8] = b"grant\"";
+const FLOW: &[u8] = b"flow\"";
+const LOG: &[u8] = b"log\"";
 
 /// Lines between two calls of the progress function: some 100 ms.
 const STEP: u64 = 1 << 16;
@@ -87,6 +94,10 @@ pub enum Recorded<'a> {
     Query(&'a Query<'a>),
     /// Of a change of a grant.
     Grant(&'a Grant<'a>),
+    /// Of a flow.
+    Flow(&'a Flow<'a>),
+    /// Of the log itself.
+    Notice(&'a Notice<'a>),
 }
 
 /// Hands every query record of these paths to `each`.
@@ -103,10 +114,11 @@ pub fn read_queries(
             each(query);
         }
     };
-    read_files(paths, progress, &mut Each { grants: false, give: &mut queries })
+    read_files(paths, progress, &mut Each { others: false, give: &mut queries })
 }
 
-/// Hands every record of a query or grant of these paths to `each`; grants are counted among the others.
+/// Hands every record of a query, a grant, a flow or the log itself of these paths to `each`; all but queries are counted
+/// among the others.
 ///
 /// # Errors
 /// A path cannot be read, or there is no log in it.
@@ -115,13 +127,26 @@ pub fn read_records(
     progress: &mut dyn FnMut(QueriesProgress<'_>),
     each: &mut dyn FnMut(Recorded<'_>),
 ) -> Result<QueriesRead, AuditError> {
-    read_files(paths, progress, &mut Each { grants: true, give: each })
+    read_files(paths, progress, &mut Each { others: true, give: each })
 }
 
 /// What is read, and who takes it.
 struct Each<'a> {
-    grants: bool,
+    others: bool,
     give: &'a mut dyn FnMut(Recorded<'_>),
+}
+
+impl Each<'_> {
+    /// Hands out a record of another type than a query's; one without its fields is passed over.
+    fn other(&mut self, kind: &[u8], line: &[u8]) {
+        if kind.starts_with(GRANT) {
+            Grant::read(line).iter().for_each(|grant| (self.give)(Recorded::Grant(grant)));
+        } else if kind.starts_with(FLOW) {
+            Flow::read(line).iter().for_each(|flow| (self.give)(Recorded::Flow(flow)));
+        } else if kind.starts_with(LOG) {
+            Notice::read(line).iter().for_each(|notice| (self.give)(Recorded::Notice(notice)));
+        }
+    }
 }
 
 fn read_files(
@@ -211,11 +236,8 @@ impl QueriesRead {
         let other = kind.is_some_and(|kind| !kind.starts_with(QUERY));
         if other && line.ends_with(b"}") {
             self.others += 1;
-            if each.grants
-                && kind.is_some_and(|kind| kind.starts_with(GRANT))
-                && let Some(grant) = Grant::read(line)
-            {
-                (each.give)(Recorded::Grant(&grant));
+            if let Some(kind) = kind.filter(|_| each.others) {
+                each.other(kind, line);
             }
         } else if let Some(query) = Query::read(line) {
             self.queries += 1;

@@ -37,6 +37,8 @@ pub struct Query<'a> {
     /// The client's segment.
     #[serde(borrow)]
     pub segment: Option<Text<'a>>,
+    #[serde(borrow)]
+    tags: Option<&'a RawValue>,
     /// The name asked for, in presentation format.
     #[serde(borrow)]
     pub qname: Option<Text<'a>>,
@@ -65,6 +67,9 @@ pub struct Query<'a> {
     answers: Option<&'a RawValue>,
     #[serde(borrow)]
     grant: Option<&'a RawValue>,
+    /// Receipt to record, in microseconds.
+    #[serde(default)]
+    pub latency_us: u64,
 }
 
 /// One record of an answer.
@@ -101,6 +106,12 @@ impl<'a> Query<'a> {
     #[must_use]
     pub fn at(&self) -> Wall {
         Wall(micros(&self.ts).unwrap_or(0))
+    }
+
+    /// The segment's tags as one JSON object.
+    #[must_use]
+    pub fn tags(&self) -> Option<&'a str> {
+        self.tags.map(RawValue::get)
     }
 
     /// Whether its answers may hold this text: told without reading them.

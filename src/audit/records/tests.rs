@@ -9,9 +9,10 @@ use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use super::*;
 use crate::audit::archive::Archive;
 use crate::audit::fixture::{Directory, write};
-use crate::audit::{Log, Outcome};
+use crate::audit::{Encoder, Event, FlowEvent, FlowName, FlowOp, Log, Outcome, RecordId};
+use crate::flow::{Carrier, Class, Detail, Origin};
 use crate::net::Service;
-use crate::time::Clock;
+use crate::time::{Clock, Wall};
 
 const ALLOWED: &str = r#"{"v":1,"type":"query","id":"1-1-1","ts":"2026-11-21T03:53:04.117302Z","node":"n","client":"192.0.2.1","port":5,"transport":"udp","asked_by":"edge","certificate":"a.example","segment":"checkout","tags":{"service":"checkout"},"qid":7,"qname":"api.example.com","qtype":"A","verdict":"allow","reason":"rule","rule":"api","policy":"9c1f5be27a40d3e1","rcode":"NOERROR","flags":["RD"],"bytes":90,"cache":"hit","answers":[{"name":"api.example.com","type":"A","ttl":60,"data":"198.51.100.7"},{"name":"api.example.com","type":"TXT","ttl":60,"data":"\\# 2 0161"}],"grant":{"ports":["tcp/443","udp/5000-5010","icmp"],"until":"2026-11-21T03:58:04.000000Z"},"latency_us":42}"#;
 const OBSERVED: &str = r#"{"type":"query","verdict":"deny","reason":"default","enforced":false,"id":"1-1-2","client":"2001:db8::1","ts":"2026-11-21T03:53:05.000000Z","qname":"a\\.b.example"}"#;
@@ -89,6 +90,7 @@ fn grants_are_handed_out_to_who_asks_for_them() {
                 grant.changes(Service::Tcp(80)),
                 grant.query.as_deref(),
             ),
+            other => format!("{other:?}"),
         });
     });
     assert_eq!(
@@ -98,6 +100,78 @@ fn grants_are_handed_out_to_who_asks_for_them() {
     );
     let read = read.unwrap();
     assert_eq!((read.queries, read.others, read.damaged), (1, 2, 0));
+}
+
+#[test]
+fn a_flow_is_read_as_it_was_written() {
+    let directory = Directory::new();
+    let file = directory.path().join("query.jsonl");
+    let named = |qname| FlowName {
+        qname,
+        rule: "api",
+        query: Some(RecordId { boot: 1, shard: 2, sequence: 3 }),
+        told: Wall(1_000_000),
+        until: Wall(2_000_000),
+    };
+    let event = FlowEvent {
+        at: Wall(1_795_233_184_117_302),
+        op: FlowOp::Close,
+        client: "192.0.2.1".parse().unwrap(),
+        port: Some(40_112),
+        segment: Some(("checkout", "{\"service\":\"checkout\"}")),
+        address: "198.51.100.7".parse().unwrap(),
+        service: Carrier::Tcp(443),
+        denied: false,
+        class: Class::Ambiguous,
+        detail: Some(Detail::SameRule),
+        why: Some("because"),
+        qname: None,
+        rule: Some("api"),
+        query: None,
+        names: &[named("a.example"), named("b\\032.example")],
+        names_omitted: 4,
+        late_us: None,
+        outlived_us: Some(5),
+        bytes_out: Some(6),
+        bytes_in: Some(7),
+        packets_out: Some(8),
+        packets_in: None,
+        end: Some(Wall(1_795_233_185_117_302)),
+        started: false,
+        source: Origin::Vpc,
+    };
+    let mut line = Vec::new();
+    Encoder::new(1, 2, "node").encode(&mut line, RecordId { boot: 1, shard: 2, sequence: 9 }, &Event::Flow(event));
+    std::fs::write(&file, [&line[..], GRANT.as_bytes()].concat()).unwrap();
+    let mut flows = 0;
+    read_records(&[file], &mut |_| (), &mut |record| {
+        let Recorded::Flow(flow) = record else { panic!("{record:?}") };
+        flows += 1;
+        assert_eq!((flow.at(), flow.end()), (Wall(1_795_233_184_117_302), Some(Wall(1_795_233_185_117_302))));
+        assert_eq!(
+            (&*flow.op, flow.port, flow.service(), flow.denied()),
+            ("close", Some(40_112), Some(Carrier::Tcp(443)), false)
+        );
+        assert_eq!(
+            (flow.class(), flow.detail(), flow.rule.as_deref()),
+            (Some(Class::Ambiguous), Some(Detail::SameRule), Some("api"))
+        );
+        assert_eq!((flow.segment.as_deref(), flow.tags()), (Some("checkout"), Some("{\"service\":\"checkout\"}")));
+        let names: Vec<_> =
+            flow.names().iter().map(|named| format!("{} {:?}", named.qname, named.query.as_deref())).collect();
+        assert_eq!(
+            names,
+            ["a.example Some(\"0000000000000001-2-3\")", "b\\032.example Some(\"0000000000000001-2-3\")"]
+        );
+        assert_eq!((flow.names_omitted, flow.outlived_us, flow.duration_us), (4, Some(5), Some(1_000_000)));
+        assert_eq!(
+            (flow.bytes_out, flow.bytes_in, flow.packets_out, flow.packets_in),
+            (Some(6), Some(7), Some(8), None)
+        );
+        assert_eq!((flow.started, &*flow.source), (false, "vpc"));
+    })
+    .unwrap();
+    assert_eq!(flows, 1);
 }
 
 #[test]
@@ -217,7 +291,7 @@ proptest! {
         for source in [bytes.clone(), [&text[..], &bytes].concat(), [&text[..at.min(text.len())], &bytes].concat()] {
             let mut read = QueriesRead::default();
             if let Ok(source) = decoded(io::Cursor::new(source)) {
-                let mut each = Each { grants: true, give: &mut |_| () };
+                let mut each = Each { others: true, give: &mut |_| () };
                 read.file(Path::new("x"), &mut Lines::new(source), &mut |_| (), &mut each);
             }
         }

@@ -63,7 +63,7 @@ impl Trace<'_> {
         match record {
             Recorded::Grant(grant) if grant.address == self.flow.address => self.grant(grant),
             Recorded::Query(query) if query.may_tell(&self.address) => self.query(query),
-            Recorded::Grant(_) | Recorded::Query(_) => {}
+            _ => {}
         }
     }
 

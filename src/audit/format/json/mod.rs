@@ -4,6 +4,7 @@
 //! could be long is capped, so that the fields behind the answers always fit; the answers take what room is left.
 
 mod figures;
+mod flow;
 mod line;
 mod own;
 mod rendered;
@@ -106,6 +107,7 @@ impl Encoder {
             Event::Grant(event) => self.grant(out, id, event),
             Event::Policy(event) => self.policy(out, id, event),
             Event::Change(event) => self.change(out, id, event),
+            Event::Flow(event) => self.flow(out, id, event),
         }
         out.extend_from_slice(b"}\n");
     }
