@@ -9,11 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use outgate::audit::{
-    BackendAck, CacheUse, ChangeEvent, Encoder, Event, FIELDS, FlowEvent, FlowName, FlowOp, GrantEvent, GrantOp, Log,
-    MAX_LINE, Outcome, PolicyEvent, QueryEvent, RecordId, Rendered, Ruled, Settings, Shadow, Stated, Statement,
-    Transport,
+    BackendAck, CacheUse, ChangeEvent, Encoder, Event, FIELDS, FlowEvent, FlowOp, GrantEvent, GrantOp, Log, MAX_LINE,
+    Outcome, PolicyEvent, QueryEvent, RecordId, Rendered, Ruled, Settings, Shadow, Stated, Statement, Transport,
 };
-use outgate::flow::{Carrier, Class, Detail, Origin};
+use outgate::flow::{Carrier, Class, Detail, Named, Origin};
 use outgate::name::{Name, NameBuf};
 use outgate::net::{Element, Scope, SegmentId, Service, Services};
 use outgate::policy::{Dissent, Listed, Reason, Summary};
@@ -257,18 +256,18 @@ impl Parts {
         assert_documented(&encoded(&Event::Flow(self.flow(&self.flow_names())), self.word(5)), "flow");
     }
 
-    fn flow_names(&self) -> Vec<FlowName<'_>> {
-        let names = self.words.iter().map(|word| FlowName {
+    fn flow_names(&self) -> Vec<Named<'_>> {
+        let names = self.words.iter().map(|word| Named {
             qname: word,
             rule: self.word(1),
-            query: self.has(3).then_some(ID),
+            query: self.has(3).then_some(ID.into()),
             told: Wall(self.numbers.0),
             until: Wall(1),
         });
         names.collect()
     }
 
-    fn flow<'a>(&'a self, names: &'a [FlowName<'a>]) -> FlowEvent<'a> {
+    fn flow<'a>(&'a self, names: &'a [Named<'a>]) -> FlowEvent<'a> {
         let (large, small, _) = self.numbers;
         FlowEvent {
             at: Wall(1),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use super::format::json::Rendered;
-use crate::flow::{Carrier, Class, Detail, Origin, QueryId};
+use crate::flow::{Carrier, Class, Detail, Flow, Judgement, Named, Origin, QueryId};
 use crate::name::Name;
 use crate::net::{Element, Services};
 use crate::policy::{Dissent, Reason, Rule, Summary};
@@ -435,21 +435,6 @@ impl FlowOp {
     }
 }
 
-/// One of several names that a flow may have gone by.
-#[derive(Clone, Copy, Debug)]
-pub struct FlowName<'a> {
-    /// The name in presentation format.
-    pub qname: &'a str,
-    /// The rule's id.
-    pub rule: &'a str,
-    /// The query that was told it.
-    pub query: Option<RecordId>,
-    /// When.
-    pub told: Wall,
-    /// Until when it was open.
-    pub until: Wall,
-}
-
 /// One flow, and what it went out by.
 #[derive(Clone, Debug)]
 pub struct FlowEvent<'a> {
@@ -482,7 +467,7 @@ pub struct FlowEvent<'a> {
     /// The query that was told that name's address.
     pub query: Option<RecordId>,
     /// The names where there are several, the newest first.
-    pub names: &'a [FlowName<'a>],
+    pub names: &'a [Named<'a>],
     /// Names beyond those.
     pub names_omitted: u64,
     /// How long after the end of what was told it began, in microseconds.
@@ -503,4 +488,44 @@ pub struct FlowEvent<'a> {
     pub started: bool,
     /// Where it was seen.
     pub source: Origin,
+}
+
+impl<'a> FlowEvent<'a> {
+    /// A flow as it was judged; counters, port and tags are the caller's to add. `why` is what the judgement says.
+    #[must_use]
+    pub fn judged(
+        op: FlowOp,
+        source: Origin,
+        flow: &Flow<'_>,
+        judgement: &'a Judgement<'a>,
+        why: Option<&'a str>,
+    ) -> Self {
+        Self {
+            at: flow.at,
+            op,
+            client: flow.client,
+            port: None,
+            segment: judgement.segment.map(|segment| (segment, "")),
+            address: flow.address,
+            service: flow.carrier,
+            denied: flow.denied,
+            class: judgement.class,
+            detail: judgement.detail,
+            why,
+            qname: judgement.qname(),
+            rule: judgement.rule(),
+            query: judgement.name.and_then(|name| name.query).map(RecordId::from),
+            names: &judgement.names,
+            names_omitted: judgement.names_omitted,
+            late_us: judgement.late_us,
+            outlived_us: judgement.outlived_us,
+            bytes_out: None,
+            bytes_in: None,
+            packets_out: None,
+            packets_in: None,
+            end: flow.end,
+            started: flow.started,
+            source,
+        }
+    }
 }

@@ -32,8 +32,8 @@ mod verify;
 
 pub use error::AuditError;
 pub use event::{
-    BackendAck, CacheUse, ChangeEvent, Event, FlowEvent, FlowName, FlowOp, GrantEvent, GrantOp, Outcome, PolicyEvent,
-    QueryEvent, RecordId, Ruled, Shadow, Stated, Statement, Transport,
+    BackendAck, CacheUse, ChangeEvent, Event, FlowEvent, FlowOp, GrantEvent, GrantOp, Outcome, PolicyEvent, QueryEvent,
+    RecordId, Ruled, Shadow, Stated, Statement, Transport,
 };
 pub use fields::{FIELDS, Field};
 pub use format::json::{Encoder, MAX_LINE, Rendered};

@@ -9,8 +9,8 @@ use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use super::*;
 use crate::audit::archive::Archive;
 use crate::audit::fixture::{Directory, write};
-use crate::audit::{Encoder, Event, FlowEvent, FlowName, FlowOp, Log, Outcome, RecordId};
-use crate::flow::{Carrier, Class, Detail, Origin};
+use crate::audit::{Encoder, Event, FlowEvent, FlowOp, Log, Outcome, RecordId};
+use crate::flow::{self, Carrier, Class, Detail, Origin, QueryId};
 use crate::net::Service;
 use crate::time::{Clock, Wall};
 
@@ -106,10 +106,10 @@ fn grants_are_handed_out_to_who_asks_for_them() {
 fn a_flow_is_read_as_it_was_written() {
     let directory = Directory::new();
     let file = directory.path().join("query.jsonl");
-    let named = |qname| FlowName {
+    let named = |qname| flow::Named {
         qname,
         rule: "api",
-        query: Some(RecordId { boot: 1, shard: 2, sequence: 3 }),
+        query: Some(QueryId { boot: 1, shard: 2, sequence: 3 }),
         told: Wall(1_000_000),
         until: Wall(2_000_000),
     };

@@ -76,7 +76,7 @@ impl Encoder {
             line.text("{\"qname\":\"", named.qname, NAME);
             line.text(open!("rule"), named.rule, WORD);
             if let Some(query) = named.query {
-                self.id(line.0, open!("query"), query);
+                self.id(line.0, open!("query"), query.into());
             }
             self.time(line.0, open!("told"), named.told);
             self.time(line.0, open!("until"), named.until);
