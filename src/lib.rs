@@ -66,6 +66,7 @@
 //! | core | [`grant`] | the ledger: what is open, for which reasons, until when; sees `policy` |
 //! | core | [`cache`] | what is known, and for whom it is open; sees `grant` and `policy` |
 //! | core | [`flow`] | what went out, and by which look-up or rule |
+//! | core | [`report`] | what a log says to those who answer for a network, in tables; sees `policy` and `flow` |
 //! | core | [`draft`] | rules as text for people to read: from other systems' lists, from what was asked for; sees `policy` |
 //! | word | [`name`], [`net`], [`record`], [`time`] | names, addresses and services, DNS data, the clock |
 //! | word | [`document`], [`metric`] | TOML read with places, every metric in one table; words see each other |
@@ -90,6 +91,7 @@ pub mod name;
 pub mod net;
 pub mod policy;
 pub mod record;
+pub mod report;
 pub mod serve;
 pub mod time;
 pub mod trust;

@@ -33,6 +33,7 @@ const ROOMS: &[(&str, Level)] = &[
     ("cache", Level::Core),
     ("draft", Level::Core),
     ("flow", Level::Core),
+    ("report", Level::Core),
     ("upstream", Level::Edge),
     ("zones", Level::Edge),
     ("firewall", Level::Edge),
@@ -44,7 +45,14 @@ const ROOMS: &[(&str, Level)] = &[
 ];
 
 /// The arrows within a level. Words see each other.
-const SEES: &[(&str, &str)] = &[("grant", "policy"), ("cache", "grant"), ("cache", "policy"), ("draft", "policy")];
+const SEES: &[(&str, &str)] = &[
+    ("grant", "policy"),
+    ("cache", "grant"),
+    ("cache", "policy"),
+    ("draft", "policy"),
+    ("report", "policy"),
+    ("report", "flow"),
+];
 
 /// More than anybody reads in one sitting; the aim is 200 lines.
 const LONGEST: usize = 600;

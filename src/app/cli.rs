@@ -198,6 +198,9 @@ enum Verb {
     /// Read the query log, and prove that it is whole
     #[command(subcommand)]
     Log(verb::log::Verb),
+    /// Say what the log shows: what went where, what was refused, what is new, unused, shared, late, or past the resolver
+    #[command(subcommand)]
+    Report(verb::report::Verb),
 }
 
 /// A number that the node takes as the limit of a list.
@@ -238,6 +241,7 @@ pub fn main() -> ExitCode {
         }
         Verb::Reload { config, json } => verb::node::reload(&config, json),
         Verb::Log(verb) => verb::log::run(verb),
+        Verb::Report(verb) => verb::report::run(verb),
     };
     match done {
         Ok(code) => code,

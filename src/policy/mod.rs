@@ -10,6 +10,7 @@
 //! - [`Policy::upholds`] asks the same functions again, so a grant and its re-decision cannot disagree.
 
 mod ageing;
+mod allowances;
 mod asker;
 mod cases;
 mod compare;
@@ -53,6 +54,7 @@ use foldhash::fast::RandomState;
 use crate::document::Warning;
 use crate::net::{Prefix, PrefixMap, SegmentId, Services};
 use crate::time::Wall;
+pub use allowances::{Allowance, Allowances};
 pub use asker::{Asker, Forwarder, Identity};
 pub use cases::{Case, Tried, read_cases};
 pub use compare::{
@@ -171,6 +173,11 @@ impl Policy {
     #[must_use]
     pub fn tells_clients_apart(&self) -> bool {
         self.rules.iter().any(|rule| !rule.clients.is_empty())
+    }
+
+    /// Every rule.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter()
     }
 
     /// How many rules.

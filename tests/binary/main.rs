@@ -46,6 +46,7 @@ mod outage;
 mod packets;
 mod policing;
 mod reload;
+mod report;
 mod serving;
 mod streams;
 mod watch;

@@ -25,6 +25,7 @@ mod files;
 mod flow;
 mod grant;
 mod notice;
+mod policy;
 mod query;
 
 use std::fmt;
@@ -39,6 +40,7 @@ use decode::{Counted, decoded};
 pub use flow::{Flow, Named};
 pub use grant::Grant;
 pub use notice::Notice;
+pub use policy::PolicyChange;
 pub use query::{Query, Text, Told};
 
 /// How every query record begins that this program wrote; others are read as well, only slower.
@@ -47,6 +49,7 @@ const QUERY: &[u8] = b"query\"";
 const GRANT: &[u8] = b"grant\"";
 const FLOW: &[u8] = b"flow\"";
 const LOG: &[u8] = b"log\"";
+const POLICY: &[u8] = b"policy\"";
 
 /// Lines between two calls of the progress function: some 100 ms.
 const STEP: u64 = 1 << 16;
@@ -98,6 +101,8 @@ pub enum Recorded<'a> {
     Flow(&'a Flow<'a>),
     /// Of the log itself.
     Notice(&'a Notice<'a>),
+    /// Of the policy.
+    Policy(&'a PolicyChange<'a>),
 }
 
 /// Hands every query record of these paths to `each`.
@@ -145,6 +150,8 @@ impl Each<'_> {
             Flow::read(line).iter().for_each(|flow| (self.give)(Recorded::Flow(flow)));
         } else if kind.starts_with(LOG) {
             Notice::read(line).iter().for_each(|notice| (self.give)(Recorded::Notice(notice)));
+        } else if kind.starts_with(POLICY) {
+            PolicyChange::read(line).iter().for_each(|policy| (self.give)(Recorded::Policy(policy)));
         }
     }
 }
