@@ -7,7 +7,7 @@ use super::sheet::{Cell, Sheet, Table, text};
 use super::{Asked, Fate, Period, Report, Went, reach};
 use crate::flow::Class;
 use crate::name::NameBuf;
-use crate::policy::{Action, Allowances, Policy, Rule};
+use crate::policy::{Action, Allowances, Policy, Rule, RuleIndex};
 use crate::time::Wall;
 
 /// When something was used.
@@ -136,6 +136,10 @@ impl Report for Unused {
             ));
         }
         let unused = |rule: &Rule| self.rules.get(&rule.id).copied().filter(|used| used.within == 0);
+        let mut counts: HashMap<RuleIndex, u64> = HashMap::new();
+        self.allowances.all().iter().for_each(|one| *counts.entry(one.rule).or_default() += 1);
+        let counts: HashMap<&str, u64> =
+            counts.into_iter().map(|(rule, count)| (&**self.policy.rule_id(rule), count)).collect();
         let mut rules: Vec<Vec<Cell>> = Vec::new();
         let mut static_rules = 0_u64;
         for rule in self.policy.rules().filter(|rule| rule.action == Action::Allow) {
@@ -144,7 +148,7 @@ impl Report for Unused {
                 static_rules += 1;
                 continue;
             }
-            let names = self.allowances.all().iter().filter(|one| self.policy.rule_id(one.rule) == &rule.id).count();
+            let names = counts.get(&*rule.id).copied().unwrap_or(0);
             let what = match (names, rule.networks.len()) {
                 (0, networks) => format!("{networks} networks"),
                 (names, _) => format!("{names} names"),
