@@ -95,10 +95,7 @@ impl Archive {
     /// The name of a file closed at `now`: later in the order than every other one, even where the clock was set
     /// back.
     pub(super) fn next(&self, now: Wall) -> Result<String, AuditError> {
-        let stamp = now.to_string();
-        let seconds = stamp.get(..19).unwrap_or(&stamp);
-        let mut time: String = seconds.chars().filter(char::is_ascii_alphanumeric).collect();
-        time.push('Z');
+        let mut time = stamp(now);
         let mut number = 0;
         if let Some(newest) = self.list()?.pop().filter(|newest| newest.time >= time) {
             (time, number) = (newest.time, newest.number.saturating_add(1));
@@ -106,6 +103,20 @@ impl Archive {
         let dot = if self.extension.is_empty() { "" } else { "." };
         Ok(format!("{}-{time}-{number}{dot}{}", self.stem, self.extension))
     }
+}
+
+impl Archived {
+    /// Whether it was closed before this time: all that is in it is older.
+    pub(super) fn closed_before(&self, time: Wall) -> bool {
+        self.time < stamp(time)
+    }
+}
+
+/// `<YYYYMMDDThhmmssZ>`.
+fn stamp(time: Wall) -> String {
+    let text = time.to_string();
+    let seconds = text.get(..19).unwrap_or(&text);
+    seconds.chars().filter(char::is_ascii_alphanumeric).chain(['Z']).collect()
 }
 
 /// `<YYYYMMDDThhmmssZ>-<n>`.

@@ -107,6 +107,14 @@ impl Shard {
         }
     }
 
+    /// The same, for records that nothing waits for: what cannot be written is dropped, and named by a `gap` record later,
+    /// whatever the settings say.
+    #[must_use]
+    pub const fn tolerant(mut self) -> Self {
+        self.on_full = OnFull::Drop;
+        self
+    }
+
     /// The id of the next record. Every reserved id must be appended once: one that is not is a gap.
     pub fn reserve(&mut self) -> RecordId {
         let sequence = self.next;

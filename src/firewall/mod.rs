@@ -17,7 +17,7 @@ pub use self::memory::{Memory, MemoryHandle, Mode};
 pub use self::witness::{Count, Endpoints, Looked, Refused, Seen, Sight, Sought, Witness};
 use crate::document::Table;
 use crate::grant::Change;
-use crate::net::Element;
+use crate::net::{Element, Prefix, Services};
 use crate::policy::Layout;
 use crate::time::{Clock, Tick};
 
@@ -125,6 +125,16 @@ pub trait Plan: Debug + Send + Sync {
 
     /// True where only the machine's own flows are governed: clients elsewhere have no use for its grants.
     fn local_clients_only(&self) -> bool {
+        false
+    }
+
+    /// Where everybody may go without a grant, and by what.
+    fn spared(&self) -> Vec<(Prefix, Vec<Services>)> {
+        Vec::new()
+    }
+
+    /// True where [`Plan::witness`] gives something.
+    fn has_witness(&self) -> bool {
         false
     }
 

@@ -120,6 +120,13 @@ impl Policy {
         self.denies_address(address, now).or_else(opening)
     }
 
+    /// Every rule that opens networks, with each segment that it opens them for.
+    pub fn static_rules(&self) -> impl Iterator<Item = (&Rule, &Segment)> {
+        let rules = (0..).map(RuleIndex).zip(self.rules.iter());
+        let opening = rules.filter(|(_, rule)| rule.action == Action::Allow && !rule.networks.is_empty());
+        opening.flat_map(|(number, rule)| self.segments_of(number).map(move |segment| (rule, segment)))
+    }
+
     /// Every rule of the asker's segment that names `name` (canonical wire form), allow and deny, whatever its types; the
     /// most specific first, then by id.
     #[must_use]

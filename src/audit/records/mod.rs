@@ -156,6 +156,11 @@ impl Each<'_> {
     }
 }
 
+/// Hands out the record of a line, where it has one.
+pub(super) fn read_line(line: &[u8], give: &mut dyn FnMut(Recorded<'_>)) -> bool {
+    QueriesRead::default().record(line, &mut Each { others: true, give })
+}
+
 fn read_files(
     paths: &[PathBuf],
     progress: &mut dyn FnMut(QueriesProgress<'_>),

@@ -17,6 +17,7 @@ use crate::audit::format::json::MAX_LINE;
 use crate::audit::read::Head;
 use crate::audit::records::decode::{decoded, is_packed};
 use crate::audit::seal::digest;
+use crate::time::Wall;
 
 /// What is read at once.
 const PIECE: usize = 1 << 17;
@@ -89,7 +90,16 @@ impl Follower {
         last: Option<&Position>,
         from: From,
     ) -> Result<Self, AuditError> {
-        let mut follower = Self {
+        let mut follower = Self::idle(path, readers)?;
+        match last {
+            Some(last) => follower.seek(last)?,
+            None => follower.begin(from)?,
+        }
+        Ok(follower)
+    }
+
+    fn idle(path: &Path, readers: &Readers) -> Result<Self, AuditError> {
+        Ok(Self {
             path: path.to_path_buf(),
             archive: Archive::beside(path)?,
             reader: readers.join(),
@@ -101,11 +111,21 @@ impl Follower {
             given: 0,
             skipped: 0,
             lost: None,
+        })
+    }
+
+    /// Follows the log whose current file is at `path`, from the first file on that was not closed before `time`.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub(super) fn since(path: &Path, readers: &Readers, time: Wall) -> Result<Self, AuditError> {
+        let mut follower = Self::idle(path, readers)?;
+        let archives = follower.archive.list_packed()?;
+        let source = match archives.iter().find(|archived| !archived.closed_before(time)) {
+            Some(archived) => follower.open_archive(archived)?,
+            None => follower.open_current()?,
         };
-        match last {
-            Some(last) => follower.seek(last)?,
-            None => follower.begin(from)?,
-        }
+        follower.enter(source, 0)?;
         Ok(follower)
     }
 

@@ -13,6 +13,7 @@ mod engine;
 mod file;
 mod follow;
 mod gauges;
+mod history;
 mod readers;
 mod settings;
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 pub use self::engine::Sinks;
 pub use self::gauges::Gauges;
+pub use self::history::{Event as HistoryEvent, History};
 pub(super) use self::readers::Readers;
 use self::settings::Keys;
 pub use self::settings::Settings;

@@ -39,7 +39,7 @@ use crate::document::Table;
 use crate::firewall::cut::Cuts;
 use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Load, Plan, Sought, Witness};
 use crate::grant::Change;
-use crate::net::{Element, Prefix, local_addresses};
+use crate::net::{Element, Prefix, Services, local_addresses};
 use crate::policy::Layout;
 use crate::time::{Clock, Tick};
 
@@ -179,6 +179,16 @@ impl Plan for Settings {
 
     fn local_clients_only(&self) -> bool {
         self.hook == Hook::Output
+    }
+
+    fn spared(&self) -> Vec<(Prefix, Vec<Services>)> {
+        let dns = |resolver: &IpAddr| (Prefix::from(*resolver), vec![Services::Tcp(53, 53), Services::Udp(53, 53)]);
+        let ungated = self.ungated.iter().map(|prefix| (*prefix, vec![Services::Any]));
+        ungated.chain(self.resolvers.iter().map(dns)).collect()
+    }
+
+    fn has_witness(&self) -> bool {
+        true
     }
 
     fn witness(&self, sought: &Sought) -> Result<Option<Box<dyn Witness>>, FirewallError> {
