@@ -78,12 +78,16 @@ fn section(header: &str, rows: &[Row], key: &str, value: &str) -> String {
     }
     // An encrypted door has a certificate.
     let tls = if header == "[listen]" { TLS } else { "" };
-    format!("{header}\n{kind}{text}{others}{tls}")
+    // Flows are told of by a firewall.
+    let firewall = if header == "[flow]" { FIREWALL } else { "" };
+    format!("{header}\n{kind}{text}{others}{tls}{firewall}")
 }
 
 /// A zone's key, as `anchors` has it.
 const ANCHORS: &str = "example.org. 3600 IN DNSKEY 257 3 13 \
     WQ72DwwO1Vilg6hk0xUZPxTVECmjPzbN2i6YuwaXFA2HODc6fq4rqvhIeJLRrF2VtHPRgNaKtC2RRMsMGqWCMw==\n";
+
+const FIREWALL: &str = "[[firewall]]\nname = \"gateway\"\nkind = \"nftables\"\nhook = \"sets\"\n";
 
 const TLS: &str = "[tls]\ncertificate = \"tls/cert.pem\"\nkey = \"tls/key.pem\"\n";
 

@@ -72,3 +72,8 @@ fn a_hostile_name_server_opens_nothing_else() {
 fn what_is_changed_while_it_runs_holds() {
     tell("changes");
 }
+
+#[test]
+fn every_flow_is_in_the_log_as_what_it_was() {
+    tell("flows");
+}

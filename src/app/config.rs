@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::app::cli::ConfigFile;
+use crate::app::flow;
 use crate::document::{Document, Mistake, Table, read_text};
 use crate::grant::Terms;
 use crate::net::parse_prefix;
@@ -41,6 +42,8 @@ pub(super) struct Config {
     pub(super) firewalls: Vec<firewall::Settings>,
     pub(super) audit: audit::Settings,
     pub(super) sinks: Vec<audit::SinkSettings>,
+    /// What is recorded of flows; `None`: nothing.
+    pub(super) flow: Option<flow::Settings>,
     /// Where metrics and health are served; `None`: nowhere.
     pub(super) health: Option<SocketAddr>,
     pub(super) admin_socket: PathBuf,
@@ -99,9 +102,10 @@ impl Config {
         let mut audit = root.table("audit").map_or_else(audit::Settings::default, audit::Settings::parse);
         audit.file = path(audit.file);
         let sinks = audit::SinkSettings::read_all(&root, &base);
+        let flow = flow::Settings::read(&root, &firewalls);
         let health = read_health(&root);
         let admin_socket = read_admin(&root).unwrap_or_else(|| state.join("admin.sock"));
-        root.finish(&["cluster", "peer", "tracing", "dnssec", "flow"]);
+        root.finish(&["cluster", "peer", "tracing", "dnssec"]);
         let mistakes = document.take_mistakes();
         if !mistakes.is_empty() {
             return Err(mistakes);
@@ -123,6 +127,7 @@ impl Config {
             firewalls,
             audit,
             sinks,
+            flow,
             health,
             admin_socket: path(admin_socket),
             file,

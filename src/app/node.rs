@@ -1,6 +1,7 @@
 //! The running node: what operators ask of it, and the reload.
 
 mod beside;
+mod figures;
 mod promote;
 mod sinks;
 
@@ -16,14 +17,13 @@ use serde_json::{Value, json};
 use crate::app::changes::{Contents, Desk};
 use crate::app::config::Config;
 use crate::app::cookies;
+use crate::app::flow::Flows;
 use crate::app::load::{self, Loaded};
 use crate::app::promotion::Promotion;
 use crate::audit::{Event, Meter, PolicyEvent, Shard, Sinks, Transport};
 use crate::cache;
 use crate::document::{Mistake, Warning, WarningKind};
-use crate::gate::{
-    Closed, Designation, Door, EnforcerCounts, Gate, GrantCounts, GrantEntry, GrantQuery, Rulebook, Secrets,
-};
+use crate::gate::{Closed, Designation, Door, Gate, GrantEntry, GrantQuery, Rulebook, Secrets};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
 use crate::policy::{Policy, Runtime, Summary};
@@ -36,6 +36,7 @@ use crate::serve::{
 use crate::time::Wall;
 use crate::upstream::ServerHealth;
 pub(super) use beside::{Beside, Found};
+use figures::{number, room};
 
 /// How long before a rule ends, or a segment begins to enforce, it is told: two weeks to ask whoever owns it.
 pub(super) const SOON: Duration = Duration::from_secs(14 * 86_400);
@@ -47,6 +48,8 @@ pub(super) struct NodeParts {
     pub(super) registry: Registry,
     pub(super) meter: Meter,
     pub(super) sinks: Arc<Sinks>,
+    /// `None`: no flows are recorded.
+    pub(super) flows: Option<Flows>,
     pub(super) streams: Arc<Streams>,
     /// `None`: no encrypted door.
     pub(super) tls: Option<Arc<Tls>>,
@@ -155,6 +158,7 @@ impl RunningNode {
         let beside = self.beside.load();
         let first = beside.warnings().map(|warning| warning.to_string());
         let first = first.chain(self.parts.no_upstream.iter().map(ToString::to_string));
+        let first = first.chain(self.parts.flows.iter().flat_map(Flows::remarks));
         first.chain(loaded.iter().chain(policy.warnings()).chain(&ageing).map(ToString::to_string)).collect()
     }
 
@@ -535,6 +539,7 @@ impl Node for Arc<RunningNode> {
         registry.absolute(metric::AUDIT_BYTES, [], audit.bytes);
         registry.absolute(metric::AUDIT_REFUSED, [], audit.refused);
         registry.absolute(metric::AUDIT_GAPS, [], audit.gaps);
+        self.parts.flows.iter().for_each(|flows| flows.gauges.show(registry));
         for firewall in &counts.enforcers {
             let label = [&*firewall.name];
             let (elements, capacity) = room(firewall, counts);
@@ -581,18 +586,4 @@ impl Node for Arc<RunningNode> {
         }
         registry.render()
     }
-}
-
-/// The elements in a firewall's fullest table and the room there; of one that has no bound what the granter holds.
-fn room(firewall: &EnforcerCounts, counts: &GrantCounts) -> (u64, Option<u64>) {
-    match firewall.load.each_ref().map(|count| count.load(Ordering::Relaxed)) {
-        [_, 0] => (counts.live.load(Ordering::Relaxed), None),
-        [elements, capacity] => (elements, Some(capacity)),
-    }
-}
-
-/// Gauges are floats in Prometheus.
-#[expect(clippy::cast_precision_loss, reason = "exact below 2^53, and no count here comes near it")]
-const fn number(count: u64) -> f64 {
-    count as f64
 }

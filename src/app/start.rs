@@ -16,6 +16,7 @@ use crate::app::changes::{Book, Desk, Feed};
 use crate::app::cli::Failure;
 use crate::app::config::Config;
 use crate::app::cookies;
+use crate::app::flow;
 use crate::app::load::{self, Loaded};
 use crate::app::node::{Beside, Doors, Found, NodeParts, RunningNode};
 use crate::app::promotion::Promotion;
@@ -42,7 +43,7 @@ const NAMED_BYTES: usize = 16 << 20;
 /// All of a query on the slow path: below the 2 s at which the quickest stubs ask again.
 const QUERY_DEADLINE: Duration = Duration::from_millis(1900);
 
-/// Shards of the log besides its own: the granter, the stream doors, the node; then one per worker.
+/// Shards of the log besides its own: the granter, the stream doors, the node; then one per worker, and of the flows.
 const FIXED_SHARDS: u16 = 3;
 
 /// A node that is ready to serve; nothing answers yet.
@@ -70,6 +71,8 @@ pub(super) struct Built {
     pub(super) stream_limits: Arc<Streams>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) refresher: Refresher,
+    /// `None`: no flows are recorded.
+    pub(super) watcher: Option<flow::Running>,
 }
 
 /// What they are built from.
@@ -134,8 +137,9 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let admin = admin::Socket::bind(&config.admin_socket).await.map_err(|error| Failure::Failed(error.to_string()))?;
 
     let boot = random()?;
-    let workers = u16::try_from(config.listen.workers).unwrap_or(u16::MAX - FIXED_SHARDS);
-    let (log, shards) = Log::open(config.audit.clone(), &config.node, clock.clone(), boot, FIXED_SHARDS + workers)
+    let own = FIXED_SHARDS + u16::from(config.flow.is_some());
+    let workers = u16::try_from(config.listen.workers).unwrap_or(u16::MAX - own);
+    let (log, shards) = Log::open(config.audit.clone(), &config.node, clock.clone(), boot, own + workers)
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let meter = log.meter();
     let sinks = match Sinks::start(&config.sinks, &config.audit.file, &config.state, &meter, &clock) {
@@ -285,6 +289,12 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     let workers = sockets
         .workers(&gate, outboxes)
         .map_err(|error| Failure::Failed(format!("no runtime for a worker: {error}; raise the limit of open files")))?;
+    let flows = config.flow.as_ref().map(|settings| {
+        let (firewalls, file) = (config.firewalls.as_slice(), config.audit.file.as_path());
+        let (meter, gate, shard) = (&meter, Arc::clone(&gate), shard()?);
+        flow::start(flow::Parts { settings, firewalls, file, meter, gate, shard }).map_err(Failure::Failed)
+    });
+    let (flows, watcher) = flows.transpose()?.unzip();
     let stream_limits = Streams::new(Limits::default());
     let tls = identity.map(Tls::new);
     let parts = NodeParts {
@@ -293,6 +303,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         registry,
         meter,
         sinks,
+        flows,
         streams: Arc::clone(&stream_limits),
         tls: tls.clone(),
         doors,
@@ -308,6 +319,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         stream_limits,
         tls,
         refresher,
+        watcher,
     })
 }
 

@@ -84,6 +84,17 @@ metrics! {
     AUDIT_GAPS = Counter "audit_gaps_total" [] Count
         "Ranges of record ids that are missing from the log.";
 
+    FLOWS = Counter "flows_total" ["segment", "class"] Count
+        "Flows that passed the firewall and ended, by the segment of the client and by what they went out by.";
+    FLOW_BYTES = Counter "flow_bytes_total" ["segment", "class", "direction"] Bytes
+        "Bytes of these flows, by direction as the client sees it.";
+    FLOWS_REFUSED = Counter "flows_refused_total" ["segment", "why"] Count
+        "Packets that the firewall refused and logged, by the segment of the client and why nothing opened their way.";
+    FLOW_EVENTS_LOST = Counter "flow_events_lost_total" [] Count
+        "Refusals, and times that flows began or ended, of which the kernel could not tell for want of room.";
+    FLOWS_LIVE = Gauge "flows_live" [] Count
+        "Live flows that are known.";
+
     POLICY_REVISION = Info "policy_revision_info" ["revision"] Count
         "The policy in force.";
     POLICY_RULES = Gauge "policy_rules" [] Count

@@ -118,6 +118,15 @@ class Lab:
         """The namespace of a host, of "gateway" or of "internet"."""
         return self._namespaces[name]
 
+    def served(self):
+        """The bytes that each address of the web servers gave to who asked for some."""
+        with open(f"{self.directory}/web.log") as file:
+            gave = [line.split()[1:] for line in file if line.startswith("gave ")]
+        served = {}
+        for address, size in gave:
+            served[address] = served.get(address, 0) + int(size)
+        return served
+
     def _namespace(self, name):
         made = network.Namespace(f"{PREFIX}-{os.getpid()}-", name)
         # No neighbour can be asked for while a link's own address is still being tried for uniqueness.

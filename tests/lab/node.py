@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.request
 
 import client
 import packets
@@ -198,6 +199,25 @@ class Node:
                     raise RuntimeError(f"outgate did not open its doors (exit code {self._process.poll()}):\n"
                                        f"{self.diagnostics()}")
                 time.sleep(0.01)
+
+    def process(self):
+        """The number of its process."""
+        return self._process.pid
+
+    def worked(self, thread):
+        """How long a thread of this name has worked, in seconds."""
+        tasks = f"/proc/{self._process.pid}/task"
+        for task in os.listdir(tasks):
+            with open(f"{tasks}/{task}/comm") as comm, open(f"{tasks}/{task}/schedstat") as times:
+                if comm.read().strip() == thread:
+                    return int(times.read().split()[0]) / 1e9
+        return None
+
+    def metric(self, name):
+        """The sum of a metric's series, as /metrics shows it."""
+        with self._namespace.inside(), urllib.request.urlopen("http://127.0.0.1:9953/metrics", timeout=5) as page:
+            lines = page.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
     def alive(self):
         """Whether it runs."""

@@ -2,15 +2,17 @@
 
 A program of its own; the lab starts it in the internet's namespace. A TCP client is greeted with one line,
 the address that it reached, and then gets back whatever it sends. Who sends "pour" gets a kilobyte every 10 ms, for a
-minute.
+minute. Who sends "give N" gets N bytes and the end of the connection; a line of the output says which address gave them.
 """
 
 import selectors
 import socket
+import threading
 import time
 
 PORTS = [80, 443]
 POUR, PIECE, EVERY, TIMES = b"pour", bytes(1024), 0.01, 6000
+GIVE = b"give "
 # Of <linux/in.h> and <linux/in6.h>; Python 3.11 does not name the first.
 IP_PKTINFO = 8
 
@@ -30,6 +32,17 @@ def listener(family, kind, port):
     else:
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     return bound
+
+
+def give(stream, size):
+    """Sends so many bytes and closes."""
+    with stream:
+        try:
+            stream.setblocking(True)
+            stream.sendall(bytes(size))
+            print("gave", stream.getsockname()[0], size, flush=True)
+        except OSError:
+            pass
 
 
 def main():
@@ -57,6 +70,10 @@ def main():
     def echo(stream):
         try:
             data = stream.recv(4096)
+            if data.startswith(GIVE):
+                ready.unregister(stream)
+                threading.Thread(target=give, args=(stream, int(data[len(GIVE):])), daemon=True).start()
+                return
             if data == POUR:
                 pouring[lambda: stream.send(PIECE)] = TIMES
             elif data:

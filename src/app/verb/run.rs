@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::cli::{ConfigFile, Failure};
 use crate::app::config::Config;
+use crate::app::flow;
 use crate::app::node::{Doors, RunningNode};
 use crate::app::start::{Built, Started, start};
 use crate::app::watch::Watch;
@@ -83,7 +84,7 @@ fn serve(
     mut watch: Option<Watch>,
 ) -> Result<ExitCode, Failure> {
     let Started { built, log, sinks, streams, tls_streams, https_streams, quic, health, admin, stop, lock } = started;
-    let Built { node, workers, granter, stream_door, stream_limits, tls, refresher } = built;
+    let Built { node, workers, granter, stream_door, stream_limits, tls, refresher, watcher } = built;
     announce(&node);
     runtime.block_on(node.record_start());
     let refresher = runtime.spawn(refresher.run(Arc::clone(node.gate())));
@@ -150,6 +151,8 @@ fn serve(
     tender.abort();
     // It holds the node, and with it a shard of the log.
     let _ = runtime.block_on(tender);
+    // It holds a shard too.
+    watcher.into_iter().for_each(flow::Running::stop);
     node.gate().granter.stop();
     if granter.join().is_err() {
         tracing::error!("the granter had panicked");

@@ -1,0 +1,177 @@
+//! What the log says, as the index takes it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::audit::{Grant, Notice, Outcome, Query, RecordId, Recorded};
+use crate::flow::{Denied, Detail, Ended, For, Index, Opened, QueryId, Told};
+use crate::net::Services;
+use crate::time::Wall;
+
+/// Says under which address a client stands.
+type Place<'a> = &'a dyn Fn(IpAddr) -> IpAddr;
+
+/// Feeds an index.
+#[derive(Default)]
+pub(super) struct History {
+    /// When the latest record was written.
+    last: Option<Wall>,
+}
+
+impl History {
+    /// Takes a record.
+    pub(super) fn take(&mut self, index: &mut Index, record: Recorded<'_>, place: Place<'_>) {
+        let (at, first) = match &record {
+            Recorded::Query(query) => (query.at(), false),
+            Recorded::Grant(grant) => (grant.at(), false),
+            Recorded::Flow(_) => return,
+            Recorded::Notice(notice) => (notice.at(), notice.is_first()),
+        };
+        if self.last.is_none() || first {
+            index.begin(at, first);
+        }
+        match record {
+            Recorded::Query(query) => told(index, query, place),
+            Recorded::Grant(grant) => granted(index, grant, place),
+            Recorded::Notice(notice) => self.notice(index, notice),
+            Recorded::Flow(_) => {}
+        }
+        self.last = self.last.max(Some(at));
+    }
+
+    /// Records are missing between the latest record and `now`.
+    pub(super) fn missing(&self, index: &mut Index, now: Wall) {
+        index.gap(self.last.unwrap_or(now), now, Detail::LogGap);
+    }
+
+    fn notice(&self, index: &mut Index, notice: &Notice<'_>) {
+        if notice.lost.is_some_and(|lost| lost > 0) {
+            self.missing(index, notice.at());
+        }
+    }
+}
+
+/// An answer, or a refusal.
+fn told(index: &mut Index, query: &Query<'_>, place: Place<'_>) {
+    let client = place(query.client);
+    let at = Wall(query.at().0.saturating_add(query.latency_us));
+    let segment = query.segment.as_deref();
+    let answers = if query.verdict == Outcome::Error { Vec::new() } else { query.answers() };
+    let addresses: Vec<IpAddr> = answers.iter().filter_map(crate::audit::Told::address).collect();
+    let (Some(qname), false) = (query.qname.as_deref(), addresses.is_empty()) else {
+        let qname = query.qname.as_deref().filter(|_| query.verdict == Outcome::Deny);
+        return index.denied(&Denied { at, client, segment, qname });
+    };
+    let ttl = answers.iter().map(|told| told.ttl).min().unwrap_or(0);
+    let told_until = Wall(at.0.saturating_add(u64::from(ttl) * 1_000_000));
+    // Where a segment observes, everything is open, by no rule.
+    let (services, open_until) = query.grant().unwrap_or_else(|| (vec![Services::Any], told_until));
+    index.told(&Told {
+        at,
+        client,
+        segment,
+        qname,
+        rule: query.rule.as_deref().filter(|_| query.verdict == Outcome::Allow).unwrap_or_default(),
+        query: id(&query.id),
+        addresses: &addresses,
+        services: &services,
+        told_until,
+        open_until,
+    });
+    // An observe segment is told what a rule denies: others who are not are known by their own records.
+    if query.verdict == Outcome::Deny {
+        index.denied(&Denied { at, client, segment, qname: None });
+    }
+}
+
+/// A change of what is open.
+fn granted(index: &mut Index, grant: &Grant<'_>, place: Place<'_>) {
+    let to = match grant.client {
+        Some(client) if &*grant.scope == "client" => For::Client(place(client)),
+        _ => For::Segment,
+    };
+    let (at, services) = (grant.at(), grant.services());
+    let (segment, qname, rule, address) = (&*grant.segment, &*grant.qname, &*grant.rule, grant.address);
+    match &*grant.op {
+        "open" | "extend" | "adopt" => {
+            let (until, adopted) = (grant.until(), &*grant.op == "adopt");
+            let query = grant.query.as_deref().and_then(id);
+            let services = &services;
+            index.opened(&Opened { at, to, segment, qname, rule, query, address, services, until, adopted });
+        }
+        "shorten" | "revoke" => {
+            let until = if &*grant.op == "revoke" { at } else { grant.until() };
+            index.ended(&Ended { at, to, segment, qname, rule, address, services: &services, until });
+        }
+        _ => {}
+    }
+}
+
+fn id(text: &str) -> Option<QueryId> {
+    text.parse().ok().map(RecordId::into)
+}
+
+/// What the clocks of the log and of the kernel may be apart, and how late a firewall may be with an end.
+pub(super) const ERROR: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::read_records;
+    use crate::flow::{Carrier, Class, Flow, Judgement, Limits};
+
+    const LOG: &str = concat!(
+        r#"{"v":1,"type":"log","id":"0000000000000001-0-1","ts":"2026-01-01T00:00:00.000000Z","node":"n","op":"open","why":"start"}"#,
+        "\n",
+        r#"{"v":1,"type":"query","id":"0000000000000001-1-1","ts":"2026-01-01T00:00:10.000000Z","node":"n","client":"192.0.2.7","segment":"office","qname":"a.example","qtype":"A","verdict":"allow","reason":"rule","rule":"web","answers":[{"name":"a.example","type":"A","ttl":60,"data":"198.51.100.7"}],"grant":{"ports":["tcp/443"],"until":"2026-01-01T00:05:10.000000Z"},"latency_us":1000}"#,
+        "\n",
+        r#"{"v":1,"type":"query","id":"0000000000000001-1-2","ts":"2026-01-01T00:00:20.000000Z","node":"n","client":"192.0.2.9","segment":"trial","qname":"b.example","qtype":"A","verdict":"deny","enforced":false,"reason":"default","answers":[{"name":"b.example","type":"A","ttl":60,"data":"198.51.100.8"}]}"#,
+        "\n",
+        r#"{"v":1,"type":"query","id":"0000000000000001-1-3","ts":"2026-01-01T00:00:30.000000Z","node":"n","client":"192.0.2.7","segment":"office","qname":"b.example","qtype":"A","verdict":"deny","reason":"default"}"#,
+        "\n",
+        r#"{"v":1,"type":"grant","id":"0000000000000001-2-1","ts":"2026-01-01T00:00:40.000000Z","node":"n","op":"revoke","client":"192.0.2.7","scope":"client","segment":"office","rule":"web","qname":"a.example","address":"198.51.100.7","ports":["tcp/443"],"until":"2026-01-01T00:05:10.000000Z"}"#,
+        "\n",
+        r#"{"v":1,"type":"log","id":"0000000000000001-0-2","ts":"2026-01-01T00:01:00.000000Z","node":"n","op":"gap","lost":3,"why":"no space left"}"#,
+        "\n",
+    );
+
+    fn judge<'a>(index: &'a Index, second: u64, client: &str, address: &str) -> Judgement<'a> {
+        index.judge(&Flow {
+            at: Wall(1_767_225_600_000_000 + second * 1_000_000),
+            end: None,
+            client: client.parse().unwrap(),
+            segment: None,
+            address: address.parse().unwrap(),
+            carrier: Carrier::Tcp(443),
+            started: true,
+            denied: false,
+            error: ERROR,
+        })
+    }
+
+    #[test]
+    fn what_the_log_says_is_what_flows_are_judged_by() {
+        let path = std::env::temp_dir().join(format!("outgate-flow-history-{}.jsonl", std::process::id()));
+        std::fs::write(&path, LOG).unwrap();
+        let (mut index, mut history) = (Index::new(Limits::default()), History::default());
+        let read = read_records(std::slice::from_ref(&path), &mut |_| (), &mut |record| {
+            history.take(&mut index, record, &|address| address);
+        });
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(read.unwrap().damaged, 0);
+        for (second, client, address, class, qname) in [
+            (15, "192.0.2.7", "198.51.100.7", Class::Exact, Some("a.example")),
+            (25, "192.0.2.9", "198.51.100.8", Class::Exact, Some("b.example")),
+            (35, "192.0.2.7", "198.51.100.8", Class::None, Some("b.example")),
+            (35, "192.0.2.7", "198.51.100.9", Class::None, None),
+            (45, "192.0.2.7", "198.51.100.7", Class::Stale, Some("a.example")),
+            // Three records are missing from between the revoke and then.
+            (55, "192.0.2.7", "198.51.100.9", Class::Unknown, None),
+        ] {
+            let judgement = judge(&index, second, client, address);
+            assert_eq!((judgement.class, judgement.qname()), (class, qname), "{second} {client} {address}");
+        }
+        let query = judge(&index, 15, "192.0.2.7", "198.51.100.7").name.and_then(|name| name.query);
+        assert_eq!(query.map(RecordId::from).map(|id| id.to_string()).as_deref(), Some("0000000000000001-1-1"));
+    }
+}
