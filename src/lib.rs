@@ -60,7 +60,7 @@
 //! | edge | [`upstream`] | forwarders over UDP, TCP, TLS and HTTPS; DNSSEC |
 //! | edge | [`zones`] | local authoritative data |
 //! | edge | [`firewall`] | one trait, one table of backends: nftables, memory |
-//! | edge | [`audit`] | the query log: records, file, rotation, verify, tail |
+//! | edge | [`audit`] | the query log: records, file, rotation, verify, tail; sinks |
 //! | core | [`wire`] | bytes ↔ query, reply, upstream message |
 //! | core | [`policy`] | text → rules → index; who asks, what is allowed, what may be opened |
 //! | core | [`grant`] | the ledger: what is open, for which reasons, until when; sees `policy` |
@@ -75,7 +75,7 @@
 //! - Cores take `now` and return values: no I/O, no clock, no tokio, no logging.
 //! - No edge sees another edge; the gate joins them.
 //! - The path is code that can be read aloud, not a chain of plugins. It is open at two edges: firewall backends
-//!   ([`firewall::BACKENDS`]) and log formats. To add one is one file and one row of a table.
+//!   ([`firewall::BACKENDS`]), and log formats and sinks. To add one is one file and one row of a table.
 
 pub mod app;
 pub mod audit;

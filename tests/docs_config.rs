@@ -76,6 +76,17 @@ fn section(header: &str, rows: &[Row], key: &str, value: &str) -> String {
     if header == "[[upstream]]" && ["insecure", "anchors"].contains(&key) {
         text += "dnssec = \"validate\"\n";
     }
+    if header == "[[sink]]" {
+        // What is of use only with another key.
+        let with = [
+            ("syslog", "certificate", "key = \"tls/key.pem\""),
+            ("syslog", "key", "certificate = \"tls/cert.pem\""),
+            ("", "client_key", "client = \"hmac\""),
+        ];
+        let of_kind = |of: &str| of.is_empty() || kind.contains(&format!("\"{of}\""));
+        let with = with.iter().filter(|(of, needs, _)| *needs == key && of_kind(of));
+        text.extend(with.map(|(.., line)| format!("{line}\n")));
+    }
     // An encrypted door has a certificate.
     let tls = if header == "[listen]" { TLS } else { "" };
     // Flows are told of by a firewall.
@@ -99,6 +110,7 @@ fn every_example_and_default_is_valid() {
     place.write("data/.keep", "");
     place.write("policy-next/.keep", "");
     place.write("anchors.key", ANCHORS);
+    place.write("client.key", "a secret of many nodes\n");
     let mut count = 0;
     for (header, rows) in sections() {
         for row in &rows {

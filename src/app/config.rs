@@ -101,7 +101,7 @@ impl Config {
         let firewalls = firewall::Settings::read_all(&root);
         let mut audit = root.table("audit").map_or_else(audit::Settings::default, audit::Settings::parse);
         audit.file = path(audit.file);
-        let sinks = audit::SinkSettings::read_all(&root, &base);
+        let sinks = audit::SinkSettings::read_all(&root, &base, &audit.file);
         let flow = flow::Settings::read(&root, &firewalls);
         let health = read_health(&root);
         let admin_socket = read_admin(&root).unwrap_or_else(|| state.join("admin.sock"));

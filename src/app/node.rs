@@ -406,7 +406,7 @@ impl Node for Arc<RunningNode> {
                 "file": config.audit.file.display().to_string(), "usable": meter.usable(),
                 "records": audit.records, "refused": audit.refused, "gaps": audit.gaps,
             },
-            "sinks": sinks::status(&self.parts.sinks),
+            "sinks": sinks::status(&self.parts.sinks, now.wall),
             "cache": { "entries": gate.answers.len(), "bytes": gate.answers.bytes() + gate.cover.bytes() },
             "queries": { "allow": queries[0], "deny": queries[1], "error": queries[2] },
             "warnings": self.warnings(policy),
@@ -540,6 +540,7 @@ impl Node for Arc<RunningNode> {
         registry.absolute(metric::AUDIT_REFUSED, [], audit.refused);
         registry.absolute(metric::AUDIT_GAPS, [], audit.gaps);
         self.parts.flows.iter().for_each(|flows| flows.gauges.show(registry));
+        sinks::measure(&self.parts.sinks, registry, gate.clock.now().wall);
         for firewall in &counts.enforcers {
             let label = [&*firewall.name];
             let (elements, capacity) = room(firewall, counts);

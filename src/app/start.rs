@@ -100,6 +100,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let upstreams = Upstreams::new(upstream_settings, &clock).map_err(Failure::Mistakes)?;
     let promotion = Promotion::read(&config.state).map_err(Failure::Mistakes)?;
     let loaded = load::load(&config, &upstreams, promotion, clock.now().wall).map_err(Failure::Mistakes)?;
+    check_sinks(&config).map_err(Failure::Mistakes)?;
     let lock = lock_state(&config.state)?;
     let secrets = cookies::secrets(&config.state).map_err(|mistake| Failure::Failed(mistake.to_string()))?;
     let mut book = Book::open(&config.state, clock.now().wall).map_err(Failure::Failed)?;
@@ -142,7 +143,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let (log, shards) = Log::open(config.audit.clone(), &config.node, clock.clone(), boot, own + workers)
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let meter = log.meter();
-    let sinks = match Sinks::start(&config.sinks, &config.audit.file, &config.state, &meter, &clock) {
+    let sinks = match Sinks::start(&config.sinks, &config.audit.file, &config.state, &config.node, &meter, &clock) {
         Ok(sinks) => Arc::new(sinks),
         Err(why) => {
             drop(shards);
@@ -397,11 +398,18 @@ fn random() -> Result<u64, Failure> {
     getrandom::u64().map_err(|error| Failure::Failed(format!("the system gives no random numbers: {error}")))
 }
 
+/// Whether the files that sinks name are of use.
+fn check_sinks(config: &Config) -> Result<(), Vec<Mistake>> {
+    let mistakes: Vec<_> = config.sinks.iter().filter_map(|sink| sink.check().err()).collect();
+    if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
+}
+
 /// What `check` validates beyond the configuration's own text.
 pub(super) fn check(config: &Config) -> Result<(Loaded, Upstreams), Vec<Mistake>> {
     let (settings, _) = load::upstreams(config);
     let clock = Clock::system();
     let upstreams = Upstreams::new(settings, &clock)?;
     let loaded = load::load(config, &upstreams, None, clock.now().wall)?;
+    check_sinks(config)?;
     Ok((loaded, upstreams))
 }

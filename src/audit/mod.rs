@@ -47,6 +47,6 @@ pub use records::{
 };
 pub use settings::{OnFull, Settings};
 pub use shard::Shard;
-pub use sink::{Gauges as SinkGauges, History, HistoryEvent, Settings as SinkSettings, Sinks};
+pub use sink::{Gauges as SinkGauges, History, HistoryEvent, Lag as SinkLag, Settings as SinkSettings, Sinks};
 pub use tail::{Filter, Tail};
 pub use verify::{Finding, Progress, Report, verify};

@@ -83,6 +83,22 @@ metrics! {
         "Queries that got no answer because their record could not be written.";
     AUDIT_GAPS = Counter "audit_gaps_total" [] Count
         "Ranges of record ids that are missing from the log.";
+    AUDIT_SINK_UP = Gauge "audit_sink_up" ["sink"] Count
+        "1 while a sink takes records, 0 since a delivery failed.";
+    AUDIT_SINK_LAG_RECORDS = Gauge "audit_sink_lag_records" ["sink"] Count
+        "Records of the log that a sink has not delivered; what it has not read is estimated from its bytes.";
+    AUDIT_SINK_LAG_BYTES = Gauge "audit_sink_lag_bytes" ["sink"] Bytes
+        "Bytes of the log that a sink has not read, as they lie on the disk.";
+    AUDIT_SINK_LAG_SECONDS = Gauge "audit_sink_lag_seconds" ["sink"] Seconds
+        "Age of the oldest record that a sink has read and not delivered.";
+    AUDIT_SINK_DELIVERED = Counter "audit_sink_delivered_total" ["sink"] Count
+        "Records that the other side of a sink took.";
+    AUDIT_SINK_FAILURES = Counter "audit_sink_failures_total" ["sink"] Count
+        "Deliveries of a sink that failed and are tried again.";
+    AUDIT_SINK_REFUSED = Counter "audit_sink_refused_total" ["sink"] Count
+        "Records that the other side of a sink will never take; they are passed over.";
+    AUDIT_SINK_GAPS = Counter "audit_sink_gaps_total" ["sink"] Count
+        "Times that records were removed before a sink had read them; a gap record tells it which.";
 
     FLOWS = Counter "flows_total" ["segment", "class"] Count
         "Flows that passed the firewall and ended, by the segment of the client and by what they went out by.";

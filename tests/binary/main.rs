@@ -52,4 +52,5 @@ mod reload;
 mod report;
 mod serving;
 mod streams;
+mod syslog;
 mod watch;

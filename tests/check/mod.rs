@@ -1,5 +1,6 @@
 //! `outgate check` on files of a directory of its own, and what the tables of a page say.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -25,7 +26,9 @@ impl Workplace {
     pub(crate) fn write(&self, path: &str, text: &str) {
         let path = self.0.join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
+        std::fs::write(&path, text).unwrap();
+        // Keys are for nobody else.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     /// Checks this configuration: true where it is valid, and what was said.

@@ -372,6 +372,7 @@ impl Log {
             };
             let path = self.archive.path(&oldest.name);
             let bytes = size(&oldest);
+            self.meter.readers().removing(&oldest, &path);
             fs::remove_file(&path).map_err(|error| AuditError::at(&path, &error))?;
             total = total.saturating_sub(bytes);
             self.meter.removed();

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::lost::Lost;
+
 /// Which file of the log: what its first line says of it, wherever it lies and however it is packed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
@@ -32,8 +34,11 @@ pub(super) struct Position {
 pub(super) struct Saved {
     pub(super) v: u32,
     /// Everything before it was delivered.
-    #[serde(flatten)]
-    pub(super) position: Position,
+    /// `None`: nothing was read before `lost` and what follows it.
+    pub(super) position: Option<Position>,
+    /// What it has not been told that it missed.
+    #[serde(default)]
+    pub(super) lost: Vec<Lost>,
 }
 
 /// The file of one sink's cursor.
@@ -41,13 +46,15 @@ pub(super) struct Cursor {
     path: PathBuf,
     next: PathBuf,
     last: Option<Saved>,
+    /// What was saved cannot be understood.
+    pub(super) damaged: bool,
 }
 
 impl Cursor {
     /// The cursor of the sink `name` below the state directory, and what was saved in it.
     ///
     /// # Errors
-    /// One sentence: it cannot be read, or says nothing that can be understood.
+    /// One sentence: it cannot be read.
     pub(super) fn open(state: &Path, name: &str) -> Result<Self, String> {
         let directory = state.join("sinks");
         let fail = |error: &dyn std::fmt::Display| {
@@ -55,15 +62,13 @@ impl Cursor {
         };
         DirBuilder::new().recursive(true).mode(0o750).create(&directory).map_err(|error| fail(&error))?;
         let path = directory.join(format!("{name}.json"));
-        let last = match fs::read(&path) {
-            Ok(bytes) => Some(serde_json::from_slice(&bytes).map_err(|error| {
-                let path = path.display();
-                format!("the cursor {path} is damaged: {error}; remove it, and the sink begins where `from` says")
-            })?),
+        let read = match fs::read(&path) {
+            Ok(bytes) => Some(serde_json::from_slice(&bytes).ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(fail(&error)),
         };
-        Ok(Self { next: directory.join(format!(".{name}.json.next")), path, last })
+        let next = directory.join(format!(".{name}.json.next"));
+        Ok(Self { next, path, damaged: read == Some(None), last: read.flatten() })
     }
 
     /// What was saved last.
@@ -75,8 +80,7 @@ impl Cursor {
     ///
     /// # Errors
     /// It cannot be written; the one before stands.
-    pub(super) fn save(&mut self, position: &Position) -> io::Result<()> {
-        let saved = Saved { v: 1, position: position.clone() };
+    pub(super) fn save(&mut self, saved: Saved) -> io::Result<()> {
         if self.last.as_ref() == Some(&saved) {
             return Ok(());
         }

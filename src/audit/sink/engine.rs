@@ -1,33 +1,18 @@
-//! The engine: one thread per sink, from the log's lines to what is delivered.
+//! The sinks that run: one thread each, started and stopped together.
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::Deserialize;
 
-use super::cursor::{Cursor, Position};
-use super::follow::{Follower, Next};
+use super::cursor::Cursor;
 use super::gauges::Gauges;
-use super::readers::Readers;
+use super::run::Make;
 use super::settings::Settings;
-use super::{Batch, Deliver, Delivered, Record};
 use crate::audit::meter::Meter;
-use crate::time::{Clock, Tick};
-
-/// How long a sink that has read everything looks away.
-const LOOK: Duration = Duration::from_millis(100);
-/// How often the cursor is saved at most.
-const SAVE: Duration = Duration::from_secs(1);
-/// How long a stop waits for what is not delivered yet.
-const DRAIN: Duration = Duration::from_secs(5);
-/// Between two attempts; doubled each time.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+use crate::time::Clock;
 
 /// The sinks that run.
 pub struct Sinks {
@@ -43,7 +28,7 @@ struct Running {
 
 impl Sinks {
     /// Starts a thread for each sink. `meter` is that of the log whose current file is at `file`; cursors are kept below
-    /// `state`.
+    /// `state`, `node` is the node's name.
     ///
     /// # Errors
     /// One sentence: a cursor or the log cannot be read, or there is no thread to be had.
@@ -51,6 +36,7 @@ impl Sinks {
         settings: &[Settings],
         file: &Path,
         state: &Path,
+        node: &str,
         meter: &Meter,
         clock: &Clock,
     ) -> Result<Self, String> {
@@ -62,6 +48,8 @@ impl Sinks {
             let engine = Make {
                 settings: settings.clone(),
                 file: file.to_path_buf(),
+                state: state.to_path_buf(),
+                node: node.to_owned(),
                 cursor,
                 readers: meter.readers().clone(),
                 gauges: Arc::clone(&gauges),
@@ -93,288 +81,4 @@ impl Sinks {
             }
         }
     }
-}
-
-/// What a sink's thread is made from.
-struct Make {
-    settings: Settings,
-    file: std::path::PathBuf,
-    cursor: Cursor,
-    readers: Readers,
-    gauges: Arc<Gauges>,
-    clock: Clock,
-    stop: Arc<AtomicBool>,
-}
-
-impl Make {
-    fn run(self) {
-        let Self { settings, file, cursor, readers, gauges, clock, stop } = self;
-        let last = cursor.last().map(|saved| saved.position.clone());
-        let follower = loop {
-            match Follower::open(&file, &readers, last.as_ref(), settings.from) {
-                Ok(follower) => break follower,
-                Err(error) => fail(&settings, &gauges, &error.to_string()),
-            }
-            if stop.load(Ordering::Relaxed) {
-                return;
-            }
-            thread::park_timeout(FIRST_WAIT);
-        };
-        let engine = Engine {
-            deliver: None,
-            follower,
-            cursor,
-            pending: VecDeque::new(),
-            since: Tick::default(),
-            retry_at: Tick::default(),
-            wait: FIRST_WAIT,
-            saved_at: Tick::default(),
-            unsure: VecDeque::new(),
-            settings,
-            gauges,
-            clock,
-            stop,
-        };
-        engine.run();
-    }
-}
-
-/// A record that is not delivered yet.
-struct Pending {
-    record: Record,
-    /// Before the line that it was made from.
-    start: Position,
-}
-
-struct Engine {
-    settings: Settings,
-    /// `None`: to be built.
-    deliver: Option<Box<dyn Deliver>>,
-    follower: Follower,
-    cursor: Cursor,
-    gauges: Arc<Gauges>,
-    clock: Clock,
-    stop: Arc<AtomicBool>,
-    pending: VecDeque<Pending>,
-    /// When the first of them was read.
-    since: Tick,
-    /// Nothing is offered before.
-    retry_at: Tick,
-    /// How long the next failure waits at most.
-    wait: Duration,
-    saved_at: Tick,
-    /// Where deliveries that may still be lost began, and when they were made.
-    unsure: VecDeque<(Tick, Position)>,
-}
-
-impl Engine {
-    fn run(mut self) {
-        let mut stopping: Option<Tick> = None;
-        loop {
-            let ended = self.fill();
-            let now = self.clock.tick();
-            if stopping.is_none() && self.stop.load(Ordering::Relaxed) {
-                stopping = Some(now + DRAIN);
-                self.retry_at = self.retry_at.min(now);
-            }
-            let full = self.pending.len() >= self.settings.batch;
-            let due = full || stopping.is_some() || now.since(self.since) >= self.settings.linger;
-            let offered = !self.pending.is_empty() && due && now >= self.retry_at;
-            if offered {
-                self.offer();
-            } else if self.pending.is_empty() {
-                self.check();
-            }
-            let now = self.clock.tick();
-            let over = stopping.is_some_and(|until| now >= until || (ended && self.pending.is_empty()));
-            if over || now.since(self.saved_at) >= SAVE {
-                self.save(now);
-            }
-            if over {
-                return;
-            }
-            if !offered && (ended || self.pending.len() >= self.settings.batch) {
-                thread::park_timeout(LOOK);
-            }
-        }
-    }
-
-    /// Reads until there is a batch, or nothing more; whether there is nothing more.
-    fn fill(&mut self) -> bool {
-        while self.pending.len() < self.settings.batch {
-            let line = match self.follower.next() {
-                Ok(Next::Line(line)) => line,
-                Ok(Next::Damaged(_)) => {
-                    self.gauges.damaged.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                }
-                Ok(Next::Lost(_)) => {
-                    self.gauges.gaps.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                }
-                Ok(Next::End) => return true,
-                Err(error) => {
-                    fail(&self.settings, &self.gauges, &error.to_string());
-                    return true;
-                }
-            };
-            let Some(record) = record(line, &self.settings) else {
-                self.gauges.damaged.fetch_add(1, Ordering::Relaxed);
-                continue;
-            };
-            let Some(start) = self.follower.start().cloned() else { continue };
-            if self.pending.is_empty() {
-                self.since = self.clock.tick();
-            }
-            self.pending.push_back(Pending { record, start });
-        }
-        false
-    }
-
-    /// Offers the first records.
-    fn offer(&mut self) {
-        let from = self.delivered_to().cloned();
-        let records: Vec<Record> =
-            self.pending.iter().take(self.settings.batch).map(|one| one.record.clone()).collect();
-        let deliver = match &mut self.deliver {
-            Some(deliver) => deliver,
-            None => match self.settings.plan.build() {
-                Ok(deliver) => self.deliver.insert(deliver),
-                Err(why) => return self.failed(&why, None),
-            },
-        };
-        match deliver.deliver(&Batch { records: &records }) {
-            Delivered::All => {
-                let unsure = deliver.unsure();
-                self.taken(records.len(), &[], &[]);
-                self.doubt(unsure, from);
-            }
-            Delivered::Some { again, refused, wait } => {
-                for (index, why) in &refused {
-                    let id = records.get(*index).map(|record| &*record.id).unwrap_or_default();
-                    tracing::warn!(sink = self.settings.name, id, why, "a record is refused and passed over");
-                }
-                let refused: Vec<usize> = refused.into_iter().map(|(index, _)| index).collect();
-                self.taken(records.len(), &again, &refused);
-                if !again.is_empty() {
-                    self.failed("some records are to be offered again", wait);
-                }
-            }
-            Delivered::Failed { why, wait } => {
-                self.failed(&why, wait);
-                self.go_back();
-            }
-        }
-    }
-
-    /// Notes that what was delivered from `from` on may still be lost, and forgets what cannot be any more.
-    fn doubt(&mut self, unsure: Duration, from: Option<Position>) {
-        let now = self.clock.tick();
-        if let Some(from) = from.filter(|_| !unsure.is_zero()) {
-            // One for each tenth of the time is enough.
-            if self.unsure.back().is_none_or(|(at, _)| now.since(*at) >= unsure / 10) {
-                self.unsure.push_back((now, from));
-            }
-        }
-        // What was delivered at the last of these and what followed it within a tenth.
-        while self.unsure.get(1).is_some_and(|(at, _)| now.since(*at) >= unsure + unsure / 10) {
-            self.unsure.pop_front();
-        }
-    }
-
-    /// Offers again what may be lost.
-    fn go_back(&mut self) {
-        let Some((_, position)) = self.unsure.front().cloned() else { return };
-        match self.follower.seek(&position) {
-            Ok(()) => {
-                self.unsure.clear();
-                self.pending.clear();
-            }
-            Err(error) => fail(&self.settings, &self.gauges, &error.to_string()),
-        }
-    }
-
-    /// Forgets the first `count` but for those to be offered again.
-    fn taken(&mut self, count: usize, again: &[usize], refused: &[usize]) {
-        let offered: Vec<_> = self.pending.drain(..count.min(self.pending.len())).collect();
-        for (_, one) in offered.into_iter().enumerate().rev().filter(|(index, _)| again.contains(index)) {
-            self.pending.push_front(one);
-        }
-        let delivered = count.saturating_sub(again.len() + refused.len());
-        self.gauges.delivered.fetch_add(delivered as u64, Ordering::Relaxed);
-        self.gauges.refused.fetch_add(refused.len() as u64, Ordering::Relaxed);
-        self.wait = FIRST_WAIT;
-        if self.gauges.down.swap(false, Ordering::Relaxed) {
-            tracing::info!(sink = self.settings.name, "the sink takes records again");
-        }
-    }
-
-    /// Leaves it alone for a while: full jitter, so that many nodes do not come back at once.
-    fn failed(&mut self, why: &str, wait: Option<Duration>) {
-        fail(&self.settings, &self.gauges, why);
-        let share = u32::try_from(getrandom::u64().unwrap_or(u64::MAX) >> 40).unwrap_or(0);
-        let jitter = self.wait.mul_f64(f64::from(share) / f64::from(1_u32 << 24));
-        self.retry_at = self.clock.tick() + wait.unwrap_or(jitter);
-        self.wait = (self.wait * 2).min(LONGEST_WAIT);
-    }
-
-    fn check(&mut self) {
-        if let Some(Err(why)) = self.deliver.as_mut().map(|deliver| deliver.check()) {
-            self.failed(&why, None);
-            self.go_back();
-        }
-    }
-
-    /// Everything before it was delivered for good.
-    fn delivered_to(&self) -> Option<&Position> {
-        let unsure = self.unsure.front().map(|(_, position)| position);
-        unsure.or_else(|| self.pending.front().map(|first| &first.start)).or_else(|| self.follower.position())
-    }
-
-    fn save(&mut self, now: Tick) {
-        self.saved_at = now;
-        let Some(position) = self.delivered_to().cloned() else { return };
-        if let Err(error) = self.cursor.save(&position) {
-            tracing::warn!(sink = self.settings.name, %error, "the cursor cannot be saved; what is delivered from here on is delivered again after a restart");
-        }
-    }
-}
-
-/// Notes a failure; the journal is told where it is the first, or another one.
-fn fail(settings: &Settings, gauges: &Gauges, why: &str) {
-    gauges.failures.fetch_add(1, Ordering::Relaxed);
-    let before = gauges.last_error.lock().replace(why.to_owned());
-    if !gauges.down.swap(true, Ordering::Relaxed) || before.as_deref() != Some(why) {
-        tracing::warn!(sink = settings.name, why, "the sink takes no records; they stay in the log");
-    }
-}
-
-/// What the engine looks at in every record.
-#[derive(Deserialize)]
-struct Head<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    id: &'a str,
-    ts: &'a str,
-    #[serde(default)]
-    node: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
-    segment: Option<std::borrow::Cow<'a, str>>,
-    verdict: Option<&'a str>,
-}
-
-/// A line of the log in the sink's format; `None`: it is no record, or has no form there.
-fn record(line: &[u8], settings: &Settings) -> Option<Record> {
-    let text = std::str::from_utf8(line).ok()?;
-    let head: Head<'_> = serde_json::from_str(text).ok()?;
-    let mut bytes = Vec::new();
-    (settings.format.write)(text, &mut bytes).then(|| Record {
-        id: head.id.into(),
-        kind: head.kind.into(),
-        ts: head.ts.into(),
-        node: (*head.node).into(),
-        segment: head.segment.map(|segment| (*segment).into()),
-        verdict: head.verdict.map(Into::into),
-        bytes,
-    })
 }

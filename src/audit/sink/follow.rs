@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cursor::{Mark, Position};
+use super::lost::Lost;
 use super::readers::{Reader, Readers};
 use super::settings::From;
 use crate::audit::archive::{Archive, Archived};
@@ -36,15 +37,6 @@ pub(super) enum Next<'a> {
     Lost(Lost),
     /// Nothing yet.
     End,
-}
-
-/// What is known of what is missing.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Lost {
-    /// The file that it was in, as it was called last.
-    pub(super) file: Option<String>,
-    /// One clause.
-    pub(super) why: &'static str,
 }
 
 /// Reads one log.
@@ -144,11 +136,20 @@ impl Follower {
     /// # Errors
     /// The log cannot be read.
     pub(super) fn seek(&mut self, to: &Position) -> Result<(), AuditError> {
+        let here = self.source.take_if(|source| !source.mark.first.is_empty() && source.mark.first == to.file.first);
         self.leave();
-        let source = match self.find(&to.file)? {
+        // A file that is open is gone on with, removed or not.
+        let here = match here {
+            Some(mut source) => {
+                source.rewind().map_err(|error| AuditError::reading(&self.path, &error))?;
+                Some(source)
+            }
+            None => self.find(&to.file)?,
+        };
+        let source = match here {
             Some(source) => Some(source),
             None => {
-                self.lost = Some(Lost { file: to.file.archive.clone(), why: "it is not there any more" });
+                self.lost = Some(Lost::uncounted(&to.file, to.offset, "the file is not there any more"));
                 self.first_after(&to.file)?
             }
         };
@@ -258,7 +259,8 @@ impl Follower {
         };
         if !source.packed {
             if source.was_cut().map_err(|error| AuditError::reading(&self.path, &error))? {
-                self.lost = Some(Lost { file: None, why: "another program cut the file short" });
+                let why = "another program cut the file short";
+                self.lost = self.position.as_ref().map(|at| Lost::uncounted(&at.file, at.offset, why));
                 self.leave();
                 return Ok(AtEnd::Again);
             }
@@ -280,6 +282,59 @@ impl Follower {
         self.leave();
         self.enter(Some(next), 0)?;
         Ok(if torn > 0 { AtEnd::Torn(torn) } else { AtEnd::Again })
+    }
+
+    /// Lets go of a file that was removed, so that its room is free; what of it is not read yet. One that was packed
+    /// instead is gone on with.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub(super) fn let_go(&mut self) -> Result<Option<Lost>, AuditError> {
+        let fail = |path: &Path, error: &io::Error| AuditError::reading(path, error);
+        let Some(source) = &mut self.source else { return Ok(None) };
+        let removed = source.file.metadata().map_err(|error| fail(&self.path, &error))?.nlink() == 0;
+        if !removed || !(source.packed || self.readers.left(source.identity)) {
+            return Ok(None);
+        }
+        let mark = Arc::clone(&source.mark);
+        if self.find(&mark)?.is_some() {
+            self.leave();
+            if let Some(position) = self.position.clone() {
+                self.seek(&position)?;
+            }
+            return Ok(None);
+        }
+        let why = "it was removed to make room before this sink had read it";
+        let Some(source) = &mut self.source else { return Ok(None) };
+        let rest = self.buffer.get(self.given..).unwrap_or_default().chain(&mut source.reader);
+        let lost = Lost::counted(mark.archive.clone(), why, rest).map_err(|error| fail(&self.path, &error))?;
+        self.leave();
+        let next = self.first_after(&mark)?;
+        self.enter(next, 0)?;
+        self.position = self.source.as_ref().map(|source| Position { file: Arc::clone(&source.mark), offset: 0 });
+        Ok(Some(lost))
+    }
+
+    /// What was removed before it was come to.
+    pub(super) fn missed(&self) -> Vec<Lost> {
+        self.reader.missed()
+    }
+
+    /// How many bytes are left to read, as they lie on the disk.
+    pub(super) fn behind(&self) -> u64 {
+        let size = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
+        let Some(source) = &self.source else { return 0 };
+        let here = if source.packed { 0 } else { source.file.metadata().map_or(0, |metadata| metadata.len()) };
+        let unread = (self.buffer.len() - self.given) as u64;
+        let here = here.saturating_sub(source.read) + unread;
+        if identity_of(&self.path).is_ok_and(|identity| identity == source.identity) {
+            return here;
+        }
+        let reached = self.reader.oldest();
+        let later = self.archive.list_packed().unwrap_or_default().into_iter();
+        let later = later.filter(|archived| reached.as_ref().is_some_and(|reached| archived > reached));
+        let later: u64 = later.map(|archived| size(&self.archive.path(&archived.name))).sum();
+        here + later + size(&self.path)
     }
 
     fn leave(&mut self) {

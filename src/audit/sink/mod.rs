@@ -11,23 +11,32 @@
 mod cursor;
 mod engine;
 mod file;
+mod filter;
 mod follow;
 mod gauges;
 mod history;
+mod intake;
+mod line;
+mod lost;
 mod readers;
+mod redact;
+mod run;
 mod settings;
+mod summary;
+mod syslog;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::engine::Sinks;
-pub use self::gauges::Gauges;
+pub use self::gauges::{Gauges, Lag};
 pub use self::history::{Event as HistoryEvent, History};
 pub(super) use self::readers::Readers;
 use self::settings::Keys;
 pub use self::settings::Settings;
-use super::format::Format;
+use super::format::{Format, Framing};
+use crate::document::Mistake;
 
 /// What delivers batches to one place. Called from the sink's own thread; may block up to its own timeouts, which must be
 /// some seconds at most: a node that stops waits for them.
@@ -78,7 +87,6 @@ pub(super) enum Delivered {
     /// Every record was taken.
     All,
     /// Every record was taken but for these.
-    #[allow(dead_code, reason = "for kinds with an acknowledgement for each record")]
     Some {
         /// Indexes, ascending, of those to be offered again.
         again: Vec<usize>,
@@ -99,6 +107,14 @@ pub(super) enum Delivered {
 
 /// What a kind made of its keys.
 pub(super) trait Plan: Debug + Send + Sync {
+    /// Reads the files that it names, for `outgate check`.
+    ///
+    /// # Errors
+    /// One of them is of no use.
+    fn check(&self) -> Result<(), Mistake> {
+        Ok(())
+    }
+
     /// What delivers. Nothing is connected yet; called in the sink's thread.
     ///
     /// # Errors
@@ -119,7 +135,15 @@ struct Kind {
 }
 
 /// Every kind.
-const KINDS: &[Kind] = &[Kind { name: "file", format: "json", carries: |_| Ok(()), read: file::read }];
+const KINDS: &[Kind] = &[
+    Kind { name: "file", format: "json", carries: lines, read: file::read },
+    Kind { name: "syslog", format: "json", carries: lines, read: syslog::read },
+];
+
+/// Of a kind for which a record is a line of text.
+fn lines(format: &Format) -> Result<(), &'static str> {
+    if format.framing == Framing::Lines { Ok(()) } else { Err("name a format that is text") }
+}
 
 #[cfg(test)]
 mod tests;

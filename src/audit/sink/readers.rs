@@ -1,11 +1,13 @@
 //! Who still reads which archive, and where the shards write: known to the log, the sinks, and what makes room.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::lost::Lost;
 use crate::audit::archive::{Archive, Archived};
-use crate::audit::file::Identity;
+use crate::audit::file::{Identity, identity_of};
 
 /// The readers of one log; cheap to clone.
 #[derive(Clone, Default)]
@@ -22,7 +24,10 @@ struct Shared {
 
 /// One of them.
 #[derive(Default)]
-pub(super) struct Reader(Mutex<Reading>);
+pub(super) struct Reader {
+    reading: Mutex<Reading>,
+    missed: Mutex<Vec<Lost>>,
+}
 
 #[derive(Default)]
 struct Reading {
@@ -62,7 +67,7 @@ impl Readers {
     pub(in crate::audit) fn archived(&self, identity: Identity, name: &str, archive: &Archive) {
         let archived = archive.named(name);
         for reader in self.0.readers.lock().iter() {
-            let mut reading = reader.0.lock();
+            let mut reading = reader.reading.lock();
             if reading.identity == Some(identity) {
                 reading.oldest.clone_from(&archived);
             }
@@ -74,7 +79,23 @@ impl Readers {
     #[allow(dead_code, reason = "for what makes room")]
     pub(in crate::audit) fn oldest_wanted(&self) -> Option<Archived> {
         let readers = self.0.readers.lock();
-        readers.iter().filter_map(|reader| reader.0.lock().oldest.clone()).min()
+        readers.iter().filter_map(|reader| reader.reading.lock().oldest.clone()).min()
+    }
+
+    /// Says that an archive is about to be removed. Whoever has not come to it misses all of it, and is told what that is;
+    /// who is reading it has it open.
+    pub(in crate::audit) fn removing(&self, archived: &Archived, path: &Path) {
+        let here = identity_of(path).ok();
+        let mut all = None;
+        for reader in self.0.readers.lock().iter() {
+            let reading = reader.reading.lock();
+            let wants = reading.oldest.as_ref().is_some_and(|oldest| oldest <= archived);
+            if !wants || here.is_some() && reading.identity == here {
+                continue;
+            }
+            let lost = all.get_or_insert_with(|| Lost::of_archive(path, &archived.name));
+            reader.missed.lock().push(lost.clone());
+        }
     }
 
     /// One more.
@@ -88,6 +109,16 @@ impl Readers {
 impl Reader {
     /// Says what it reads now.
     pub(super) fn reads(&self, identity: Identity, oldest: Option<Archived>) {
-        *self.0.lock() = Reading { identity: Some(identity), oldest };
+        *self.reading.lock() = Reading { identity: Some(identity), oldest };
+    }
+
+    /// The archive that it reads; `None`: it is at the current file.
+    pub(super) fn oldest(&self) -> Option<Archived> {
+        self.reading.lock().oldest.clone()
+    }
+
+    /// What was removed before it was read, once.
+    pub(super) fn missed(&self) -> Vec<Lost> {
+        std::mem::take(&mut *self.missed.lock())
     }
 }

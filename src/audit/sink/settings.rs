@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::filter::{Detail, Filter};
+use super::redact::Redaction;
 use super::{KINDS, Plan};
 use crate::audit::format::{FORMATS, Format};
-use crate::document::{Found, Table};
+use crate::document::{Found, Mistake, Table};
 
 /// Each has a thread, and reads the log on its own.
 const MOST: usize = 16;
@@ -29,8 +31,13 @@ pub struct Settings {
     pub kind: &'static str,
     pub(super) format: &'static Format,
     pub(super) from: From,
+    pub(super) filter: Filter,
+    pub(super) detail: Detail,
+    pub(super) client: Redaction,
     /// The most records that are delivered at once.
     pub(super) batch: usize,
+    /// The most octets of them, where it is more than one.
+    pub(super) batch_size: usize,
     /// How long a record may wait for others.
     pub(super) linger: Duration,
     pub(super) plan: Arc<dyn Plan>,
@@ -39,7 +46,10 @@ pub struct Settings {
 /// What a kind reads its keys from.
 pub(super) struct Keys<'a> {
     pub(super) table: &'a Table,
-    base: &'a Path,
+    /// Where relative paths begin.
+    pub(super) base: &'a Path,
+    /// The log's own file.
+    pub(super) log: &'a Path,
 }
 
 impl Keys<'_> {
@@ -56,13 +66,25 @@ impl Keys<'_> {
 }
 
 impl Settings {
-    /// Reads every `[[sink]]` of the root table; mistakes are noted in its document. Relative paths begin at `base`.
+    /// Reads the files that it names.
+    ///
+    /// # Errors
+    /// One of them is of no use.
+    pub fn check(&self) -> Result<(), Mistake> {
+        if let Redaction::Hmac(Some(key)) = &self.client {
+            key.secret()?;
+        }
+        self.plan.check()
+    }
+
+    /// Reads every `[[sink]]` of the root table; mistakes are noted in its document. Relative paths begin at `base`; `log` is
+    /// the current file of the log.
     #[must_use]
-    pub fn read_all(root: &Table, base: &Path) -> Vec<Self> {
+    pub fn read_all(root: &Table, base: &Path, log: &Path) -> Vec<Self> {
         let mut all: Vec<Self> = Vec::new();
         for table in root.tables("sink") {
             let (document, span, whole) = (table.document().clone(), table.span_of("name"), table.span().clone());
-            let Some(settings) = Self::read(table, base) else { continue };
+            let Some(settings) = Self::read(table, base, log) else { continue };
             if all.iter().any(|known| known.name == settings.name) {
                 let fact = format!("a second sink is named \"{}\"", settings.name);
                 document.note(&span, fact, "give it another name: its cursor is kept under it");
@@ -76,7 +98,7 @@ impl Settings {
     }
 
     /// Reads one `[[sink]]`.
-    fn read(table: Table, base: &Path) -> Option<Self> {
+    fn read(table: Table, base: &Path, log: &Path) -> Option<Self> {
         let document = table.document().clone();
         let name = table.required_string("name");
         if let Some(name) = name.as_ref().filter(|name| !is_name(&name.value)) {
@@ -102,14 +124,21 @@ impl Settings {
             }
             _ => From::Now,
         };
+        let (filter, detail) = (Filter::read(&table), Detail::read(&table));
+        let client = Redaction::read(&table, base);
         let batch = table.integer("batch", 1..=100_000).and_then(|batch| usize::try_from(batch).ok()).unwrap_or(1000);
+        let batch_size = table.size("batch_size").unwrap_or(1 << 20);
+        if !(1024..=64 << 20).contains(&batch_size) {
+            let fact = "`batch_size` is out of range";
+            document.note(&table.span_of("batch_size"), fact, "write a size from \"1KiB\" to \"64MiB\"");
+        }
         let linger = table.duration("linger", Duration::ZERO..=Duration::from_secs(60));
         let plan = kind.zip(format).and_then(|(kind, format)| {
             if let Err(remedy) = (kind.carries)(format) {
                 let fact = format!("a sink of kind \"{}\" cannot carry the format \"{}\"", kind.name, format.name);
                 document.note(&table.span_of("format"), fact, remedy);
             }
-            (kind.read)(&Keys { table: &table, base })
+            (kind.read)(&Keys { table: &table, base, log })
         });
         table.finish(&[]);
         Some(Self {
@@ -117,7 +146,11 @@ impl Settings {
             kind: kind?.name,
             format: format?,
             from,
+            filter,
+            detail,
+            client,
             batch,
+            batch_size: usize::try_from(batch_size).unwrap_or(1 << 20),
             linger: linger.unwrap_or(Duration::from_secs(1)),
             plan: plan?,
         })

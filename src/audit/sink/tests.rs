@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What `[[sink]]` tables say.
 fn settings(text: &str, base: &Path) -> Vec<Settings> {
     let (document, root) = Document::parse("outgate.toml", text);
-    let settings = Settings::read_all(&root, base);
+    let settings = Settings::read_all(&root, base, &base.join("query.jsonl"));
     assert_eq!(document.take_mistakes(), []);
     settings
 }
@@ -26,7 +26,8 @@ const SINK: &str = "[[sink]]\nname = \"copy\"\nkind = \"file\"\nfile = \"copy.js
 
 fn start(directory: &Directory, text: &str, log: &Log) -> Sinks {
     let settings = settings(text, directory.path());
-    Sinks::start(&settings, &directory.log(), &directory.path().join("state"), &log.meter(), &Clock::system()).unwrap()
+    let state = directory.path().join("state");
+    Sinks::start(&settings, &directory.log(), &state, "node", &log.meter(), &Clock::system()).unwrap()
 }
 
 /// The ids of a file's records, in order.
@@ -48,7 +49,7 @@ fn whole(directory: &Directory) -> String {
     archives.into_iter().map(|path| fs::read_to_string(path).unwrap()).collect()
 }
 
-fn until(what: &str, fact: impl Fn() -> bool) {
+fn until(what: &str, mut fact: impl FnMut() -> bool) {
     let clock = Clock::system();
     let end = clock.tick() + PATIENCE;
     while !fact() {
@@ -93,4 +94,129 @@ fn a_record_arrives_while_the_log_goes_on() {
     sinks.stop();
     let ids: BTreeSet<_> = ids(&copy(&directory)).into_iter().collect();
     assert_eq!(ids.len(), 4);
+}
+
+/// What a collector that is down misses when its archives are removed is told, exactly, when it is back.
+#[test]
+fn a_sink_that_was_down_too_long_is_told_what_it_missed() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    // A directory in its place: the sink cannot write.
+    let copy_path = directory.path().join("copy.jsonl");
+    fs::create_dir(&copy_path).unwrap();
+    let limits = crate::audit::Settings { max_size: 80 << 10, ..directory.settings() };
+    let (mut log, mut shards) = Log::open(limits, "node", clock.clone(), 9, 2).unwrap();
+    let sinks = start(&directory, &format!("{SINK}batch = 10\n"), &log);
+    until("it is down", || !sinks.each().next().unwrap().1.up());
+    let mut written = 0;
+    while log.counts().removed < 4 {
+        for shard in &mut shards {
+            write(shard, &clock, 20);
+            written += 20;
+        }
+        clock.advance(Duration::from_secs(30));
+        log.tick().unwrap();
+        // Only what was read once more in the background is removed.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    until("the first file is let go of", || sinks.each().next().unwrap().1.gaps() >= log.counts().removed);
+    fs::remove_dir(&copy_path).unwrap();
+    drop(shards);
+    log.close().unwrap();
+    until("it is up again", || sinks.each().next().unwrap().1.up());
+    sinks.stop();
+    let text = copy(&directory);
+    let (gaps, records): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.contains("\"sink\":\"copy\""));
+    let mut have: BTreeSet<String> = ids(&records.join("\n")).into_iter().collect();
+    let mut missing = 0;
+    for gap in &gaps {
+        let gap: serde_json::Value = serde_json::from_str(gap).unwrap();
+        let mut lost = 0;
+        for range in gap["ids"].as_array().unwrap() {
+            let (shard, first) = range["first"].as_str().unwrap().rsplit_once('-').unwrap();
+            let last = range["last"].as_str().unwrap().rsplit_once('-').unwrap().1;
+            let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
+            assert_eq!(range["count"], last - first + 1);
+            for sequence in first..=last {
+                assert!(have.insert(format!("{shard}-{sequence}")), "{shard}-{sequence} arrived, or is told twice");
+                lost += 1;
+            }
+        }
+        assert_eq!(gap["lost"], lost);
+        missing += lost;
+    }
+    assert!(missing > 0 && gaps.len() >= 4, "{gaps:?}");
+    let shard = |number: u16| have.iter().filter(|id| id.split('-').nth(1) == Some(&number.to_string())).count();
+    assert_eq!(shard(1) + shard(2), written);
+}
+
+#[test]
+fn what_nobody_must_look_at_is_summed_and_nothing_is_lost() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let text = format!("{SINK}detail = \"summary:10s\"\nfrom = \"oldest\"\n");
+    let mut line = String::new();
+    for sequence in 1..=200_u64 {
+        let ts = crate::time::Wall(1_795_233_180_000_000 + sequence * 100_000);
+        line += &format!(
+            "{{\"v\":1,\"type\":\"query\",\"id\":\"{:016x}-1-{sequence}\",\"ts\":\"{ts}\",\"node\":\"n\",\"client\":\"192.0.2.{}\",\"segment\":\"s\",\"qname\":\"{}.example\",\"verdict\":\"{}\"}}\n",
+            1,
+            sequence % 5,
+            ["a", "b"][(sequence % 2) as usize],
+            if sequence % 50 == 0 { "deny" } else { "allow" },
+        );
+    }
+    fs::write(directory.log(), line).unwrap();
+    for _ in 0..2 {
+        let (log, shards) = directory.open(&clock, 5, 1);
+        clock.advance(Duration::from_secs(3600));
+        let sinks = start(&directory, &text, &log);
+        drop(shards);
+        log.close().unwrap();
+        sinks.stop();
+    }
+    let mut alone = BTreeSet::new();
+    let mut sums = std::collections::BTreeMap::new();
+    for line in copy(&directory).lines() {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let id = record["id"].as_str().unwrap().to_owned();
+        match record["type"].as_str().unwrap() {
+            "query" => _ = alone.insert(id),
+            "summary" => _ = sums.insert(id, record["count"].as_u64().unwrap()),
+            _ => {}
+        }
+    }
+    // Four denies, and the first sight of two names.
+    assert_eq!(alone.len(), 6);
+    assert_eq!(sums.values().sum::<u64>() + 6, 200, "{sums:?}");
+    assert!(sums.len() >= 4);
+}
+
+#[test]
+fn no_client_leaves_through_a_redacted_sink() {
+    let directory = Directory::new();
+    let clock = Clock::system();
+    let hostile = "\"why\":\"10.20.7.31 asked, \\b10.20.7.31\\u00e910.20.7.31 and 10.20.7.31:53, [2001:db8::7]:53.\"";
+    let line = format!(
+        "{{\"v\":1,\"type\":\"query\",\"id\":\"{:016x}-1-1\",\"ts\":\"2026-11-21T03:53:04.117302Z\",\"node\":\"n\",\"client\":\"10.20.7.31\",\"answers\":[{{\"name\":\"a.example\",\"data\":\"198.51.100.7\"}},{{\"data\":\"10.20.7.31\"}}],{hostile},\"targets\":[\"10.20.7.31\"]}}\n",
+        1
+    );
+    fs::write(directory.log(), &line).unwrap();
+    for (client, expected) in [("prefix", "10.20.7.0"), ("hmac", "100::")] {
+        let sink = SINK.replace("copy", client);
+        let (log, shards) = directory.open(&clock, 5, 1);
+        let sinks = start(&directory, &format!("{sink}from = \"oldest\"\nclient = \"{client}\"\n"), &log);
+        drop(shards);
+        log.close().unwrap();
+        sinks.stop();
+        let text = fs::read_to_string(directory.path().join(format!("{client}.jsonl"))).unwrap();
+        let first = text.lines().next().unwrap();
+        let record: serde_json::Value = serde_json::from_str(first).unwrap();
+        assert!(!first.contains("7.31") && !first.contains("db8::7"), "{first}");
+        let stands: std::net::IpAddr = record["client"].as_str().unwrap().parse().unwrap();
+        assert!(record["client"].as_str().unwrap().starts_with(expected), "{first}");
+        assert_eq!(record["answers"][0]["data"], "198.51.100.7");
+        assert_eq!(record["targets"][0], stands.to_string());
+        assert_eq!(record["why"].as_str().unwrap().matches(&stands.to_string()).count(), 4, "{first}");
+    }
 }

@@ -113,6 +113,22 @@ pub fn render_status(status: &Value, colour: bool) -> String {
     });
     let heads = ["FIREWALL", "KIND", "READY", "ELEMENTS", "CAPACITY", "LAST ACK", "ERRORS"];
     section(&mut out, &paint, &heads, firewalls.collect());
+    let sinks = list("/sinks").iter().map(|sink| {
+        let up = sink.get("up").and_then(Value::as_bool);
+        let age = sink.get("lag_s").and_then(Value::as_u64).map_or_else(|| "-".to_owned(), span);
+        vec![
+            field(sink, "name"),
+            field(sink, "kind"),
+            up.map_or("-", |up| if up { "up" } else { "DOWN" }).to_owned(),
+            format!("{} records, {age}", field(sink, "lag_records")),
+            field(sink, "delivered"),
+            field(sink, "refused"),
+            field(sink, "gaps"),
+            if up == Some(true) { String::new() } else { field(sink, "last_error") },
+        ]
+    });
+    let heads = ["SINK", "KIND", "STATE", "BEHIND", "DELIVERED", "REFUSED", "GAPS", "LAST ERROR"];
+    section(&mut out, &paint, &heads, sinks.collect());
     let servers = list("/upstreams").iter().flat_map(|upstream| {
         let servers = upstream.get("servers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         servers.iter().map(|server| {

@@ -1,0 +1,298 @@
+//! The kind `syslog`: RFC 5424 messages over UDP (RFC 5426), TCP with octet counting (RFC 6587) or TLS (RFC 5425).
+//!
+//! Syslog acknowledges nothing. Over a stream a message is taken for delivered 5 seconds after it was handed to the kernel,
+//! where the connection has lasted: a peer that is gone is noticed within 4 ([`USER_TIMEOUT`]). What was sent in that time is
+//! sent again over the next connection.
+
+mod connection;
+mod message;
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::connection::{Connection, resolve};
+use self::message::Header;
+use super::settings::Keys;
+use super::{Batch, Deliver, Delivered, Plan};
+use crate::trust::ClientTls;
+
+/// How long a message that was sent over a stream may still be lost.
+const UNSURE: Duration = Duration::from_secs(5);
+/// RFC 5425 §4.3.1: "receivers SHOULD be able to process messages with lengths up to and including 8192 octets".
+const UDP_LIMIT: u64 = 8192;
+const STREAM_LIMIT: u64 = 65_536;
+/// RFC 5424 §6.1: "any transport receiver MUST be able to accept messages of up to and including 480 octets in length".
+const LEAST_LIMIT: u64 = 480;
+/// What a datagram over IPv4 holds.
+const MOST_UDP: u64 = 65_507;
+
+/// How messages travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Udp,
+    Tcp,
+    Tls,
+}
+
+/// Each with its word and the port where none is named: RFC 5426 §3.3, the practice of most receivers, RFC 5425 §4.1.
+const TRANSPORTS: &[(&str, Transport, u16)] =
+    &[("udp", Transport::Udp, 514), ("tcp", Transport::Tcp, 514), ("tls", Transport::Tls, 6514)];
+
+/// RFC 5424 §6.2.1, table 1, as configurations call them.
+const FACILITIES: &[&str] = &[
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp",
+    "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+];
+
+/// Where messages go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Server {
+    transport: Transport,
+    host: String,
+    port: u16,
+}
+
+impl Server {
+    /// `tls://siem.example:6514`, `udp://[2001:db8::1]`.
+    fn parse(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.split_once("://")?;
+        let (_, transport, port) = *TRANSPORTS.iter().find(|(word, ..)| *word == scheme)?;
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (host, port) = match rest.strip_prefix('[') {
+            Some(rest) => {
+                let (host, after) = rest.split_once(']')?;
+                host.parse::<std::net::Ipv6Addr>().ok()?;
+                (host, if after.is_empty() { port } else { after.strip_prefix(':')?.parse().ok()? })
+            }
+            None => match rest.split_once(':') {
+                Some((host, number)) => (host, number.parse().ok()?),
+                None => (rest, port),
+            },
+        };
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
+        let valid = !host.is_empty() && host.len() <= 253 && host.bytes().all(plain) && port > 0;
+        valid.then(|| Self { transport, host: host.to_owned(), port })
+    }
+}
+
+/// The keys of this kind.
+#[derive(Debug)]
+struct Settings {
+    server: Server,
+    facility: u8,
+    app_name: String,
+    tls: ClientTls,
+    limit: usize,
+}
+
+/// Reads them.
+pub(super) fn read(keys: &Keys<'_>) -> Option<Arc<dyn Plan>> {
+    let table = keys.table;
+    let document = table.document();
+    let server = table.required_string("server").and_then(|word| {
+        let server = Server::parse(&word.value);
+        if server.is_none() {
+            let fact = format!("`server` cannot be \"{}\"", word.value);
+            document.note(&word.span, fact, "write \"tls://siem.example:6514\", \"tcp://…\" or \"udp://…\"");
+        }
+        server
+    });
+    let facility = table.string("facility").map_or(Some(16), |word| {
+        let known = FACILITIES.iter().position(|facility| *facility == word.value);
+        if known.is_none() {
+            let fact = format!("`facility` cannot be \"{}\"", word.value);
+            document.note(&word.span, fact, "write \"local0\" to \"local7\", \"daemon\", \"authpriv\" or \"audit\"");
+        }
+        known
+    });
+    let app_name = table.string("app_name").map_or_else(
+        || "outgate".to_owned(),
+        |word| {
+            // RFC 5424 §6: APP-NAME = NILVALUE / 1*48PRINTUSASCII
+            if !(1..=48).contains(&word.value.len()) || !word.value.bytes().all(|byte| byte.is_ascii_graphic()) {
+                let fact = format!("`app_name` cannot be \"{}\"", word.value);
+                document.note(&word.span, fact, "write 1 to 48 printable ASCII characters without a blank");
+            }
+            word.value
+        },
+    );
+    let tls = ClientTls::read(table, keys.base);
+    let transport = server.as_ref().map(|server| server.transport);
+    if !tls.is_empty() && transport.is_some_and(|transport| transport != Transport::Tls) {
+        let key = if table.has("ca") { "ca" } else { "certificate" };
+        let fact = format!("`{key}` is of no use without TLS");
+        document.note(&table.span_of(key), fact, "write server = \"tls://…\", or leave it out");
+    }
+    let most = if transport == Some(Transport::Udp) { MOST_UDP } else { 1 << 20 };
+    let default = if transport == Some(Transport::Udp) { UDP_LIMIT } else { STREAM_LIMIT };
+    let limit = table.size("limit").unwrap_or(default);
+    if !(LEAST_LIMIT..=most).contains(&limit) {
+        let remedy = format!("write a size from {LEAST_LIMIT} to {most} octets, e.g. \"8KiB\"");
+        document.note(&table.span_of("limit"), "`limit` is out of range", remedy);
+    }
+    Some(Arc::new(Settings {
+        server: server?,
+        facility: u8::try_from(facility?).unwrap_or(16),
+        app_name,
+        tls,
+        limit: usize::try_from(limit).unwrap_or(8192),
+    }))
+}
+
+impl Plan for Settings {
+    fn check(&self) -> Result<(), crate::document::Mistake> {
+        if self.server.transport == Transport::Tls {
+            self.tls.config()?;
+        }
+        Ok(())
+    }
+
+    fn build(&self) -> Result<Box<dyn Deliver>, String> {
+        let header = Header { facility: self.facility, app_name: self.app_name.clone(), limit: self.limit };
+        let tls = match self.server.transport {
+            Transport::Tls => Some(Arc::new(self.tls.config().map_err(|mistake| mistake.to_string())?)),
+            _ => None,
+        };
+        Ok(match self.server.transport {
+            Transport::Udp => {
+                Box::new(Datagrams { server: self.server.clone(), header, socket: None, message: Vec::new() })
+            }
+            _ => Box::new(Stream {
+                server: self.server.clone(),
+                header,
+                tls,
+                connection: None,
+                message: Vec::new(),
+                frames: Vec::new(),
+            }),
+        })
+    }
+}
+
+/// One datagram for each record: nobody says whether it arrives.
+struct Datagrams {
+    server: Server,
+    header: Header,
+    socket: Option<UdpSocket>,
+    message: Vec<u8>,
+}
+
+impl Datagrams {
+    fn socket(&mut self) -> Result<&UdpSocket, String> {
+        match &mut self.socket {
+            Some(socket) => Ok(socket),
+            none => {
+                let to = resolve(&self.server)?;
+                let any: std::net::IpAddr = if to.is_ipv4() {
+                    std::net::Ipv4Addr::UNSPECIFIED.into()
+                } else {
+                    std::net::Ipv6Addr::UNSPECIFIED.into()
+                };
+                let bound = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(to).map(|()| socket));
+                let bound = bound.and_then(|socket| socket.set_write_timeout(Some(UNSURE)).map(|()| socket));
+                Ok(none.insert(bound.map_err(|error| format!("{to}: {error}"))?))
+            }
+        }
+    }
+}
+
+impl Deliver for Datagrams {
+    fn deliver(&mut self, batch: &Batch<'_>) -> Delivered {
+        let mut message = std::mem::take(&mut self.message);
+        for (index, record) in batch.records.iter().enumerate() {
+            message.clear();
+            self.header.write(record, &mut message);
+            let sent = self.socket().and_then(|socket| socket.send(&message).map_err(|error| error.to_string()));
+            if let Err(why) = sent {
+                // A refusal tells of a datagram before: which of them arrived is not known.
+                self.socket = None;
+                let why = format!("{}:{}: {why}", self.server.host, self.server.port);
+                if index == 0 {
+                    return Delivered::Failed { why, wait: None };
+                }
+                let again = (index..batch.records.len()).collect();
+                return Delivered::Some { again, refused: Vec::new(), wait: None };
+            }
+        }
+        self.message = message;
+        Delivered::All
+    }
+}
+
+/// Octet-counted messages over TCP or TLS.
+struct Stream {
+    server: Server,
+    header: Header,
+    tls: Option<Arc<tokio_rustls::rustls::ClientConfig>>,
+    connection: Option<Connection>,
+    message: Vec<u8>,
+    frames: Vec<u8>,
+}
+
+impl Deliver for Stream {
+    fn deliver(&mut self, batch: &Batch<'_>) -> Delivered {
+        self.frames.clear();
+        for record in batch.records {
+            self.message.clear();
+            self.header.write(record, &mut self.message);
+            // RFC 6587 §3.4.1: SYSLOG-FRAME = MSG-LEN SP SYSLOG-MSG
+            self.frames.extend_from_slice(self.message.len().to_string().as_bytes());
+            self.frames.push(b' ');
+            self.frames.extend_from_slice(&self.message);
+        }
+        let sent = match &mut self.connection {
+            Some(connection) => connection.send(&self.frames),
+            none => match Connection::open(&self.server, self.tls.as_ref()) {
+                Ok(connection) => none.insert(connection).send(&self.frames),
+                Err(why) => Err(why),
+            },
+        };
+        match sent {
+            Ok(()) => Delivered::All,
+            Err(why) => {
+                self.connection = None;
+                Delivered::Failed { why: format!("{}:{}: {why}", self.server.host, self.server.port), wait: None }
+            }
+        }
+    }
+
+    fn unsure(&self) -> Duration {
+        UNSURE
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        connection.check().map_err(|why| {
+            self.connection = None;
+            format!("{}:{}: {why}", self.server.host, self.server.port)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_where_messages_go() {
+        let server = |transport, host: &str, port| Some(Server { transport, host: host.into(), port });
+        for (text, expected) in [
+            ("tls://siem.example", server(Transport::Tls, "siem.example", 6514)),
+            ("tls://siem.example:1", server(Transport::Tls, "siem.example", 1)),
+            ("tcp://192.0.2.1:601", server(Transport::Tcp, "192.0.2.1", 601)),
+            ("udp://[2001:db8::1]", server(Transport::Udp, "2001:db8::1", 514)),
+            ("udp://[2001:db8::1]:5514/", server(Transport::Udp, "2001:db8::1", 5514)),
+            ("relp://siem.example", None),
+            ("siem.example:514", None),
+            ("tcp://", None),
+            ("tcp://:514", None),
+            ("tcp://host:0", None),
+            ("tcp://host:port", None),
+            ("tcp://a b", None),
+            ("tcp://[x]:1", None),
+        ] {
+            assert_eq!(Server::parse(text), expected, "{text}");
+        }
+    }
+}
