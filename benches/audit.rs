@@ -13,7 +13,7 @@ use std::sync::Barrier;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use outgate::audit::{
-    CacheUse, Counts, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Ruled, Settings, Shard, Stated,
+    CacheUse, Counts, Durability, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Ruled, Settings, Shard, Stated,
     Statement, Transport,
 };
 use outgate::name::Name;
@@ -182,7 +182,7 @@ fn render(case: Case, records: usize) -> u64 {
 struct Files(PathBuf);
 
 impl Files {
-    fn open(number: u16, shards: u16) -> (Self, Log, Vec<Shard>) {
+    fn open(number: u16, shards: u16, durability: Durability) -> (Self, Log, Vec<Shard>) {
         let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-audit-{number}"));
         let _ = std::fs::remove_dir_all(&directory);
         #[expect(clippy::unwrap_used, reason = "a benchmark")]
@@ -191,6 +191,7 @@ impl Files {
             file: directory.join("query.jsonl"),
             rotate_size: 512 << 20,
             min_free: 0,
+            durability,
             ..Settings::default()
         };
         #[expect(clippy::unwrap_used, reason = "a benchmark")]
@@ -221,7 +222,7 @@ fn write(shard: &mut Shard, case: Case, records: usize, batch: usize, busy: usiz
 
 /// One shard.
 fn alone(case: Case, records: usize, batch: usize) -> (u64, Spent) {
-    let (_files, log, mut shards) = Files::open(0, 1);
+    let (_files, log, mut shards) = Files::open(0, 1, Durability::Process);
     let before = log.counts().bytes;
     let write = || shards.iter_mut().for_each(|shard| write(shard, case, records, batch, 0));
     let (spent, ()) = Spent::on(UsageWho::RUSAGE_THREAD, write);
@@ -230,7 +231,7 @@ fn alone(case: Case, records: usize, batch: usize) -> (u64, Spent) {
 
 /// Two shards on two threads: in one file, or each in its own.
 fn two(records: usize, batch: usize, files: u16, busy: usize) -> (u64, Spent) {
-    let mut opened: Vec<_> = (0..files).map(|number| Files::open(number, 2 / files)).collect();
+    let mut opened: Vec<_> = (0..files).map(|number| Files::open(number, 2 / files, Durability::Process)).collect();
     let count = |opened: &[(Files, Log, Vec<Shard>)]| opened.iter().map(|(_, log, _)| log.counts().bytes).sum::<u64>();
     let before = count(&opened);
     let shards: Vec<Shard> = opened.iter_mut().flat_map(|(_, _, shards)| shards.drain(..)).collect();
@@ -249,10 +250,25 @@ fn two(records: usize, batch: usize, files: u16, busy: usize) -> (u64, Spent) {
     (count(&opened) - before, spent)
 }
 
+/// Threads that commit batches without pause, each its own shard: commits of each and records of all a second, by the
+/// clock on the wall.
+fn committed(durability: Durability, threads: u16, batch: usize, commits: usize) -> (f64, f64) {
+    let (_files, _log, shards) = Files::open(0, threads, durability);
+    let clock = Clock::system();
+    let began = clock.tick();
+    std::thread::scope(|scope| {
+        for mut shard in shards {
+            scope.spawn(move || write(&mut shard, Specimen::hot, commits * batch, batch, 0));
+        }
+    });
+    let rate = commits as f64 / clock.tick().since(began).as_secs_f64();
+    (rate, rate * batch as f64 * f64::from(threads))
+}
+
 /// A file is filled and closed; what it takes to read and hash it.
 #[expect(clippy::unwrap_used, reason = "a benchmark")]
 fn seal(records: usize) -> (u64, Spent) {
-    let (_files, mut log, mut shards) = Files::open(0, 1);
+    let (_files, mut log, mut shards) = Files::open(0, 1, Durability::Process);
     shards.iter_mut().for_each(|shard| write(shard, Specimen::hot, records, 64, 0));
     drop(shards);
     log.tick().unwrap();
@@ -286,6 +302,14 @@ fn main() {
         for files in [1, 2] {
             let (bytes, spent) = two(RECORDS, batch, files, busy);
             row(&format!("two threads, files {files}, by {batch}, busy {busy}"), RECORDS, bytes, spent);
+        }
+    }
+    println!("{:<40} {:>12} {:>12}", "", "commits/s", "records/s");
+    for (durability, commits) in [(Durability::Process, 2000), (Durability::Disk, 500)] {
+        for (threads, batch) in [(1, 1), (1, 64), (1, 1024), (4, 1), (4, 64), (4, 1024)] {
+            let (commits, records) = committed(durability, threads, batch, commits);
+            let name = format!("{durability:?}, threads {threads}, by {batch}");
+            println!("{name:<40} {commits:>12.0} {records:>12.0}");
         }
     }
     let (bytes, spent) = seal(RECORDS);

@@ -1,5 +1,7 @@
-//! The archive: closed files in `archive/` beside the current one, named in the order in which they were closed.
+//! The archive: closed files in `archive/` beside the current one, named in the order in which they were closed, as they
+//! are or packed.
 
+use std::cmp::Ordering;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -16,8 +18,8 @@ pub(super) struct Archive {
     extension: String,
 }
 
-/// One archive; they sort by age.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// One archive; they sort by age, and packed it is the same.
+#[derive(Clone, Debug)]
 pub(super) struct Archived {
     /// When it was closed: 16 characters.
     time: String,
@@ -26,6 +28,33 @@ pub(super) struct Archived {
     /// Its name in the directory.
     pub(super) name: String,
 }
+
+impl Archived {
+    /// What it was called when it was closed: records name it so for ever.
+    pub(super) fn closed_as(&self) -> &str {
+        unpacked(&self.name)
+    }
+}
+
+impl Ord for Archived {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (&self.time, self.number).cmp(&(&other.time, other.number))
+    }
+}
+
+impl PartialOrd for Archived {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Archived {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Archived {}
 
 impl Archive {
     /// The archive of the current file at `path`.
@@ -53,15 +82,18 @@ impl Archive {
         self.directory.join(name)
     }
 
-    /// Every archive, the oldest first; none where there is no directory.
+    /// Every archive, the oldest first, each once; none where there is no directory. One that is there twice is being
+    /// packed, or was when its process was killed: the file that was closed counts.
     pub(super) fn list(&self) -> Result<Vec<Archived>, AuditError> {
-        self.list_as(|name| name)
-    }
-
-    /// As [`Archive::list`], with those that were packed since, each once.
-    pub(super) fn list_packed(&self) -> Result<Vec<Archived>, AuditError> {
-        let mut found = self.list_as(unpacked)?;
-        found.dedup_by(|later, earlier| (&later.time, later.number) == (&earlier.time, earlier.number));
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(AuditError::at(&self.directory, &error)),
+        };
+        let mut found: Vec<_> =
+            entries.flatten().filter_map(|entry| self.named(entry.file_name().to_str()?)).collect();
+        found.sort_by(|a, b| a.cmp(b).then_with(|| a.name.len().cmp(&b.name.len())));
+        found.dedup();
         Ok(found)
     }
 
@@ -71,21 +103,7 @@ impl Archive {
         Some(Archived { time: time.to_owned(), number, name: name.to_owned() })
     }
 
-    fn list_as(&self, named: impl Fn(&str) -> &str) -> Result<Vec<Archived>, AuditError> {
-        let entries = match fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(AuditError::at(&self.directory, &error)),
-        };
-        let read = |name: &str| {
-            let (time, number) = self.read(named(name))?;
-            Some(Archived { time: time.to_owned(), number, name: name.to_owned() })
-        };
-        let mut found: Vec<_> = entries.flatten().filter_map(|entry| read(entry.file_name().to_str()?)).collect();
-        found.sort();
-        Ok(found)
-    }
-
+    /// Time and number of a file that was closed under this name.
     fn read<'a>(&self, name: &'a str) -> Option<(&'a str, u64)> {
         let rest = name.strip_prefix(&self.stem)?.strip_prefix('-')?;
         let rest = rest.strip_suffix(&self.extension)?;
@@ -166,7 +184,14 @@ mod tests {
                 "query-20261121T035310Z-0.jsonl",
             ]
         );
-        let listed: Vec<_> = archive.list().unwrap().into_iter().map(|archived| archived.name).collect();
-        assert_eq!(listed, names);
+        let listed = || archive.list().unwrap().into_iter().map(|archived| archived.name).collect::<Vec<_>>();
+        assert_eq!(listed(), names);
+        // Packed it stands in the same place, and where it is there twice, it is there once.
+        fs::rename(archive.path(&names[3]), archive.path(&format!("{}.zst", names[3]))).unwrap();
+        fs::write(archive.path(&format!("{}.zst", names[1])), "").unwrap();
+        names[3] += ".zst";
+        assert_eq!(listed(), names);
+        assert_eq!(archive.list().unwrap()[3].closed_as(), "query-20261121T035310Z-0.jsonl");
+        assert_eq!(archive.next(Wall(1_795_233_190_000_000)).unwrap(), "query-20261121T035310Z-1.jsonl");
     }
 }

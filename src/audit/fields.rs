@@ -293,8 +293,8 @@ pub const FIELDS: &[Field] = &[
     field("log rotate", "chain", "hex", "SHA-256 of `previous` and `sha256`, both as hex text"),
     field("log rotate", "why", "string", "why it could not be read; then the fields from `records` on are absent"),
     field("log removed", "op", "string", "`removed`: an archive was deleted to make room"),
-    field("log removed", "file", "string", "its name in `archive/`"),
-    field("log removed", "bytes", "integer", "its length"),
+    field("log removed", "file", "string", "the name under which it was closed"),
+    field("log removed", "bytes", "integer", "its length, packed if it was"),
     field("log removed", "why", "string", "the setting that asked for it: `max_size` or `min_free`"),
     field(
         "log heartbeat",

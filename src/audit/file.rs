@@ -11,6 +11,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::error::AuditError;
+use super::group::Group;
+use super::settings::Durability;
 
 /// Readable for the group that ships it, for nobody else.
 const MODE: u32 = 0o640;
@@ -24,14 +26,16 @@ pub(super) struct Current {
     pub(super) identity: Identity,
     /// Whether the last write left a line without its end.
     torn: Arc<AtomicBool>,
+    /// By which its writers wait for the disk, where they do.
+    group: Option<Arc<Group>>,
 }
 
 impl Current {
     /// Opens or creates the file at `path` and locks it.
-    pub(super) fn open(path: &Path) -> Result<Self, AuditError> {
+    pub(super) fn open(path: &Path, durability: Durability) -> Result<Self, AuditError> {
         loop {
             let file = append().create(true).open(path).map_err(|error| AuditError::at(path, &error))?;
-            let current = Self::lock(file, path)?;
+            let current = Self::lock(file, path, durability)?;
             // The process that held the lock may have renamed the file since it was opened here.
             if identity_of(path).is_ok_and(|identity| identity == current.identity) {
                 return Ok(current);
@@ -40,12 +44,12 @@ impl Current {
     }
 
     /// Creates a file that must not exist, and locks it.
-    pub(super) fn create(path: &Path) -> Result<Self, AuditError> {
+    pub(super) fn create(path: &Path, durability: Durability) -> Result<Self, AuditError> {
         let file = append().create_new(true).open(path).map_err(|error| AuditError::at(path, &error))?;
-        Self::lock(file, path)
+        Self::lock(file, path, durability)
     }
 
-    fn lock(file: File, path: &Path) -> Result<Self, AuditError> {
+    fn lock(file: File, path: &Path, durability: Durability) -> Result<Self, AuditError> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(AuditError::Locked(path.to_path_buf())),
@@ -53,7 +57,12 @@ impl Current {
         }
         let metadata = file.metadata().map_err(|error| AuditError::at(path, &error))?;
         let identity = (metadata.dev(), metadata.ino());
-        Ok(Self { file, identity, torn: Arc::new(AtomicBool::new(false)) })
+        let group = match durability {
+            Durability::Process => None,
+            Durability::Disk => Some(file.try_clone().map_err(|error| AuditError::at(path, &error))?),
+        };
+        let group = group.map(|file| Arc::new(Group::of(file)));
+        Ok(Self { file, identity, torn: Arc::new(AtomicBool::new(false)), group })
     }
 
     /// A descriptor of its own for one shard: a shared one would make the shards wait for each other at the
@@ -65,7 +74,23 @@ impl Current {
         if (metadata.dev(), metadata.ino()) != self.identity {
             return Err(fail(io::Error::other("another program moved it while it was opened")));
         }
-        Ok(Handle { file, torn: Arc::clone(&self.torn) })
+        Ok(Handle { file, torn: Arc::clone(&self.torn), group: self.group.clone() })
+    }
+
+    /// Has its writers wait for this instead.
+    #[cfg(test)]
+    pub(super) fn keep_by(&mut self, group: Group) {
+        self.group = Some(Arc::new(group));
+    }
+
+    /// Whether the disk did not keep what was written to it.
+    pub(super) fn is_failed(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| group.is_failed())
+    }
+
+    /// Waits until it is on the disk, where its writers do.
+    pub(super) fn keep(&self) -> io::Result<()> {
+        self.group.as_ref().map_or(Ok(()), |group| group.wait())
     }
 
     /// The length in bytes.
@@ -97,13 +122,19 @@ impl Current {
 pub(super) struct Handle {
     file: File,
     torn: Arc<AtomicBool>,
+    group: Option<Arc<Group>>,
 }
 
 impl Handle {
     /// A descriptor of any file, to take a shard's away.
     #[cfg(test)]
     pub(super) fn of(file: File) -> Self {
-        Self { file, torn: Arc::default() }
+        Self { file, torn: Arc::default(), group: None }
+    }
+
+    /// By which is waited for what is written here.
+    pub(super) fn group(&self) -> Option<Arc<Group>> {
+        self.group.clone()
     }
 
     pub(super) fn is_torn(&self) -> bool {
@@ -119,7 +150,10 @@ impl Handle {
 
 impl Write for Handle {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        match &self.group {
+            Some(group) if group.is_failed() => group.wait().map(|()| 0),
+            _ => self.file.write(bytes),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -131,6 +165,13 @@ fn append() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.append(true).mode(MODE);
     options
+}
+
+/// Has the names in a directory on the disk.
+pub(super) fn keep_names(directory: &Path) -> Result<(), AuditError> {
+    // The directory of a path without one.
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    File::open(directory).and_then(|file| file.sync_all()).map_err(|error| AuditError::at(directory, &error))
 }
 
 /// Which file is at `path`.

@@ -10,6 +10,7 @@
 //! Every field is in [`FIELDS`] and docs/log.md.
 
 mod archive;
+mod decode;
 mod error;
 mod event;
 mod fields;
@@ -17,6 +18,7 @@ mod file;
 #[cfg(test)]
 mod fixture;
 mod format;
+mod group;
 mod log;
 mod meter;
 mod own;
@@ -45,7 +47,7 @@ pub use records::{
     Flow, Grant, Named, Notice, PolicyChange, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, read_queries,
     read_records,
 };
-pub use settings::{OnFull, Settings};
+pub use settings::{Durability, OnFull, Settings};
 pub use shard::Shard;
 pub use sink::{Gauges as SinkGauges, History, HistoryEvent, Lag as SinkLag, Settings as SinkSettings, Sinks};
 pub use tail::{Filter, Tail};

@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 
 use super::event::RecordId;
 use super::format::json::MAX_LINE;
+use crate::time::Wall;
 
 /// How every record begins; also found behind a torn line that was not ended in time.
 const BEGIN: &[u8] = b"{\"v\":1,\"type\":\"";
@@ -112,6 +113,7 @@ pub(super) struct LogLine {
     pub(super) op: String,
     pub(super) file: Option<String>,
     pub(super) machine: Option<String>,
+    pub(super) why: Option<String>,
     pub(super) records: Option<u64>,
     pub(super) sha256: Option<String>,
     pub(super) previous: Option<String>,
@@ -190,25 +192,17 @@ impl Past {
     }
 }
 
-/// RFC 3339 as [`crate::time::Wall`] writes it → microseconds since 1970. Days by Howard Hinnant, "chrono-compatible
-/// low-level date algorithms", `days_from_civil`.
+/// RFC 3339 as [`Wall`] writes it → microseconds since 1970.
 pub(super) fn micros(stamp: &str) -> Option<u64> {
-    let number = |from: usize, to: usize| stamp.get(from..to)?.parse::<u64>().ok();
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let year = year.checked_sub(u64::from(month <= 2))?;
-    let era = year / 400;
-    let year_of_era = year % 400;
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day.checked_sub(1)?;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
-    let seconds = days * 86_400 + number(11, 13)? * 3600 + number(14, 16)? * 60 + number(17, 19)?;
-    Some(seconds * 1_000_000 + number(20, 26)?)
+    let number = |from: usize, to: usize| stamp.get(from..to)?.parse::<u32>().ok();
+    let seconds = number(11, 13)? * 3600 + number(14, 16)? * 60 + number(17, 19)?;
+    let day = Wall::from_civil(number(0, 4)?.into(), number(5, 7)?.into(), number(8, 10)?.into(), seconds.into());
+    day.0.checked_add(number(20, 26)?.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Wall;
     use proptest::prelude::*;
 
     #[test]

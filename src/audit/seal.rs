@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use sha2::{Digest, Sha256};
 
 /// What is read at once: a tenth of a millisecond's work.
@@ -32,17 +33,17 @@ pub(super) type Sealed = (String, Result<Contents, String>);
 
 /// The thread that reads closed files, in the order in which they were closed.
 pub(super) struct Sealer {
-    jobs: Sender<(String, PathBuf)>,
+    jobs: Sender<(String, PathBuf, bool)>,
     done: Receiver<Sealed>,
 }
 
 impl Sealer {
     pub(super) fn start() -> io::Result<Self> {
-        let (jobs, todo) = channel::<(String, PathBuf)>();
+        let (jobs, todo) = channel::<(String, PathBuf, bool)>();
         let (results, done) = channel();
         thread::Builder::new().name("audit-seal".to_owned()).spawn(move || {
-            for (name, path) in todo {
-                let contents = contents(&path).map_err(|error| error.to_string());
+            for (name, path, failed) in todo {
+                let contents = contents(&path, failed).map_err(|error| error.to_string());
                 if results.send((name, contents)).is_err() {
                     return;
                 }
@@ -51,10 +52,11 @@ impl Sealer {
         Ok(Self { jobs, done })
     }
 
-    /// Queues a file. The log keeps the queue short by not closing files faster than they are read.
-    pub(super) fn queue(&self, name: &str, path: PathBuf) {
+    /// Queues a file, and whether the disk failed to keep what was written to it. The log keeps the queue short by not
+    /// closing files faster than they are read.
+    pub(super) fn queue(&self, name: &str, path: PathBuf, failed: bool) {
         // The thread lives as long as this sender.
-        let _ = self.jobs.send((name.to_owned(), path));
+        let _ = self.jobs.send((name.to_owned(), path, failed));
     }
 
     /// Every file that is done by now, without waiting.
@@ -70,8 +72,12 @@ impl Sealer {
 
 /// Reads a closed file and gives back what was allocated beyond its end; it and its name are on the disk before its
 /// seal is written.
-fn contents(path: &Path) -> io::Result<Contents> {
+fn contents(path: &Path, failed: bool) -> io::Result<Contents> {
     let mut file = File::options().read(true).write(true).open(path)?;
+    if failed {
+        // What counts is what the disk has, not what memory still holds.
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    }
     let mut hash = Sha256::new();
     let (mut records, mut bytes) = (0, 0);
     let mut buffer = vec![0; PIECE];
@@ -129,7 +135,7 @@ mod tests {
         let path = directory.path().join("a");
         std::fs::write(&path, "a\nb\n").unwrap();
         let sha256 = "911169ddaaf146aff539f58c26c489af3b892dff0fe283c1c264c65ae5aa59a2";
-        let found = contents(&path).unwrap();
+        let found = contents(&path, false).unwrap();
         assert_eq!((found.records, found.bytes), (2, 4));
         assert_eq!(found.sha256, sha256);
         assert_eq!(link(None, sha256), "37803cafd0d1e07442cb4fea2829f6992f3466602c1098552c6faa3cf19f1c96");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::document::Table;
 
 /// Keys that the interface or its plans name and this version does not build.
-const PLANNED: &[&str] = &["durability", "sinks", "detail"];
+const PLANNED: &[&str] = &["sinks", "detail"];
 
 const MIB: u64 = 1 << 20;
 
@@ -18,6 +18,16 @@ pub enum OnFull {
     Drop,
 }
 
+/// What a record has survived before its answer is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The end of the process: it is in the kernel.
+    #[default]
+    Process,
+    /// The end of the machine: it is on the disk. What is written meanwhile waits for the disk together.
+    Disk,
+}
+
 /// Where the log is and how much of it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -25,6 +35,8 @@ pub struct Settings {
     pub file: PathBuf,
     /// What happens when a record cannot be written.
     pub on_full: OnFull,
+    /// What a record has survived before its answer is sent.
+    pub durability: Durability,
     /// The size at which the file is closed, in bytes; as much is allocated when it is opened.
     pub rotate_size: u64,
     /// The most that archives and current file may take together, in bytes.
@@ -38,6 +50,7 @@ impl Default for Settings {
         Self {
             file: PathBuf::from("./query.jsonl"),
             on_full: OnFull::Refuse,
+            durability: Durability::Process,
             rotate_size: 256 * MIB,
             max_size: 20_480 * MIB,
             min_free: 256 * MIB,
@@ -64,6 +77,17 @@ impl Settings {
                 other => {
                     let fact = format!("`on_full` cannot be \"{other}\"");
                     table.document().note(&word.span, fact, "write \"refuse\" (no record, no answer) or \"drop\"");
+                }
+            }
+        }
+        if let Some(word) = table.string("durability") {
+            match word.value.as_str() {
+                "process" => settings.durability = Durability::Process,
+                "disk" => settings.durability = Durability::Disk,
+                other => {
+                    let fact = format!("`durability` cannot be \"{other}\"");
+                    let remedy = "write \"process\" (a record survives a kill) or \"disk\" (and a power cut)";
+                    table.document().note(&word.span, fact, remedy);
                 }
             }
         }
@@ -98,11 +122,12 @@ mod tests {
     #[test]
     fn reads_every_key() {
         let (settings, mistakes) =
-            read("file = \"/var/log/q.jsonl\"\non_full = \"drop\"\nrotate_size = \"2MiB\"\nmax_size = \"4MiB\"\n");
+            read("file = \"/var/log/q.jsonl\"\non_full = \"drop\"\ndurability = \"disk\"\nrotate_size = \"2MiB\"\nmax_size = \"4MiB\"");
         assert_eq!(mistakes, [""; 0]);
         let expected = Settings {
             file: PathBuf::from("/var/log/q.jsonl"),
             on_full: OnFull::Drop,
+            durability: Durability::Disk,
             rotate_size: 2 * MIB,
             max_size: 4 * MIB,
             min_free: 2 * MIB,
@@ -118,7 +143,7 @@ mod tests {
             ("on_full = \"ignore\"", "`on_full` cannot be \"ignore\""),
             ("rotate_size = \"1KiB\"", "`rotate_size` is too small"),
             ("rotate_size = \"4MiB\"\nmax_size = \"4MiB\"", "`max_size` is too small"),
-            ("durability = \"commit\"", "`durability` is not supported by this version"),
+            ("durability = \"commit\"", "`durability` cannot be \"commit\""),
             ("detail = \"x\"", "`detail` is not supported by this version"),
             ("on_ful = \"drop\"", "did you mean `on_full`?"),
         ] {

@@ -11,6 +11,7 @@ use super::error::AuditError;
 use super::event::{Event, RecordId};
 use super::file::Handle;
 use super::format::json::Encoder;
+use super::group::Group;
 use super::own::Own;
 use super::ranges::{Range, Ranges};
 use super::settings::OnFull;
@@ -69,6 +70,8 @@ pub struct Shard {
     encoder: Encoder,
     number: u16,
     on_full: OnFull,
+    /// Its records are waited for: [`Disk`](super::Durability::Disk).
+    waits: bool,
     next: u64,
     /// A line feed, written only where a torn line must be ended first, then whole lines.
     pending: Vec<u8>,
@@ -90,13 +93,14 @@ impl std::fmt::Debug for Shard {
 }
 
 impl Shard {
-    pub(super) fn new(shared: Arc<Shared>, seat: Arc<Seat>, number: u16, on_full: OnFull) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, seat: Arc<Seat>, number: u16, on_full: OnFull, waits: bool) -> Self {
         Self {
             encoder: Encoder::new(shared.boot, number, &shared.node),
             shared,
             seat,
             number,
             on_full,
+            waits,
             next: 1,
             pending: vec![b'\n'],
             sequences: Vec::new(),
@@ -121,6 +125,12 @@ impl Shard {
         self.next += 1;
         self.seat.sequence.store(sequence, Ordering::Relaxed);
         RecordId { boot: self.shared.boot, shard: self.number, sequence }
+    }
+
+    /// Whether a commit takes as long as the disk does: what is committed together waits once.
+    #[must_use]
+    pub const fn waits(&self) -> bool {
+        self.waits
     }
 
     /// The sequence that [`Shard::reserve`] will give next.
@@ -151,7 +161,8 @@ impl Shard {
         }
     }
 
-    /// Writes everything appended since the last commit, by one `write(2)`. Call it before the batch is sent.
+    /// Writes everything appended since the last commit, by one `write(2)`, and waits until it is on the disk where
+    /// [`Disk`](super::Durability::Disk) asks for that. Call it before the batch is sent.
     ///
     /// # Errors
     /// With [`OnFull::Refuse`], a record could not be written: send nothing of this batch. Records that could not
@@ -173,7 +184,24 @@ impl Shard {
         if self.sequences.is_empty() {
             return Ok(());
         }
-        let result = self.write();
+        let mut group = None;
+        let (whole, written) = self.write(&mut group);
+        let waited = group.filter(|_| whole > 0).map_or(Ok(()), |group| group.wait());
+        let kept = if waited.is_ok() { whole } else { 0 };
+        let result = waited.and(written);
+        self.seat.records.fetch_add(kept as u64, Ordering::Relaxed);
+        if whole > 0
+            && let Some(gap) = self.gap.take()
+        {
+            // The `gap` record is always the first line.
+            if kept > 0 {
+                self.lost.forget_first(RANGES_PER_GAP);
+                self.seat.gaps.fetch_add(1, Ordering::Relaxed);
+            } else {
+                // It may be there or not: another one, with an id of its own, will say so.
+                self.lost.insert(gap.sequence, 0);
+            }
+        }
         match &result {
             Ok(()) => {
                 if self.shared.full.load(Ordering::Relaxed) {
@@ -182,7 +210,7 @@ impl Shard {
             }
             Err(error) => {
                 self.shared.full.store(true, Ordering::Relaxed);
-                self.lose(error);
+                self.lose(kept, error);
             }
         }
         self.pending.truncate(1);
@@ -190,41 +218,35 @@ impl Shard {
         result.map_err(|error| AuditError::at(&self.shared.path, &error))
     }
 
-    /// Writes the pending lines. Where the system takes only some bytes, the whole lines among them are written;
-    /// the line that was torn is written again, behind a line feed. On an error, the lines not written remain.
-    fn write(&mut self) -> io::Result<()> {
+    /// Writes the pending lines: how many were written whole, and why not all of them. Where the system takes only some
+    /// bytes, the line that was torn is written again, behind a line feed. `group` is what is to be waited for then: not
+    /// under the lock, and of the file that was written to, whatever the shard is moved to meanwhile.
+    fn write(&self, group: &mut Option<Arc<Group>>) -> (usize, io::Result<()>) {
         let mut handle = self.seat.handle.lock();
+        if self.waits {
+            *group = handle.group();
+        }
+        // Every line before this line feed is written.
+        let (mut from, mut whole) = (0, 0);
         for _ in 0..ATTEMPTS {
-            let skip = usize::from(!handle.is_torn());
-            let written = match handle.write(self.pending.get(skip..).unwrap_or_default()) {
+            let begin = from + usize::from(!handle.is_torn());
+            let written = match handle.write(self.pending.get(begin..).unwrap_or_default()) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => result?,
+                Err(error) => return (whole, Err(error)),
+                Ok(written) => written,
             };
             self.seat.bytes.fetch_add(written as u64, Ordering::Relaxed);
-            let done = self.pending.get(..skip + written).unwrap_or_default();
-            let all = done.len() == self.pending.len();
+            let end = begin + written;
+            let done = self.pending.get(from..end).unwrap_or_default();
             handle.set_torn(done.last() != Some(&b'\n'));
+            if end == self.pending.len() {
+                return (self.sequences.len(), Ok(()));
+            }
             // Lines end at line feeds; the first byte of the buffer is none of theirs.
-            let end = done.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
-            let lines = if all {
-                self.sequences.len()
-            } else {
-                done.iter().take(end + 1).skip(1).filter(|byte| **byte == b'\n').count()
-            };
-            self.seat.records.fetch_add(lines as u64, Ordering::Relaxed);
-            if self.gap.is_some() && lines > 0 {
-                // The `gap` record is always the first line.
-                self.gap = None;
-                self.lost.forget_first(RANGES_PER_GAP);
-                self.seat.gaps.fetch_add(1, Ordering::Relaxed);
-            }
-            if all {
-                return Ok(());
-            }
-            self.sequences.drain(..lines);
-            self.pending.drain(..end);
+            whole += done.iter().skip(1).filter(|byte| **byte == b'\n').count();
+            from += done.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
         }
-        Err(io::ErrorKind::WriteZero.into())
+        (whole, Err(io::ErrorKind::WriteZero.into()))
     }
 
     /// Puts the `gap` record for what was lost in front of the pending lines.
@@ -239,16 +261,17 @@ impl Shard {
         self.sequences.insert(0, id.sequence);
     }
 
-    /// Remembers the pending lines as lost.
-    fn lose(&mut self, error: &io::Error) {
+    /// Remembers the pending lines but for the first `kept` as lost.
+    fn lose(&mut self, kept: usize, error: &io::Error) {
         let gap = self.gap.map(|gap| gap.sequence);
         let counter = match self.on_full {
             OnFull::Refuse => &self.seat.refused,
             OnFull::Drop => &self.seat.dropped,
         };
-        for sequence in self.sequences.drain(..).filter(|sequence| Some(*sequence) != gap) {
-            self.lost.insert(sequence, 0);
-            counter.fetch_add(1, Ordering::Relaxed);
+        for sequence in self.sequences.drain(..).skip(kept).filter(|sequence| Some(*sequence) != gap) {
+            if self.lost.insert(sequence, 0) {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
         }
         self.why = error.to_string();
     }

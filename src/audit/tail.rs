@@ -1,4 +1,4 @@
-//! Tail: the log as it grows, across rotations, filtered.
+//! Tail: the log as it grows, across rotations and packed archives, filtered.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::archive::Archive;
+use super::archive::{Archive, unpacked};
+use super::decode::decoded;
 use super::error::AuditError;
 use super::file::{Identity, identity_of};
 use super::format::json::MAX_LINE;
+use super::read::Lines;
 use crate::name::Name;
 use crate::net::Prefix;
 
@@ -52,8 +54,12 @@ impl Filter {
 /// again a moment later.
 pub struct Tail {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: BufReader<Box<dyn Read + Send>>,
+    /// The file that the reader reads; `None`: it was closed and packed.
+    file: Option<File>,
     identity: Identity,
+    /// The beginning of the file: the same when it was packed.
+    first: Vec<u8>,
     line: Vec<u8>,
     /// The rest of a line that is too long is being passed over.
     skipping: bool,
@@ -67,17 +73,30 @@ impl Tail {
     /// # Errors
     /// It cannot be read.
     pub fn open(path: &Path, back: usize) -> Result<Self, AuditError> {
-        let (mut file, identity) = open(path)?;
-        let from = start_of_last(&mut file, back).map_err(|error| AuditError::at(path, &error))?;
-        file.seek(SeekFrom::Start(from)).map_err(|error| AuditError::at(path, &error))?;
-        Ok(Self {
+        let fail = |error: io::Error| AuditError::reading(path, &error);
+        let (mut file, identity) = open(path).map_err(fail)?;
+        start_of_last(&mut file, back).and_then(|from| file.seek(SeekFrom::Start(from))).map_err(fail)?;
+        let mut tail = Self {
             path: path.to_path_buf(),
-            reader: BufReader::new(file),
+            reader: BufReader::new(Box::new(io::empty())),
+            file: Some(file),
             identity,
+            first: first_line(path).map_err(fail)?,
             line: Vec::new(),
             skipping: false,
             leaving: false,
-        })
+        };
+        tail.read_file().map_err(fail)?;
+        Ok(tail)
+    }
+
+    /// Begins to read the file where it stands.
+    fn read_file(&mut self) -> io::Result<()> {
+        if let Some(file) = &self.file {
+            self.reader = BufReader::new(Box::new(file.try_clone()?));
+        }
+        self.line.clear();
+        Ok(())
     }
 
     /// The next line without its line feed; `None` where there is no whole line yet. A line of more than 8 KiB is
@@ -106,39 +125,60 @@ impl Tail {
 
     /// At the end of a file: whether there is more to read in it or in another one.
     fn go_on(&mut self) -> Result<bool, AuditError> {
-        let fail = |error: io::Error| AuditError::at(&self.path, &error);
-        let length = self.reader.get_ref().metadata().map_err(fail)?.len();
-        if length < self.reader.stream_position().map_err(fail)? {
-            self.reader.seek(SeekFrom::Start(0)).map_err(fail)?;
-            self.line.clear();
-            return Ok(length > 0);
+        let path = self.path.clone();
+        let fail = |error: io::Error| AuditError::at(&path, &error);
+        if let Some(file) = &mut self.file {
+            let length = file.metadata().map_err(fail)?.len();
+            if length < file.stream_position().map_err(fail)? {
+                file.seek(SeekFrom::Start(0)).and_then(|_| self.read_file()).map_err(fail)?;
+                return Ok(length > 0);
+            }
+            let moved = identity_of(&self.path).is_ok_and(|identity| identity != self.identity);
+            if !moved || !std::mem::replace(&mut self.leaving, true) {
+                // Shards leave the old file shortly after it was renamed: it is read to its end once more.
+                return Ok(false);
+            }
         }
-        let moved = identity_of(&self.path).is_ok_and(|identity| identity != self.identity);
-        if !moved || !std::mem::replace(&mut self.leaving, true) {
-            // Shards leave the old file shortly after it was renamed: it is read to its end once more.
-            return Ok(false);
-        }
-        let (file, identity) = open(&self.following()?)?;
-        (self.reader, self.identity) = (BufReader::new(file), identity);
-        self.line.clear();
+        let next = self.following()?;
+        let fail = |error: io::Error| AuditError::reading(&next, &error);
+        let (file, identity) = open(&next).map_err(fail)?;
+        self.first = first_line(&next).map_err(fail)?;
+        self.identity = identity;
         self.leaving = false;
+        if unpacked(&next.to_string_lossy()).len() < next.as_os_str().len() {
+            self.file = None;
+            self.reader = BufReader::new(decoded(file).map_err(fail)?);
+            self.line.clear();
+        } else {
+            self.file = Some(file);
+            self.read_file().map_err(fail)?;
+        }
         Ok(true)
     }
 
-    /// The file that was begun after the one being read.
+    /// The file that was begun after the one being read; which that is, is known by its first line where it was packed
+    /// since.
     fn following(&self) -> Result<PathBuf, AuditError> {
         let archive = Archive::beside(&self.path)?;
-        let mut later = archive.list()?.into_iter().map(|archived| archive.path(&archived.name));
-        let here = later.any(|path| identity_of(&path).is_ok_and(|identity| identity == self.identity));
-        Ok(later.next().filter(|_| here).unwrap_or_else(|| self.path.clone()))
+        let all: Vec<_> = archive.list()?.iter().map(|archived| archive.path(&archived.name)).collect();
+        let same = |path: &PathBuf| identity_of(path).is_ok_and(|identity| identity == self.identity);
+        let begins = |path: &PathBuf| first_line(path).is_ok_and(|first| first == self.first && !first.is_empty());
+        let here = all.iter().position(same).or_else(|| all.iter().position(begins));
+        let next = here.and_then(|here| all.into_iter().nth(here + 1));
+        Ok(next.unwrap_or_else(|| self.path.clone()))
     }
 }
 
-fn open(path: &Path) -> Result<(File, Identity), AuditError> {
-    let fail = |error: io::Error| AuditError::reading(path, &error);
-    let file = File::open(path).map_err(fail)?;
-    let metadata = file.metadata().map_err(fail)?;
+fn open(path: &Path) -> io::Result<(File, Identity)> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
     Ok((file, (metadata.dev(), metadata.ino())))
+}
+
+/// The first line of a file, packed or not.
+fn first_line(path: &Path) -> io::Result<Vec<u8>> {
+    let mut lines = Lines::new(decoded(File::open(path)?)?);
+    Ok(lines.next()?.map(|line| line.bytes.to_vec()).unwrap_or_default())
 }
 
 /// Where the last `count` lines of a file begin, read backwards in blocks.

@@ -170,6 +170,9 @@ struct Told<'a> {
 /// Replies per reading of the clock.
 const PER_READING: usize = 8;
 
+/// Replies that wait for the disk together, of one thread.
+const TOGETHER: usize = 1024;
+
 const SILENCE: Written = Written { len: 0, truncated: false, flags: 0, options: 0 };
 
 impl<R> Outbox<R> {
@@ -203,6 +206,13 @@ impl<R> Outbox<R> {
     #[must_use]
     pub const fn size(&self) -> usize {
         self.batch.bytes.len()
+    }
+
+    /// Whether more may be sealed before this is released: its records will wait for the disk, and what came meanwhile
+    /// waits with them.
+    #[must_use]
+    pub const fn takes_more(&self) -> bool {
+        self.batch.shard.waits() && self.batch.samples.len() < TOGETHER
     }
 
     /// Writes the batch's records, in one write; then its bytes may leave.

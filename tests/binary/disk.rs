@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::dns::{Client, Stream, a};
-use crate::harness::{Node, Site, privileged, small_disk, until, with_own_mounts};
+use crate::harness::{Node, Site, end, privileged, small_disk, until, with_own_mounts};
+use crate::programs::{are_here, command};
 use crate::upstream::Upstream;
 
 /// Takes all the room that is left on the disk of `path`.
@@ -146,5 +147,54 @@ fn with_on_full_drop_it_answers_and_declares_what_is_missing() {
         assert!(site.metric("outgate_audit_gaps_total") >= 1.0);
         assert_eq!(node.stop(), Some(0));
         assert!(site.verified().contains("could not be written, as declared"));
+    });
+}
+
+/// A file system on a file on a small disk: what is written is taken into memory, and the disk below fails to keep it.
+#[test]
+fn a_disk_that_fails_sends_nothing_it_did_not_keep() {
+    if !privileged() || !are_here(&["losetup", "mkfs.ext4", "mount"]) {
+        return;
+    }
+    with_own_mounts(|| {
+        let site = crate::durability::site("disk");
+        let below = site.path("below");
+        small_disk(&below, 4 << 20);
+        let (image, disk) = (below.join("image"), site.path("disk"));
+        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        fs::create_dir(&disk).unwrap();
+        let run = |program: &str, words: &[&str], paths: &[&Path]| {
+            let ended = end(command(program).args(words).args(paths));
+            assert_eq!(ended.code, Some(0), "{program}: {}", ended.stderr);
+        };
+        // Without a journal, which would take the whole file system down with it.
+        run("mkfs.ext4", &["-q", "-O", "^has_journal"], &[&image]);
+        run("mount", &["-o", "loop"], &[&image, &disk]);
+        let site = site.with(
+            "audit",
+            "[audit]\nfile = \"disk/query.jsonl\"\nrotate_size = \"1MiB\"\nmin_free = \"1KiB\"\ndurability = \"disk\"",
+        );
+        let mut node = site.start();
+        let client = Client::new(site.dns);
+        client.told("www.corp.example");
+        fill(&below.join("filler"));
+        let impatient = Client::new(site.dns).patience(Duration::from_millis(300));
+        let mut held = 1;
+        while site.metric("outgate_audit_refused_total") == 0.0 {
+            held += (0..50).take_while(|_| impatient.ask(&a("www.corp.example")).is_some()).count();
+            assert!(held < 20_000, "the disk does not fail");
+        }
+        until("it says so", || ready(&site).0 == 503);
+        let said = node.stderr();
+        assert!(said.contains("the disk did not keep what was written"), "{said}");
+        fs::remove_file(below.join("filler")).unwrap();
+        // A file that failed is given up at once, the one after it after half a minute.
+        crate::harness::until_within(Duration::from_secs(60), "it answers again", || {
+            impatient.ask(&a("www.corp.example")).is_some()
+        });
+        assert_eq!(node.stop(), Some(0));
+        let text = fs::read_to_string(site.path("disk/query.jsonl")).unwrap();
+        assert!(text.lines().next().unwrap().contains("the disk did not keep the file before"), "{text}");
+        assert!(text.contains("\"op\":\"gap\""), "no gap is declared");
     });
 }

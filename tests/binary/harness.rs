@@ -316,10 +316,15 @@ pub(crate) fn end(command: &mut Command) -> Ended {
 }
 
 /// Polls until the fact holds.
-pub(crate) fn until(fact: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn until(fact: &str, holds: impl FnMut() -> bool) {
+    until_within(BOUND, fact, holds);
+}
+
+/// As [`until`], for what takes its time.
+pub(crate) fn until_within(bound: Duration, fact: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < BOUND, "not within {BOUND:?}: {fact}");
+        assert!(start.elapsed() < bound, "not within {bound:?}: {fact}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

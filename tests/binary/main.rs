@@ -36,6 +36,7 @@ mod doh3;
 #[cfg(feature = "quic")]
 mod doq;
 mod dot;
+mod durability;
 mod encrypted;
 mod errors;
 mod explain;
@@ -50,6 +51,7 @@ mod pipelines;
 mod policing;
 mod reload;
 mod report;
+mod rotation;
 mod serving;
 mod streams;
 mod syslog;

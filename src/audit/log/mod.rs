@@ -1,5 +1,6 @@
 //! The log: one file for all shards, its rotation, and what it says about itself.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -13,13 +14,14 @@ use std::time::Duration;
 use nix::sys::statvfs::statvfs;
 
 use crate::audit::archive::{Archive, Archived};
+use crate::audit::decode::decoded;
 use crate::audit::error::AuditError;
-use crate::audit::file::{Current, Handle, identity_of};
+use crate::audit::file::{Current, Handle, identity_of, keep_names};
 use crate::audit::meter::{Counts, Meter};
 use crate::audit::own::{Opened, Own, Seal};
 use crate::audit::read::Past;
 use crate::audit::seal::{Sealed, Sealer, link};
-use crate::audit::settings::{OnFull, Settings};
+use crate::audit::settings::{Durability, OnFull, Settings};
 use crate::audit::shard::{Seat, Shard, Shared};
 use crate::time::{Clock, Tick, machine_start};
 
@@ -43,6 +45,8 @@ pub struct Log {
     current: Current,
     /// The length of the current file when it was last looked at.
     length: u64,
+    /// The current file's length less what all shards have written, as it was when they came to it.
+    before: u64,
     archive: Archive,
     sealer: Sealer,
     chain: Option<String>,
@@ -56,6 +60,8 @@ pub struct Log {
     removed: VecDeque<(Archived, u64, &'static str)>,
     heartbeat_at: Tick,
     rotate_at: Tick,
+    /// When a file that the disk did not keep may be given up for another one.
+    replace_at: Tick,
 }
 
 impl Log {
@@ -73,8 +79,11 @@ impl Log {
     ) -> Result<(Self, Vec<Shard>), AuditError> {
         let path = settings.file.clone();
         let archive = Archive::beside(&path)?;
-        let current = Current::open(&path)?;
+        let current = Current::open(&path, settings.durability)?;
         archive.create()?;
+        if settings.durability == Durability::Disk {
+            keep_names(parent(&path))?;
+        }
         let mut past = read_past(&path, &current, &archive)?;
         let unsealed = mem::take(&mut past.unsealed);
         let shared = Arc::new(Shared {
@@ -86,8 +95,11 @@ impl Log {
         });
         let seats =
             (0..=shards).map(|_| Ok(Arc::new(Seat::new(current.handle(&path)?)))).collect::<Result<Arc<[_]>, _>>()?;
-        let shard =
-            |number: u16, seat: &Arc<Seat>, on_full| Shard::new(Arc::clone(&shared), Arc::clone(seat), number, on_full);
+        let shard = |number: u16, seat: &Arc<Seat>, on_full| {
+            // No answer waits for what the log says of itself.
+            let waits = settings.durability == Durability::Disk && number > 0;
+            Shard::new(Arc::clone(&shared), Arc::clone(seat), number, on_full, waits)
+        };
         let mut numbered = (0..=shards).zip(seats.iter());
         let own = numbered
             .next()
@@ -98,6 +110,7 @@ impl Log {
             meter: Meter::new(Arc::clone(&shared), seats),
             shard: own,
             length: current.len().unwrap_or(0),
+            before: current.len().unwrap_or(0),
             sealer: Sealer::start().map_err(|error| AuditError::at(&path, &error))?,
             chain: past.chain.take(),
             unsealed,
@@ -106,6 +119,7 @@ impl Log {
             removed: VecDeque::new(),
             heartbeat_at: now + HEARTBEAT,
             rotate_at: now,
+            replace_at: now,
             settings,
             shared,
             current,
@@ -117,7 +131,7 @@ impl Log {
         log.allocate(&log.current)?;
         log.begin(true, "start", &past)?;
         for name in &log.unsealed {
-            log.sealer.queue(name, log.archive.path(name));
+            log.sealer.queue(name, log.archive.path(name), false);
         }
         log.tell_removed()?;
         Ok((log, others))
@@ -156,6 +170,7 @@ impl Log {
         }
         self.tell_removed()?;
         self.tell_sequences("close")?;
+        self.current.keep().map_err(|error| AuditError::at(&self.settings.file, &error))?;
         // A shard that is still there would have what it writes meanwhile cut off.
         if self.meter.seats().iter().skip(1).all(|seat| Arc::strong_count(seat) == 1) {
             self.current.release().map_err(|error| AuditError::at(&self.settings.file, &error))?;
@@ -193,8 +208,15 @@ impl Log {
         if let Some(why) = why {
             return self.reopen(&path, why);
         }
+        if self.current.is_failed() && now >= self.replace_at {
+            self.replace_at = now + RETRY;
+            return self.rotate(&path, "the disk did not keep the file before");
+        }
+        let least = self.before.wrapping_add(self.written());
         let length = self.current.len().map_err(|error| AuditError::at(&path, &error))?;
-        if length < self.length {
+        if length < least {
+            // Shards go on writing: what they add from here on is looked for from here on.
+            self.before = length.wrapping_sub(self.written());
             self.length = length;
             if length > 0 {
                 self.current.set_torn();
@@ -203,13 +225,13 @@ impl Log {
             return self.begin(false, "cut short by another program", &Past::default());
         }
         // Closed one second early rather than written beyond the blocks that are allocated.
-        let expected = length.saturating_add(length - self.length);
+        let expected = length.saturating_add(length.saturating_sub(self.length));
         self.length = length;
         if expected < self.settings.rotate_size || now < self.rotate_at || self.unsealed.len() >= UNSEALED {
             return Ok(());
         }
         self.make_room(self.settings.rotate_size)?;
-        let result = self.rotate(&path);
+        let result = self.rotate(&path, "rotate");
         if result.is_err() {
             self.rotate_at = now + RETRY;
         }
@@ -218,15 +240,16 @@ impl Log {
 
     /// Moves to whatever is at the path now, or to a new file.
     fn reopen(&mut self, path: &Path, why: &'static str) -> Result<(), AuditError> {
-        let next = Current::open(path)?;
+        let next = Current::open(path, self.settings.durability)?;
         let past = read_past(path, &next, &self.archive)?;
         self.allocate(&next)?;
         let handles = self.handles(&next, path)?;
-        self.move_to(next, handles, false, why, &Past { torn: past.torn, ..Past::default() })
+        let past = Past { torn: past.torn, ..Past::default() };
+        self.move_to(next, handles, || Ok(()), (false, why, &past))
     }
 
     /// Puts the current file into the archive and a new one in its place.
-    fn rotate(&mut self, path: &Path) -> Result<(), AuditError> {
+    fn rotate(&mut self, path: &Path, why: &'static str) -> Result<(), AuditError> {
         let name = self.archive.next(self.shared.clock.now().wall)?;
         let archived = self.archive.path(&name);
         let next_path = next_path(path);
@@ -234,31 +257,37 @@ impl Log {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(AuditError::at(&next_path, &error)),
             _ => {}
         }
-        let next = Current::create(&next_path)?;
-        let placed = self.allocate(&next).and_then(|()| {
-            let handles = self.handles(&next, &next_path)?;
-            let fail = |error: io::Error| AuditError::at(&archived, &error);
-            fs::rename(path, &archived).map_err(fail)?;
+        let next = Current::create(&next_path, self.settings.durability)?;
+        let lasting = self.settings.durability == Durability::Disk;
+        let failed = self.current.is_failed();
+        let left = self.current.identity;
+        let placed = Cell::new(false);
+        let place = || {
+            fs::rename(path, &archived).map_err(|error| AuditError::at(&archived, &error))?;
             fs::rename(&next_path, path).map_err(|error| {
                 // The old file goes on under its own name.
                 let _ = fs::rename(&archived, path);
                 AuditError::at(path, &error)
             })?;
-            Ok(handles)
-        });
-        let handles = match placed {
-            Ok(handles) => handles,
-            Err(error) => {
-                let _ = fs::remove_file(&next_path);
-                return Err(error);
+            if lasting {
+                // An answer whose record is in a file without a name would not survive the machine's end.
+                let _ = keep_names(parent(&archived)).and_then(|()| keep_names(parent(path)));
             }
+            placed.set(true);
+            Ok(())
         };
         self.unsealed.push(name.clone());
+        let handles = self.allocate(&next).and_then(|()| self.handles(&next, &next_path));
+        let result = handles.and_then(|handles| self.move_to(next, handles, place, (true, why, &Past::default())));
+        if !placed.get() {
+            self.unsealed.pop();
+            let _ = fs::remove_file(&next_path);
+            return result;
+        }
         self.meter.rotated();
-        self.meter.readers().archived(self.current.identity, &name, &self.archive);
-        let result = self.move_to(next, handles, true, "rotate", &Past::default());
+        self.meter.readers().archived(left, &name, &self.archive);
         // No shard writes to it any more.
-        self.sealer.queue(&name, archived);
+        self.sealer.queue(&name, archived.clone(), failed);
         result
     }
 
@@ -267,24 +296,31 @@ impl Log {
         self.meter.seats().iter().map(|_| next.handle(path)).collect()
     }
 
-    /// Moves every shard to `next`, our own first: its record is the first line.
+    /// Moves every shard to `next`. None of them writes meanwhile: whoever follows the file by its name has seen all of it
+    /// when `place` renames it. Our own record is the first line.
     fn move_to(
         &mut self,
         next: Current,
         handles: Vec<Handle>,
-        ours: bool,
-        why: &'static str,
-        past: &Past,
+        place: impl FnOnce() -> Result<(), AuditError>,
+        (ours, why, past): (bool, &'static str, &Past),
     ) -> Result<(), AuditError> {
-        self.current = next;
-        self.meter.readers().moving();
-        let mut told = None;
-        for (seat, handle) in Arc::clone(self.meter.seats()).iter().zip(handles) {
-            *seat.handle.lock() = handle;
-            told = told.or_else(|| Some(self.begin(ours, why, past)));
+        let seats = Arc::clone(self.meter.seats());
+        let mut held: VecDeque<_> = seats.iter().map(|seat| seat.handle.lock()).collect();
+        place()?;
+        for (seat, handle) in held.iter_mut().zip(handles) {
+            **seat = handle;
         }
+        self.current = next;
+        self.before = self.current.len().unwrap_or(0).wrapping_sub(self.written());
         self.meter.readers().moved(self.current.identity);
-        told.unwrap_or(Ok(()))
+        drop(held.pop_front());
+        self.begin(ours, why, past)
+    }
+
+    /// What all shards have written, to whatever file.
+    fn written(&self) -> u64 {
+        self.meter.seats().iter().map(|seat| seat.bytes.load(Ordering::Relaxed)).sum()
     }
 
     /// Writes the `open` or `reopen` record; where that fails, the next tick tries again.
@@ -360,7 +396,7 @@ impl Log {
         let size = |archived: &Archived| self.archive.path(&archived.name).metadata().map_or(0, |found| found.len());
         let current = self.length.max(self.settings.rotate_size).saturating_add(next);
         let mut total = archives.iter().map(size).fold(current, u64::saturating_add);
-        while let Some(oldest) = archives.pop_front().filter(|oldest| !self.unsealed.contains(&oldest.name)) {
+        while let Some(oldest) = archives.pop_front().filter(|oldest| !self.unsealed.iter().any(|name| name == oldest.closed_as())) {
             let why = if total > self.settings.max_size {
                 "max_size"
             } else if self.settings.min_free > 0
@@ -384,7 +420,7 @@ impl Log {
     /// Writes a `removed` record for each deleted archive; those that cannot be written are kept for later.
     fn tell_removed(&mut self) -> Result<(), AuditError> {
         while let Some((archived, bytes, why)) = self.removed.front() {
-            self.shard.append_own(&Own::Removed { file: &archived.name, bytes: *bytes, why });
+            self.shard.append_own(&Own::Removed { file: archived.closed_as(), bytes: *bytes, why });
             self.shard.commit()?;
             self.removed.pop_front();
         }
@@ -394,15 +430,23 @@ impl Log {
 
 /// What the files before this one say: the file itself, or where it is new, the newest archive.
 fn read_past(path: &Path, current: &Current, archive: &Archive) -> Result<Past, AuditError> {
-    let read = |path: &Path| File::open(path).and_then(Past::read).map_err(|error| AuditError::at(path, &error));
+    let read = |path: &Path| {
+        let past = File::open(path).and_then(decoded).and_then(Past::read);
+        past.map_err(|error| AuditError::at(path, &error))
+    };
     if current.len().map_err(|error| AuditError::at(path, &error))? > 0 {
         return read(path);
     }
     let Some(newest) = archive.list()?.pop() else { return Ok(Past::default()) };
     let mut past = read(&archive.path(&newest.name))?;
     past.torn = 0;
-    past.unsealed.push(newest.name);
+    past.unsealed.push(newest.closed_as().to_owned());
     Ok(past)
+}
+
+/// The directory of a file.
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 /// Where the next file is made ready, out of the way of whoever follows the current one.

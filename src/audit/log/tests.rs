@@ -3,10 +3,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use super::*;
 use crate::audit::fixture::{Directory, query, write};
-use crate::audit::{Finding, Report, Tail, verify};
+use crate::audit::group::Group;
+use crate::audit::{Finding, RecordId, Report, Tail, verify};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -235,6 +237,96 @@ fn remove_line(text: &str, number: usize) -> String {
     text.lines().enumerate().filter(|(index, _)| *index != number).map(|(_, line)| format!("{line}\n")).collect()
 }
 
+/// What packs an archive, and takes its plain form away.
+fn pack(path: &Path, edit: impl FnOnce(Vec<u8>) -> Vec<u8>) {
+    let packed = compress_to_vec(&*fs::read(path).unwrap(), CompressionLevel::Fastest);
+    fs::write(path.with_extension("jsonl.zst"), edit(packed)).unwrap();
+    fs::remove_file(path).unwrap();
+}
+
+fn read_all(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    decoded(File::open(path).unwrap()).unwrap().read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn packed_archives_are_as_good_as_those_that_were_closed() {
+    type Edit = fn(Vec<u8>) -> Vec<u8>;
+    type Expected = fn(&Finding) -> bool;
+    let rows: [(&str, Edit, Expected); 3] = [
+        ("as it was", |packed| packed, |_| false),
+        (
+            "an octet is changed",
+            |mut packed| {
+                let middle = packed.len() / 2;
+                packed[middle] ^= 1;
+                packed
+            },
+            |finding| matches!(finding, Finding::Damaged { .. }),
+        ),
+        (
+            "it is cut short",
+            |packed| packed[..packed.len() - 100].to_vec(),
+            |finding| matches!(finding, Finding::Damaged { line, .. } if *line > 0),
+        ),
+    ];
+    for (fact, edit, expected) in rows {
+        let directory = Directory::new();
+        let clock = Clock::manual();
+        rotated(&directory, &clock, 1, 3);
+        for path in &archives(&directory)[1..] {
+            pack(path, |packed| packed);
+        }
+        pack(&archives(&directory)[0], edit);
+        // A killed process may leave both.
+        let both = &archives(&directory)[2];
+        fs::write(both.with_extension(""), read_all(both)).unwrap();
+        rotated(&directory, &clock, 2, 2);
+        let report = check(&directory);
+        assert_eq!(report.is_clean(), fact == "as it was", "{fact}: {report}");
+        assert!(report.is_clean() || report.faults.iter().any(expected), "{fact}: {report}");
+        assert_eq!(report.files, 6);
+    }
+    // Repacked after its contents were edited, and where the log's newest file is a packed one.
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    rotated(&directory, &clock, 1, 2);
+    let path = &archives(&directory)[1];
+    fs::write(path, fs::read_to_string(path).unwrap().replacen("example.org", "example.net", 1)).unwrap();
+    archives(&directory).iter().for_each(|path| pack(path, |packed| packed));
+    let changed = |finding: &Finding| matches!(finding, Finding::Changed { .. });
+    assert!(matches!(&check(&directory).faults[..], [fault] if changed(fault)));
+    fs::remove_file(directory.log()).unwrap();
+    let (log, shards) = directory.open(&clock, 2, 1);
+    drop(shards);
+    log.close().unwrap();
+    assert!(directory.text().lines().next().unwrap().contains("\"previous_boot\":\"0000000000000001\""));
+}
+
+#[test]
+fn tail_goes_on_in_archives_that_were_packed_meanwhile() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let (mut log, mut shards) = directory.open(&clock, 1, 1);
+    let mut tail = Tail::open(&directory.log(), usize::MAX).unwrap();
+    while log.counts().rotations < 3 {
+        write(&mut shards[0], &clock, 10);
+        clock.advance(SECOND);
+        log.tick().unwrap();
+    }
+    archives(&directory).iter().for_each(|path| pack(path, |packed| packed));
+    write(&mut shards[0], &clock, 5);
+    let (mut seen, mut nothing) = (0, 0);
+    while nothing < 4 {
+        match tail.next_line().unwrap() {
+            Some(line) => seen += u64::from(line.contains("\"type\":\"query\"")),
+            None => nothing += 1,
+        }
+    }
+    assert_eq!(seen, log.meter().seats()[1].records.load(Ordering::Relaxed));
+}
+
 #[test]
 fn an_archive_that_vanished_is_missed_and_one_that_was_removed_is_not() {
     let directory = Directory::new();
@@ -250,13 +342,13 @@ fn an_archive_that_vanished_is_missed_and_one_that_was_removed_is_not() {
         write(&mut shards[0], &clock, 10);
         clock.advance(SECOND);
         log.tick().unwrap();
+        // What is not sealed yet is kept, for as long as that takes.
+        while !log.unsealed.is_empty() {
+            log.sealed.extend(log.sealer.wait());
+            log.tell_sealed().unwrap();
+        }
     }
     drop(shards);
-    // What is not sealed yet is kept, for as long as that takes.
-    while !log.unsealed.is_empty() {
-        log.sealed.extend(log.sealer.wait());
-        log.tell_sealed().unwrap();
-    }
     clock.advance(HEARTBEAT);
     log.tick().unwrap();
     log.close().unwrap();
@@ -295,6 +387,18 @@ fn a_file_that_was_moved_or_cut_by_others_is_noticed() {
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), 2);
     assert!(lines[0].contains("\"op\":\"reopen\",\"why\":\"cut short by another program\""), "{text}");
+
+    // Longer again than it was before anybody looked.
+    File::options().write(true).open(directory.log()).unwrap().set_len(0).unwrap();
+    write(&mut shards[0], &clock, 20);
+    log.tick().unwrap();
+    assert!(directory.text().lines().last().unwrap().contains("cut short by another program"));
+    drop(shards);
+    log.close().unwrap();
+    let report = check(&directory);
+    let missing = report.faults.iter().filter(|fault| matches!(fault, Finding::Gap { .. })).count();
+    assert_eq!((missing, report.faults.len()), (2, 2), "of both shards: {report}");
+    assert!(matches!(&report.notes[..], [Finding::Reopened { .. }]), "{report}");
 }
 
 #[test]
@@ -445,6 +549,114 @@ fn a_full_disk_refuses_then_recovers_and_the_gap_is_declared() {
 }
 
 #[test]
+fn a_disk_that_does_not_keep_a_file_loses_no_answer_and_is_given_up() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let settings = Settings { durability: Durability::Disk, ..directory.settings() };
+    let (mut log, mut shards) = Log::open(settings, "node", clock.clone(), 1, 2).unwrap();
+    let (fails, kept) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let path = directory.log();
+    let length = || fs::metadata(directory.log()).unwrap().len();
+    log.current.keep_by({
+        let (fails, kept) = (Arc::clone(&fails), Arc::clone(&kept));
+        Group::by(move || {
+            kept.store(fs::metadata(&path).unwrap().len(), Ordering::SeqCst);
+            if fails.load(Ordering::SeqCst) { Err(nix::errno::Errno::EIO.into()) } else { Ok(()) }
+        })
+    });
+    for seat in log.meter.seats().iter() {
+        *seat.handle.lock() = log.current.handle(&directory.log()).unwrap();
+    }
+    for _ in 0..3 {
+        write(&mut shards[0], &clock, 2);
+        assert_eq!(kept.load(Ordering::SeqCst), length(), "what was committed is on the disk");
+    }
+    let try_one = |shard: &mut Shard| {
+        let id = shard.reserve();
+        shard.append(id, &query(clock.now().wall));
+        shard.commit()
+    };
+    fails.store(true, Ordering::SeqCst);
+    let error = try_one(&mut shards[0]).unwrap_err().to_string();
+    assert!(error.ends_with("the disk did not keep what was written: I/O error; check the disk and the path"), "{error}");
+    // That a later one would succeed says nothing; nothing more is written to that file, by nobody.
+    fails.store(false, Ordering::SeqCst);
+    let before = length();
+    try_one(&mut shards[0]).unwrap_err();
+    try_one(&mut shards[1]).unwrap_err();
+    assert_eq!(length(), before);
+    assert!(!log.usable());
+    assert_eq!(log.counts().refused, 3);
+
+    log.tick().unwrap();
+    assert!(log.usable());
+    let first = directory.text().lines().next().unwrap().to_owned();
+    assert!(first.contains("\"op\":\"open\",\"why\":\"the disk did not keep the file before\""), "{first}");
+    write(&mut shards[0], &clock, 1);
+    write(&mut shards[1], &clock, 1);
+    let text = directory.text();
+    let gaps: Vec<&str> = text.lines().filter(|line| line.contains("\"op\":\"gap\"")).collect();
+    assert!(gaps[0].contains("\"lost\":2,\"ranges\":[[7,8]]"), "{gaps:?}");
+    assert!(gaps[1].contains("\"lost\":1,\"ranges\":[[1,1]]"), "{gaps:?}");
+    drop(shards);
+    log.close().unwrap();
+    let report = check(&directory);
+    // The one that was written and not kept is still in this memory, and may be or not be on a disk.
+    let lost = |shard, sequence| Finding::Declared { first: RecordId { boot: 1, shard, sequence }, last: sequence };
+    assert_eq!((report.faults, report.notes), (vec![], vec![lost(1, 8), lost(2, 1)]));
+}
+
+#[test]
+fn what_the_disk_says_to_a_write_is_told_and_declared() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let (log, mut shards) = directory.open(&clock, 1, 1);
+    write(&mut shards[0], &clock, 1);
+    // Nothing is mapped at its beginning: EIO.
+    let broken = File::options().write(true).open("/proc/self/mem").unwrap();
+    let file = mem::replace(&mut *log.meter.seats()[1].handle.lock(), Handle::of(broken));
+    let id = shards[0].reserve();
+    shards[0].append(id, &query(clock.now().wall));
+    let error = shards[0].commit().unwrap_err().to_string();
+    assert!(error.ends_with("query.jsonl: Input/output error (os error 5); check the disk and the path"), "{error}");
+    *log.meter.seats()[1].handle.lock() = file;
+    write(&mut shards[0], &clock, 1);
+    drop(shards);
+    log.close().unwrap();
+    let report = check(&directory);
+    assert_eq!((report.faults, report.notes), (vec![], vec![Finding::Declared { first: id, last: 2 }]));
+}
+
+#[test]
+fn an_archive_that_cannot_be_written_to_holds_nothing_up() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let (mut log, mut shards) = directory.open(&clock, 1, 1);
+    let archive = directory.path().join("archive");
+    fs::remove_dir(&archive).unwrap();
+    fs::write(&archive, "").unwrap();
+    let error = loop {
+        write(&mut shards[0], &clock, 10);
+        clock.advance(SECOND);
+        if let Err(error) = log.tick() {
+            break error.to_string();
+        }
+    };
+    assert!(error.contains("archive") && error.contains("the directory does not exist; create it"), "{error}");
+    // It goes on in the file that it has, and rotates as soon as it can.
+    write(&mut shards[0], &clock, 10);
+    fs::remove_file(&archive).unwrap();
+    fs::create_dir(&archive).unwrap();
+    clock.advance(RETRY);
+    log.tick().unwrap();
+    assert_eq!(log.counts().rotations, 1);
+    drop(shards);
+    log.close().unwrap();
+    let report = check(&directory);
+    assert!(report.is_clean() && report.notes.is_empty(), "{report}");
+}
+
+#[test]
 fn a_disk_too_full_for_a_file_is_known_at_start() {
     let directory = Directory::new();
     let Some(_small) = Small::mount(&directory) else { return };
@@ -466,7 +678,7 @@ fn blocks_are_allocated_ahead_and_given_back() {
         eprintln!("skipped: this file system cannot allocate ahead");
         return;
     }
-    log.rotate(&directory.log()).unwrap();
+    log.rotate(&directory.log(), "rotate").unwrap();
     write(&mut shards[0], &clock, 1);
     assert!(allocated(&directory.log()) >= 1 << 20);
     drop(shards);

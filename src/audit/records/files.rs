@@ -51,7 +51,7 @@ impl List {
         let new = self.seen.insert((metadata.dev(), metadata.ino()));
         // A name that no archive could be called after has none.
         if let Ok(archive) = Archive::beside(path) {
-            for archived in archive.list_packed()? {
+            for archived in archive.list()? {
                 self.listed(archive.path(&archived.name))?;
             }
         }

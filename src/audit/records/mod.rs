@@ -20,7 +20,6 @@
 //! # }
 //! ```
 
-pub(super) mod decode;
 mod files;
 mod flow;
 mod grant;
@@ -32,11 +31,12 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
+use super::decode::{Counted, decoded};
 use super::error::AuditError;
 use super::format::text::visible;
 use super::read::{Head, LineRead, Lines, behind_torn};
-use decode::{Counted, decoded};
 pub use flow::{Flow, Named};
 pub use grant::Grant;
 pub use notice::Notice;
@@ -183,7 +183,7 @@ fn read_files(
         let counted = Counted::new(file);
         let passed = counted.passed();
         let mut show = |read: &mut QueriesRead| {
-            read.bytes = before + passed.get();
+            read.bytes = before + passed.load(Ordering::Relaxed);
             progress(QueriesProgress { file: &found.path, read: read.bytes, length, queries: read.queries });
         };
         match decoded(counted) {
@@ -200,7 +200,7 @@ impl QueriesRead {
     fn file(
         &mut self,
         path: &Path,
-        lines: &mut Lines<Box<dyn io::Read>>,
+        lines: &mut Lines<Box<dyn io::Read + Send>>,
         show: &mut dyn FnMut(&mut Self),
         each: &mut Each<'_>,
     ) {

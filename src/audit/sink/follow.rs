@@ -12,11 +12,11 @@ use super::lost::Lost;
 use super::readers::{Reader, Readers};
 use super::settings::From;
 use crate::audit::archive::{Archive, Archived};
+use crate::audit::decode::{decoded, is_packed};
 use crate::audit::error::AuditError;
 use crate::audit::file::{Identity, identity_of};
 use crate::audit::format::json::MAX_LINE;
 use crate::audit::read::Head;
-use crate::audit::records::decode::{decoded, is_packed};
 use crate::audit::seal::digest;
 use crate::time::Wall;
 
@@ -161,7 +161,7 @@ impl Follower {
 
     fn begin(&mut self, from: From) -> Result<(), AuditError> {
         if from == From::Oldest {
-            let oldest = self.archive.list_packed()?.into_iter().next();
+            let oldest = self.archive.list()?.into_iter().next();
             let source = match oldest {
                 Some(oldest) => self.open_archive(&oldest)?,
                 None => self.open_current()?,
@@ -356,7 +356,7 @@ impl Follower {
 
     /// The file that was begun after this one.
     fn following(&self, mark: &Mark, identity: Identity) -> Result<Option<Source>, AuditError> {
-        let archives = self.archive.list_packed()?;
+        let archives = self.archive.list()?;
         let called = |archived: &Archived| {
             mark.archive.as_deref().is_some_and(|name| self.archive.named(name).as_ref() == Some(archived))
         };
@@ -374,7 +374,7 @@ impl Follower {
 
     /// The first file that was begun after one that is not there.
     fn first_after(&self, mark: &Mark) -> Result<Option<Source>, AuditError> {
-        for archived in self.archive.list_packed()? {
+        for archived in self.archive.list()? {
             if let Some(source) = self.open_archive(&archived)?
                 && source.mark.began > mark.began
             {
@@ -390,7 +390,7 @@ impl Follower {
         if let Some(source) = self.open_current()?.filter(is) {
             return Ok(Some(source));
         }
-        let mut archives = self.archive.list_packed()?;
+        let mut archives = self.archive.list()?;
         // Where it was last, else the newest first.
         archives.reverse();
         archives.sort_by_key(|archived| {

@@ -11,12 +11,14 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use sha2::{Digest, Sha256};
 
 pub use report::{Finding, Report};
 
-use super::archive::Archive;
+use super::archive::{Archive, Archived, unpacked};
+use super::decode::{Counted, decoded};
 use super::error::AuditError;
 use super::read::{Head, LineRead, Lines, LogLine, behind_torn, is_begun};
 use super::seal::{hex, link};
@@ -28,9 +30,9 @@ use sequences::Sequences;
 pub struct Progress<'a> {
     /// The file.
     pub file: &'a Path,
-    /// Bytes read.
+    /// Bytes read, as they lie on the disk.
     pub read: u64,
-    /// Its length.
+    /// Its length there.
     pub length: u64,
 }
 
@@ -44,10 +46,10 @@ const STEP: u64 = 64 << 20;
 pub fn verify(file: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Report, AuditError> {
     let archive = Archive::beside(file)?;
     let mut check = Check::default();
-    let archived: Vec<String> = archive.list()?.into_iter().map(|archived| archived.name).collect();
-    for name in &archived {
+    let archived = archive.list()?;
+    for Archived { name, .. } in &archived {
         let sha256 = check.read(&archive.path(name), name, progress)?;
-        check.found.insert(name.clone(), sha256);
+        check.found.insert(unpacked(name).to_owned(), sha256);
     }
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     check.read(file, &name, progress)?;
@@ -86,25 +88,43 @@ struct Torn {
 }
 
 impl Check {
-    /// Reads one file; its hash.
+    /// Reads one file, unpacked; its hash, but of one that could not be read to its end.
     fn read(&mut self, path: &Path, name: &str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<String, AuditError> {
         let fail = |error: io::Error| AuditError::reading(path, &error);
         let file = File::open(path).map_err(fail)?;
         let length = file.metadata().map_err(fail)?.len();
-        let mut lines = Lines::new(Hashing { file, hash: Sha256::new() });
+        let counted = Counted::new(file);
+        let passed = counted.passed();
+        let source = decoded(counted).map_err(fail)?;
+        let mut lines = Lines::new(Hashing { source, hash: Sha256::new() });
         let (mut read, mut shown, mut number) = (0, 0, 0);
-        while let Some(line) = lines.next().map_err(fail)? {
-            number += 1;
-            read += line.size;
-            self.line(&line, name, number);
+        let mut show = || progress(Progress { file: path, read: passed.load(Ordering::Relaxed), length });
+        let ended = loop {
+            match lines.next() {
+                Ok(Some(line)) => {
+                    number += 1;
+                    read += line.size;
+                    self.line(&line, name, number);
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
             if read - shown >= STEP {
                 shown = read;
-                progress(Progress { file: path, read, length });
+                show();
             }
-        }
-        progress(Progress { file: path, read, length });
+        };
+        show();
         self.report.files += 1;
         self.report.bytes += read;
+        if let Some(error) = ended {
+            // What the disk does not give is no finding about the log; what does not unpack is.
+            if name == unpacked(name) {
+                return Err(fail(error));
+            }
+            self.report.find(Finding::Damaged { file: name.to_owned(), line: number, why: error.to_string() });
+            return Ok(String::new());
+        }
         Ok(hex(&lines.into_inner().hash.finalize()))
     }
 
@@ -141,6 +161,10 @@ impl Check {
         if head.is_log()
             && let Some(record) = LogLine::read(bytes)
         {
+            if record.op == "reopen" {
+                self.report.find(Finding::Reopened { place: place(), why: record.why.clone().unwrap_or_default() });
+                self.sequences.reopen(id.boot, head.at());
+            }
             self.log(record, id, head.at());
         }
     }
@@ -174,7 +198,7 @@ impl Check {
         }
     }
 
-    fn conclude(mut self, archived: &[String]) -> Report {
+    fn conclude(mut self, archived: &[Archived]) -> Report {
         for Torn { place, last, plain } in std::mem::take(&mut self.torn) {
             // After a `close`, or before any record, it is the first of a process that wrote no other.
             let killed = plain && last.is_none_or(|(boot, at)| self.sequences.was_killed(boot, at));
@@ -185,7 +209,7 @@ impl Check {
         for (index, seal) in self.sealed.iter().enumerate() {
             let file = seal.file.clone().unwrap_or_default();
             match (self.found.get(&file), &seal.sha256) {
-                (Some(found), Some(sealed)) if found != sealed => {
+                (Some(found), Some(sealed)) if found != sealed && !found.is_empty() => {
                     self.report.find(Finding::Changed { file: file.clone(), records: seal.records.unwrap_or(0) });
                 }
                 (None, _) if !self.removed.contains(&file) => {
@@ -203,8 +227,8 @@ impl Check {
             }
             known.extend(seal.file.as_deref());
         }
-        for name in archived.iter().filter(|name| !known.contains(name.as_str())) {
-            self.report.find(Finding::Unknown { file: name.clone() });
+        for archived in archived.iter().filter(|archived| !known.contains(archived.closed_as())) {
+            self.report.find(Finding::Unknown { file: archived.name.clone() });
         }
         for file in &self.unsealed {
             self.report.find(if self.found.contains_key(file) {
@@ -221,13 +245,13 @@ impl Check {
 
 /// Hashes a file as it is read.
 struct Hashing {
-    file: File,
+    source: Box<dyn Read + Send>,
     hash: Sha256,
 }
 
 impl Read for Hashing {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read(buffer)?;
+        let read = self.source.read(buffer)?;
         self.hash.update(buffer.get(..read).unwrap_or_default());
         Ok(read)
     }

@@ -64,6 +64,13 @@ pub enum Finding {
         /// Which.
         place: Place,
     },
+    /// The file was moved or cut by another program before this line: records may be elsewhere, or nowhere.
+    Reopened {
+        /// Which.
+        place: Place,
+        /// What happened to it.
+        why: String,
+    },
     /// A line is longer than any record.
     Long {
         /// Which.
@@ -75,6 +82,15 @@ pub enum Finding {
         file: String,
         /// How many records it had.
         records: u64,
+    },
+    /// A packed archive cannot be unpacked to its end.
+    Damaged {
+        /// Its name.
+        file: String,
+        /// The last line that could be read.
+        line: u64,
+        /// What the decoder says.
+        why: String,
     },
     /// An archive is gone, and no `removed` record says why.
     Missing {
@@ -111,6 +127,7 @@ impl Finding {
                 | Self::BeforeKept { .. }
                 | Self::Cut { .. }
                 | Self::Unfinished { .. }
+                | Self::Reopened { .. }
                 | Self::Unsealed { .. }
         )
     }
@@ -136,9 +153,13 @@ impl fmt::Display for Finding {
             Self::Unfinished { place } => {
                 write!(f, "{}: unfinished; its process was killed, or is writing it", at(place))
             }
+            Self::Reopened { place, why } => write!(f, "{}: {}", at(place), visible(why)),
             Self::Long { place } => write!(f, "{}: longer than 8 KiB", at(place)),
             Self::Changed { file, records } => {
                 write!(f, "archive/{}: changed since it was closed with {records} records", visible(file))
+            }
+            Self::Damaged { file, line, why } => {
+                write!(f, "archive/{}: cannot be unpacked beyond line {line}: {why}", visible(file))
             }
             Self::Missing { file } => write!(f, "archive/{}: gone, and not removed by outgate", visible(file)),
             Self::Unknown { file } => write!(f, "archive/{}: not closed by this log", visible(file)),

@@ -31,6 +31,9 @@ struct Boot {
     last_at: u64,
     /// It ended in order.
     closed: bool,
+    /// When it first found that another program had taken its file away: what is missing from then on is not too old to be
+    /// kept.
+    reopened_at: Option<u64>,
 }
 
 /// Everything seen so far.
@@ -90,6 +93,13 @@ impl Sequences {
         }
     }
 
+    /// Notes that another program took the file away from a process.
+    pub(super) fn reopen(&mut self, boot: u64, at: u64) {
+        if let Some(boot) = self.boots.get_mut(&boot) {
+            boot.reopened_at.get_or_insert(at);
+        }
+    }
+
     /// Whether a process ended without a word so soon after this that it may have been doing then what it did last.
     pub(super) fn was_killed(&self, boot: u64, at: u64) -> bool {
         self.boots.get(&boot).is_some_and(|boot| !boot.closed && boot.last_at.saturating_sub(at) < ON_ITS_WAY)
@@ -116,8 +126,10 @@ impl Sequences {
                 for part in track.declared.missing_of(hole) {
                     let (first, last) = name(part);
                     let head = part.first == 1 || hole.at.saturating_sub(boot.first_at) < ON_ITS_WAY;
+                    // That is noticed within a second; who asked before may have been answered after it.
+                    let taken = boot.reopened_at.is_some_and(|at| at < hole.at.saturating_add(ON_ITS_WAY));
                     let tail = boot.last_at.saturating_sub(hole.at) < ON_ITS_WAY;
-                    report.find(if !whole && head {
+                    report.find(if !whole && head && !taken {
                         Finding::BeforeKept { first, last }
                     } else if !boot.closed && tail {
                         Finding::InFlight { first, last }

@@ -205,10 +205,13 @@ where
 
     /// One door's batch: what the slow path finished, and what is received where `receive` is given (it is woken when
     /// there is more). False where there was nothing.
-    fn turn(&mut self, index: usize, receive: Option<&mut Context<'_>>) -> bool {
+    fn turn(&mut self, index: usize, mut receive: Option<&mut Context<'_>>) -> bool {
         let Self { gate, doors, outbox, passed, jobs, begin } = self;
         let Some(Door { socket, datagrams, finished }) = doors.get_mut(index) else { return false };
-        let received = receive.map_or(0, |context| receive_batch(socket, datagrams, context));
+        let mut receive = |datagrams: &mut Datagrams| {
+            receive.as_deref_mut().map_or(0, |context| receive_batch(socket, datagrams, context))
+        };
+        let mut received = receive(datagrams);
         if received == 0 && finished.is_empty() {
             return false;
         }
@@ -220,7 +223,7 @@ where
                 jobs.start(begin(job, route, index));
             }
         }
-        if received > 0 {
+        while received > 0 {
             let at = gate.clock.now();
             for (packet, route) in datagrams.received() {
                 let arrival = Arrival::new(route.peer, Transport::Udp, at);
@@ -228,6 +231,7 @@ where
                     jobs.start(begin(job, route, index));
                 }
             }
+            received = if outbox.takes_more() { receive(datagrams) } else { 0 };
         }
         // Without a record there is no answer; the outbox has said so.
         if !outbox.is_empty()

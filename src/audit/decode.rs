@@ -1,8 +1,8 @@
 //! What a file holds, unpacked as it is read: plain text, zstd or gzip, told by the first bytes.
 
-use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, Read};
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
@@ -20,7 +20,7 @@ const SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 const AHEAD: usize = 1 << 17;
 
 /// Reads what `source` holds.
-pub(in crate::audit) fn decoded(source: impl Read + 'static) -> io::Result<Box<dyn Read>> {
+pub(super) fn decoded(source: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
     let mut source = BufReader::with_capacity(AHEAD, source);
     let begin = source.fill_buf()?;
     Ok(if begin.starts_with(GZIP) {
@@ -33,7 +33,7 @@ pub(in crate::audit) fn decoded(source: impl Read + 'static) -> io::Result<Box<d
 }
 
 /// Whether a file that begins so is packed; four bytes tell.
-pub(in crate::audit) fn is_packed(begin: &[u8]) -> bool {
+pub(super) fn is_packed(begin: &[u8]) -> bool {
     let skippable = matches!(begin, [0x50..=0x5f, rest @ ..] if rest.starts_with(SKIPPABLE));
     begin.starts_with(GZIP) || begin.starts_with(ZSTD) || skippable
 }
@@ -72,24 +72,24 @@ impl<R: Read> Read for Frames<R> {
 /// Counts what is read from a file.
 pub(super) struct Counted<R> {
     source: R,
-    passed: Rc<Cell<u64>>,
+    passed: Arc<AtomicU64>,
 }
 
 impl<R> Counted<R> {
     pub(super) fn new(source: R) -> Self {
-        Self { source, passed: Rc::default() }
+        Self { source, passed: Arc::default() }
     }
 
     /// How many bytes were read, now and whenever it is asked.
-    pub(super) fn passed(&self) -> Rc<Cell<u64>> {
-        Rc::clone(&self.passed)
+    pub(super) fn passed(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.passed)
     }
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.source.read(buffer)?;
-        self.passed.set(self.passed.get() + read as u64);
+        self.passed.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
 }
