@@ -13,8 +13,8 @@ use std::sync::Barrier;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use outgate::audit::{
-    CacheUse, Counts, Durability, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Ruled, Settings, Shard, Stated,
-    Statement, Transport,
+    CacheUse, Counts, Durability, Encoder, Event, Log, Outcome, QueryEvent, RecordId, Rendered, Ruled, Settings, Shard,
+    Stated, Statement, Transport,
 };
 use outgate::name::Name;
 use outgate::net::Services;

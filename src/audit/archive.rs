@@ -2,7 +2,7 @@
 //! are or packed.
 
 use std::cmp::Ordering;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,31 @@ impl Archived {
     pub(super) fn closed_as(&self) -> &str {
         unpacked(&self.name)
     }
+
+    /// Whether it was packed since.
+    pub(super) fn is_packed(&self) -> bool {
+        self.closed_as().len() < self.name.len()
+    }
+
+    /// When it was closed, by its name.
+    pub(super) fn closed_at(&self) -> Wall {
+        let number = |from: usize, to: usize| self.time.get(from..to).and_then(|digits| digits.parse::<i64>().ok());
+        let part = |from, to| number(from, to).unwrap_or(0);
+        let seconds = part(9, 11) * 3600 + part(11, 13) * 60 + part(13, 15);
+        Wall::from_civil(part(0, 4), part(4, 6), part(6, 8), seconds)
+    }
+}
+
+/// Opens an archive that was listed under this path; it may have been packed since.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    File::open(path).or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(error);
+        }
+        let mut packed = path.as_os_str().to_owned();
+        packed.push(".zst");
+        File::open(packed).map_err(|_| error)
+    })
 }
 
 impl Ord for Archived {
@@ -191,7 +216,10 @@ mod tests {
         fs::write(archive.path(&format!("{}.zst", names[1])), "").unwrap();
         names[3] += ".zst";
         assert_eq!(listed(), names);
-        assert_eq!(archive.list().unwrap()[3].closed_as(), "query-20261121T035310Z-0.jsonl");
+        let last = archive.list().unwrap().pop().unwrap();
+        assert_eq!((last.closed_as(), last.is_packed()), ("query-20261121T035310Z-0.jsonl", true));
+        assert_eq!(last.closed_at(), Wall(1_795_233_190_000_000));
+        open(&archive.path(&names[3].replace(".zst", ""))).unwrap();
         assert_eq!(archive.next(Wall(1_795_233_190_000_000)).unwrap(), "query-20261121T035310Z-1.jsonl");
     }
 }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+use zstd::Decoder;
 
 /// RFC 1952 §2.3.1: "These have the fixed values ID1 = 31 (0x1f, \037), ID2 = 139 (0x8b, \213)".
 const GZIP: &[u8] = &[0x1f, 0x8b];
@@ -16,17 +15,18 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// its first byte. Parallel compressors begin with one.
 const SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 
-/// What is decoded ahead of being read.
+/// What is read ahead.
 const AHEAD: usize = 1 << 17;
 
-/// Reads what `source` holds.
+/// Reads what `source` holds: every frame of it, one behind the other, for files may have been joined or packed in
+/// parts. A decoder's window takes 128 MiB at most.
 pub(super) fn decoded(source: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
     let mut source = BufReader::with_capacity(AHEAD, source);
     let begin = source.fill_buf()?;
     Ok(if begin.starts_with(GZIP) {
         Box::new(MultiGzDecoder::new(source))
     } else if is_packed(begin) {
-        Box::new(Frames { source, decoder: FrameDecoder::new() })
+        Box::new(Decoder::with_buffer(source)?)
     } else {
         Box::new(source)
     })
@@ -36,37 +36,6 @@ pub(super) fn decoded(source: impl Read + Send + 'static) -> io::Result<Box<dyn 
 pub(super) fn is_packed(begin: &[u8]) -> bool {
     let skippable = matches!(begin, [0x50..=0x5f, rest @ ..] if rest.starts_with(SKIPPABLE));
     begin.starts_with(GZIP) || begin.starts_with(ZSTD) || skippable
-}
-
-/// Every frame of a zstd file, one behind the other: files that were joined, or packed in parts.
-struct Frames<R> {
-    source: BufReader<R>,
-    decoder: FrameDecoder,
-}
-
-impl<R: Read> Read for Frames<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.decoder.can_collect() == 0 {
-            if !self.decoder.is_finished() {
-                let strategy = BlockDecodingStrategy::UptoBytes(AHEAD);
-                self.decoder.decode_blocks(&mut self.source, strategy).map_err(io::Error::other)?;
-                continue;
-            }
-            if self.decoder.get_checksum_from_data() != self.decoder.get_calculated_checksum() {
-                return Err(io::Error::other("its checksum does not hold"));
-            }
-            if self.source.fill_buf()?.is_empty() {
-                return Ok(0);
-            }
-            match self.decoder.init(&mut self.source) {
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
-                    io::copy(&mut (&mut self.source).take(length.into()), &mut io::sink())?;
-                }
-                ready => ready.map_err(io::Error::other)?,
-            }
-        }
-        self.decoder.read(buffer)
-    }
 }
 
 /// Counts what is read from a file.

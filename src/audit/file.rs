@@ -15,7 +15,7 @@ use super::group::Group;
 use super::settings::Durability;
 
 /// Readable for the group that ships it, for nobody else.
-const MODE: u32 = 0o640;
+pub(super) const MODE: u32 = 0o640;
 
 /// Device and inode: the same file whatever it is called.
 pub(super) type Identity = (u64, u64);

@@ -22,6 +22,7 @@ mod group;
 mod log;
 mod meter;
 mod own;
+mod pack;
 mod ranges;
 mod read;
 mod records;

@@ -1,6 +1,7 @@
 //! `[audit]` of the configuration.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::document::Table;
 
@@ -8,6 +9,10 @@ use crate::document::Table;
 const PLANNED: &[&str] = &["sinks", "detail"];
 
 const MIB: u64 = 1 << 20;
+
+/// A collector that was away for a while still finds the file that it was reading.
+const COMPRESS_AFTER: Duration = Duration::from_secs(3600);
+const COMPRESS_LATEST: Duration = Duration::from_secs(365 * 86_400);
 
 /// What happens to an answer whose record cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +48,8 @@ pub struct Settings {
     pub max_size: u64,
     /// The least that the file system keeps free, in bytes. The default is `rotate_size`: room for the next file.
     pub min_free: u64,
+    /// How long after it was closed a file is packed; `None`: never.
+    pub compress_after: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -54,6 +61,7 @@ impl Default for Settings {
             rotate_size: 256 * MIB,
             max_size: 20_480 * MIB,
             min_free: 256 * MIB,
+            compress_after: Some(COMPRESS_AFTER),
         }
     }
 }
@@ -103,6 +111,8 @@ impl Settings {
         let remedy = "write at least twice rotate_size: the current file and one archive";
         settings.max_size = at_least("max_size", least, settings.max_size.max(least), remedy);
         settings.min_free = table.size("min_free").unwrap_or(settings.rotate_size);
+        let after = table.duration("compress_after", Duration::ZERO..=COMPRESS_LATEST).unwrap_or(COMPRESS_AFTER);
+        settings.compress_after = table.boolean("compress").unwrap_or(true).then_some(after);
         table.finish(PLANNED);
         settings
     }
@@ -121,8 +131,9 @@ mod tests {
 
     #[test]
     fn reads_every_key() {
-        let (settings, mistakes) =
-            read("file = \"/var/log/q.jsonl\"\non_full = \"drop\"\ndurability = \"disk\"\nrotate_size = \"2MiB\"\nmax_size = \"4MiB\"");
+        let (settings, mistakes) = read(
+            "file = \"/var/log/q.jsonl\"\non_full = \"drop\"\ndurability = \"disk\"\nrotate_size = \"2MiB\"\nmax_size = \"4MiB\"\ncompress_after = \"1d\"",
+        );
         assert_eq!(mistakes, [""; 0]);
         let expected = Settings {
             file: PathBuf::from("/var/log/q.jsonl"),
@@ -131,8 +142,10 @@ mod tests {
             rotate_size: 2 * MIB,
             max_size: 4 * MIB,
             min_free: 2 * MIB,
+            compress_after: Some(Duration::from_secs(86_400)),
         };
         assert_eq!(settings, expected);
+        assert_eq!(read("compress = false\ncompress_after = \"1h\"").0.compress_after, None);
         assert_eq!(read("").0, Settings::default());
     }
 
@@ -144,6 +157,8 @@ mod tests {
             ("rotate_size = \"1KiB\"", "`rotate_size` is too small"),
             ("rotate_size = \"4MiB\"\nmax_size = \"4MiB\"", "`max_size` is too small"),
             ("durability = \"commit\"", "`durability` cannot be \"commit\""),
+            ("compress = \"yes\"", "`compress`"),
+            ("compress_after = \"400d\"", "`compress_after`"),
             ("detail = \"x\"", "`detail` is not supported by this version"),
             ("on_ful = \"drop\"", "did you mean `on_full`?"),
         ] {

@@ -32,7 +32,9 @@ fn read(trace: &Path) -> Seen {
     let mut kept_from = 0;
     let text = fs::read_to_string(trace).unwrap();
     for (at, line) in text.lines().enumerate() {
-        let Some((thread, call)) = line.split_once(' ').map(|(thread, call)| (thread, call.trim_start())) else { continue };
+        let Some((thread, call)) = line.split_once(' ').map(|(thread, call)| (thread, call.trim_start())) else {
+            continue;
+        };
         let log = call.contains("query.jsonl");
         let ended = !call.ends_with("<unfinished ...>");
         if call.starts_with("write(") && log || call.starts_with("<... write resumed>") && unkept.contains_key(thread) {

@@ -19,6 +19,7 @@ use crate::audit::error::AuditError;
 use crate::audit::file::{Current, Handle, identity_of, keep_names};
 use crate::audit::meter::{Counts, Meter};
 use crate::audit::own::{Opened, Own, Seal};
+use crate::audit::pack::Packer;
 use crate::audit::read::Past;
 use crate::audit::seal::{Sealed, Sealer, link};
 use crate::audit::settings::{Durability, OnFull, Settings};
@@ -29,6 +30,8 @@ use crate::time::{Clock, Tick, machine_start};
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How long a rotation that failed is left alone.
 const RETRY: Duration = Duration::from_secs(30);
+/// How long packing is left alone after it failed.
+const PACK_RETRY: Duration = Duration::from_secs(600);
 /// Closed files that may wait for their seal before no more are closed; bounds the `open` record that names them.
 const UNSEALED: usize = 16;
 /// The shards that one record names: 200 × 29 bytes fit its line.
@@ -60,6 +63,11 @@ pub struct Log {
     removed: VecDeque<(Archived, u64, &'static str)>,
     heartbeat_at: Tick,
     rotate_at: Tick,
+    packer: Packer,
+    /// When archives are looked at next, for one to pack.
+    pack_at: Tick,
+    /// The last that could not be packed: the next one is tried before it is again.
+    unpackable: Option<Archived>,
     /// When a file that the disk did not keep may be given up for another one.
     replace_at: Tick,
 }
@@ -119,6 +127,9 @@ impl Log {
             removed: VecDeque::new(),
             heartbeat_at: now + HEARTBEAT,
             rotate_at: now,
+            packer: Packer::start().map_err(|error| AuditError::at(&path, &error))?,
+            pack_at: now,
+            unpackable: None,
             replace_at: now,
             settings,
             shared,
@@ -154,7 +165,7 @@ impl Log {
             result = result.and(self.make_room(0));
             result = result.and(self.tell_sequences("heartbeat"));
         }
-        result.and(self.tell_removed())
+        result.and(self.tell_removed()).and(self.pack(now))
     }
 
     /// Waits for the seals of closed files, then writes the last record. The shards must have been dropped: what
@@ -396,7 +407,9 @@ impl Log {
         let size = |archived: &Archived| self.archive.path(&archived.name).metadata().map_or(0, |found| found.len());
         let current = self.length.max(self.settings.rotate_size).saturating_add(next);
         let mut total = archives.iter().map(size).fold(current, u64::saturating_add);
-        while let Some(oldest) = archives.pop_front().filter(|oldest| !self.unsealed.iter().any(|name| name == oldest.closed_as())) {
+        while let Some(oldest) =
+            archives.pop_front().filter(|oldest| !self.unsealed.iter().any(|name| name == oldest.closed_as()))
+        {
             let why = if total > self.settings.max_size {
                 "max_size"
             } else if self.settings.min_free > 0
@@ -415,6 +428,33 @@ impl Log {
             self.removed.push_back((oldest, bytes, why));
         }
         Ok(())
+    }
+
+    /// Has the oldest archive packed that is sealed and old enough, one at a time.
+    fn pack(&mut self, now: Tick) -> Result<(), AuditError> {
+        let result = self.packer.done().unwrap_or(Ok(()));
+        if result.is_err() {
+            self.pack_at = now + PACK_RETRY;
+        } else if !self.packer.is_busy()
+            && now >= self.pack_at
+            && let Some(after) = self.settings.compress_after
+        {
+            let wall = self.shared.clock.now().wall;
+            let is_ripe = |archived: &Archived| {
+                let closed = Duration::from_micros(wall.0.saturating_sub(archived.closed_at().0));
+                !archived.is_packed() && closed >= after && !self.unsealed.contains(&archived.name)
+            };
+            self.pack_at = now + HEARTBEAT;
+            let archives: Vec<_> = self.archive.list()?.into_iter().filter(is_ripe).collect();
+            let next = archives.iter().find(|archived| Some(*archived) > self.unpackable.as_ref()).or(archives.first());
+            if let Some(next) = next {
+                self.packer.begin(self.archive.path(&next.name));
+                self.unpackable = Some(next.clone());
+                // The one after it, as soon as it is done.
+                self.pack_at = now;
+            }
+        }
+        result
     }
 
     /// Writes a `removed` record for each deleted archive; those that cannot be written are kept for later.

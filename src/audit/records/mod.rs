@@ -28,11 +28,11 @@ mod policy;
 mod query;
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use super::archive;
 use super::decode::{Counted, decoded};
 use super::error::AuditError;
 use super::format::text::visible;
@@ -171,7 +171,7 @@ fn read_files(
     let mut read = QueriesRead::default();
     for found in files {
         let before = read.bytes;
-        let file = match found.file.map_or_else(|| File::open(&found.path), Ok) {
+        let file = match found.file.map_or_else(|| archive::open(&found.path), Ok) {
             Ok(file) => file,
             // Retention removed it meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound && found.listed => {

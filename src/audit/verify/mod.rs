@@ -8,7 +8,6 @@ mod report;
 mod sequences;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -17,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 pub use report::{Finding, Report};
 
-use super::archive::{Archive, Archived, unpacked};
+use super::archive::{Archive, Archived, open, unpacked};
 use super::decode::{Counted, decoded};
 use super::error::AuditError;
 use super::read::{Head, LineRead, Lines, LogLine, behind_torn, is_begun};
@@ -91,7 +90,7 @@ impl Check {
     /// Reads one file, unpacked; its hash, but of one that could not be read to its end.
     fn read(&mut self, path: &Path, name: &str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<String, AuditError> {
         let fail = |error: io::Error| AuditError::reading(path, &error);
-        let file = File::open(path).map_err(fail)?;
+        let file = open(path).map_err(fail)?;
         let length = file.metadata().map_err(fail)?.len();
         let counted = Counted::new(file);
         let passed = counted.passed();
