@@ -115,8 +115,7 @@ impl Archive {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(AuditError::at(&self.directory, &error)),
         };
-        let mut found: Vec<_> =
-            entries.flatten().filter_map(|entry| self.named(entry.file_name().to_str()?)).collect();
+        let mut found: Vec<_> = entries.flatten().filter_map(|entry| self.named(entry.file_name().to_str()?)).collect();
         found.sort_by(|a, b| a.cmp(b).then_with(|| a.name.len().cmp(&b.name.len())));
         found.dedup();
         Ok(found)

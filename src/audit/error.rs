@@ -33,6 +33,19 @@ pub enum AuditError {
     /// No name that an archive could be called after.
     #[error("{}: not a usable file name; write up to 128 plain characters, e.g. \"query.jsonl\"", .0.display())]
     Name(PathBuf),
+    /// Retention removed what was not delivered everywhere.
+    #[error(
+        "{} was removed for {why} before {} had read it: a `gap` record there says so; raise [audit] {why}, or see why {}",
+        .path.display(), .sinks.join(" and "), if .sinks.len() == 1 { "it is behind" } else { "they are behind" }
+    )]
+    Unread {
+        /// The archive.
+        path: PathBuf,
+        /// The setting.
+        why: &'static str,
+        /// The sinks' names.
+        sinks: Vec<Box<str>>,
+    },
     /// Anything else that the system says.
     #[error("{}: {why}; check the disk and the path", .path.display())]
     Io {

@@ -296,6 +296,7 @@ pub const FIELDS: &[Field] = &[
     field("log removed", "file", "string", "the name under which it was closed"),
     field("log removed", "bytes", "integer", "its length, packed if it was"),
     field("log removed", "why", "string", "the setting that asked for it: `max_size` or `min_free`"),
+    field("log removed", "unread", "list", "sinks that had not read all of it; absent: none"),
     field(
         "log heartbeat",
         "op",

@@ -20,6 +20,8 @@ pub(super) enum Own<'a> {
         bytes: u64,
         /// The setting that asked for it.
         why: &'static str,
+        /// Sinks that had not read all of it.
+        unread: &'a [Box<str>],
     },
     /// The highest sequence that each shard reserved: shard number, sequence. As `heartbeat` while the log goes on,
     /// as `close` where nothing follows.

@@ -1,5 +1,7 @@
 //! The log: one file for all shards, its rotation, and what it says about itself.
 
+mod room;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -10,8 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-use nix::sys::statvfs::statvfs;
 
 use crate::audit::archive::{Archive, Archived};
 use crate::audit::decode::decoded;
@@ -25,13 +25,12 @@ use crate::audit::seal::{Sealed, Sealer, link};
 use crate::audit::settings::{Durability, OnFull, Settings};
 use crate::audit::shard::{Seat, Shard, Shared};
 use crate::time::{Clock, Tick, machine_start};
+use room::Removed;
 
 /// How often the highest sequences are written; a node that is silent for two of them is dead.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How long a rotation that failed is left alone.
 const RETRY: Duration = Duration::from_secs(30);
-/// How long packing is left alone after it failed.
-const PACK_RETRY: Duration = Duration::from_secs(600);
 /// Closed files that may wait for their seal before no more are closed; bounds the `open` record that names them.
 const UNSEALED: usize = 16;
 /// The shards that one record names: 200 × 29 bytes fit its line.
@@ -60,14 +59,16 @@ pub struct Log {
     /// Closed files that were read.
     sealed: VecDeque<Sealed>,
     /// Deleted archives whose `removed` record is still to come.
-    removed: VecDeque<(Archived, u64, &'static str)>,
+    removed: VecDeque<Removed>,
+    /// Of one of them, what its sinks lost.
+    unread: Option<AuditError>,
     heartbeat_at: Tick,
     rotate_at: Tick,
     packer: Packer,
     /// When archives are looked at next, for one to pack.
     pack_at: Tick,
-    /// The last that could not be packed: the next one is tried before it is again.
-    unpackable: Option<Archived>,
+    /// The last that was packed, or could not be: the next one is tried before it is again.
+    packed: Option<Archived>,
     /// When a file that the disk did not keep may be given up for another one.
     replace_at: Tick,
 }
@@ -125,11 +126,12 @@ impl Log {
             untold: None,
             sealed: VecDeque::new(),
             removed: VecDeque::new(),
+            unread: None,
             heartbeat_at: now + HEARTBEAT,
             rotate_at: now,
             packer: Packer::start().map_err(|error| AuditError::at(&path, &error))?,
             pack_at: now,
-            unpackable: None,
+            packed: None,
             replace_at: now,
             settings,
             shared,
@@ -165,7 +167,8 @@ impl Log {
             result = result.and(self.make_room(0));
             result = result.and(self.tell_sequences("heartbeat"));
         }
-        result.and(self.tell_removed()).and(self.pack(now))
+        result = result.and(self.tell_removed()).and(self.pack(now));
+        result.and(self.unread.take().map_or(Ok(()), Err))
     }
 
     /// Waits for the seals of closed files, then writes the last record. The shards must have been dropped: what
@@ -399,73 +402,6 @@ impl Log {
         }
         self.shard.commit()
     }
-
-    /// Deletes the oldest archives until the rest is small enough and enough of the file system is free. An archive
-    /// that is not sealed yet stays. The current file counts with what is allocated for it, and so does the `next`.
-    fn make_room(&mut self, next: u64) -> Result<(), AuditError> {
-        let mut archives = VecDeque::from(self.archive.list()?);
-        let size = |archived: &Archived| self.archive.path(&archived.name).metadata().map_or(0, |found| found.len());
-        let current = self.length.max(self.settings.rotate_size).saturating_add(next);
-        let mut total = archives.iter().map(size).fold(current, u64::saturating_add);
-        while let Some(oldest) =
-            archives.pop_front().filter(|oldest| !self.unsealed.iter().any(|name| name == oldest.closed_as()))
-        {
-            let why = if total > self.settings.max_size {
-                "max_size"
-            } else if self.settings.min_free > 0
-                && free(&self.settings.file).is_some_and(|free| free < self.settings.min_free)
-            {
-                "min_free"
-            } else {
-                break;
-            };
-            let path = self.archive.path(&oldest.name);
-            let bytes = size(&oldest);
-            self.meter.readers().removing(&oldest, &path);
-            fs::remove_file(&path).map_err(|error| AuditError::at(&path, &error))?;
-            total = total.saturating_sub(bytes);
-            self.meter.removed();
-            self.removed.push_back((oldest, bytes, why));
-        }
-        Ok(())
-    }
-
-    /// Has the oldest archive packed that is sealed and old enough, one at a time.
-    fn pack(&mut self, now: Tick) -> Result<(), AuditError> {
-        let result = self.packer.done().unwrap_or(Ok(()));
-        if result.is_err() {
-            self.pack_at = now + PACK_RETRY;
-        } else if !self.packer.is_busy()
-            && now >= self.pack_at
-            && let Some(after) = self.settings.compress_after
-        {
-            let wall = self.shared.clock.now().wall;
-            let is_ripe = |archived: &Archived| {
-                let closed = Duration::from_micros(wall.0.saturating_sub(archived.closed_at().0));
-                !archived.is_packed() && closed >= after && !self.unsealed.contains(&archived.name)
-            };
-            self.pack_at = now + HEARTBEAT;
-            let archives: Vec<_> = self.archive.list()?.into_iter().filter(is_ripe).collect();
-            let next = archives.iter().find(|archived| Some(*archived) > self.unpackable.as_ref()).or(archives.first());
-            if let Some(next) = next {
-                self.packer.begin(self.archive.path(&next.name));
-                self.unpackable = Some(next.clone());
-                // The one after it, as soon as it is done.
-                self.pack_at = now;
-            }
-        }
-        result
-    }
-
-    /// Writes a `removed` record for each deleted archive; those that cannot be written are kept for later.
-    fn tell_removed(&mut self) -> Result<(), AuditError> {
-        while let Some((archived, bytes, why)) = self.removed.front() {
-            self.shard.append_own(&Own::Removed { file: archived.closed_as(), bytes: *bytes, why });
-            self.shard.commit()?;
-            self.removed.pop_front();
-        }
-        Ok(())
-    }
 }
 
 /// What the files before this one say: the file itself, or where it is new, the newest archive.
@@ -495,11 +431,6 @@ fn next_path(path: &Path) -> PathBuf {
     name.push(path.file_name().unwrap_or_default());
     name.push(".next");
     path.with_file_name(name)
-}
-
-/// The bytes that an ordinary user can still write to the file system of `path`.
-fn free(path: &Path) -> Option<u64> {
-    statvfs(path).ok().map(|found| found.blocks_available() * found.fragment_size())
 }
 
 #[cfg(test)]

@@ -72,17 +72,17 @@ struct Source {
 }
 
 impl Follower {
-    /// Follows the log whose current file is at `path`; begins where it stopped, or where `from` says.
+    /// Follows the log whose current file is at `path`, for the sink of this name; begins where it stopped, or where `from` says.
     ///
     /// # Errors
     /// The log cannot be read.
     pub(super) fn open(
         path: &Path,
-        readers: &Readers,
+        (readers, name): (&Readers, &str),
         last: Option<&Position>,
         from: From,
     ) -> Result<Self, AuditError> {
-        let mut follower = Self::idle(path, readers)?;
+        let mut follower = Self::idle(path, (readers, name))?;
         match last {
             Some(last) => follower.seek(last)?,
             None => follower.begin(from)?,
@@ -90,11 +90,11 @@ impl Follower {
         Ok(follower)
     }
 
-    fn idle(path: &Path, readers: &Readers) -> Result<Self, AuditError> {
+    fn idle(path: &Path, (readers, name): (&Readers, &str)) -> Result<Self, AuditError> {
         Ok(Self {
             path: path.to_path_buf(),
             archive: Archive::beside(path)?,
-            reader: readers.join(),
+            reader: readers.join(name),
             readers: readers.clone(),
             source: None,
             start: None,
@@ -110,8 +110,8 @@ impl Follower {
     ///
     /// # Errors
     /// The log cannot be read.
-    pub(super) fn since(path: &Path, readers: &Readers, time: Wall) -> Result<Self, AuditError> {
-        let mut follower = Self::idle(path, readers)?;
+    pub(super) fn since(path: &Path, (readers, name): (&Readers, &str), time: Wall) -> Result<Self, AuditError> {
+        let mut follower = Self::idle(path, (readers, name))?;
         let archives = follower.archive.list_packed()?;
         let source = match archives.iter().find(|archived| !archived.closed_before(time)) {
             Some(archived) => follower.open_archive(archived)?,

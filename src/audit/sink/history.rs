@@ -11,6 +11,9 @@ use crate::time::Wall;
 /// How every flow record begins.
 const FLOW: &[u8] = b"{\"v\":1,\"type\":\"flow\"";
 
+/// What it is called beside the sinks; a sink's name has no such letter.
+const NAME: &str = "[flow]";
+
 /// Reads the log from some time on, through its archives, to its end, and goes on as it grows. Never waits.
 pub struct History(Follower);
 
@@ -29,7 +32,7 @@ impl History {
     /// # Errors
     /// It cannot be read.
     pub fn open(path: &Path, meter: &Meter, since: Wall) -> Result<Self, AuditError> {
-        Ok(Self(Follower::since(path, meter.readers(), since)?))
+        Ok(Self(Follower::since(path, (meter.readers(), NAME), since)?))
     }
 
     /// Hands out the next line's record, where it is one to be handed out; `false`: this is the end, for now.

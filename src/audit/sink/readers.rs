@@ -15,7 +15,7 @@ pub(in crate::audit) struct Readers(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    /// The file that every shard writes to; `None` while they are being moved.
+    /// The file that every shard writes to; `None` before there is one.
     writing: Mutex<Option<Identity>>,
     readers: Mutex<Vec<Arc<Reader>>>,
     /// Where the current file ended when the node opened it.
@@ -23,8 +23,8 @@ struct Shared {
 }
 
 /// One of them.
-#[derive(Default)]
 pub(super) struct Reader {
+    name: Box<str>,
     reading: Mutex<Reading>,
     missed: Mutex<Vec<Lost>>,
 }
@@ -48,11 +48,6 @@ impl Readers {
         *self.0.start.lock()
     }
 
-    /// Says that the shards are being moved to another file.
-    pub(in crate::audit) fn moving(&self) {
-        *self.0.writing.lock() = None;
-    }
-
     /// Says that all of them are at `identity`.
     pub(in crate::audit) fn moved(&self, identity: Identity) {
         *self.0.writing.lock() = Some(identity);
@@ -74,19 +69,12 @@ impl Readers {
         }
     }
 
-    /// The oldest archive that some sink has not read to its end: those before it are delivered everywhere.
-    #[must_use]
-    #[allow(dead_code, reason = "for what makes room")]
-    pub(in crate::audit) fn oldest_wanted(&self) -> Option<Archived> {
-        let readers = self.0.readers.lock();
-        readers.iter().filter_map(|reader| reader.reading.lock().oldest.clone()).min()
-    }
-
     /// Says that an archive is about to be removed. Whoever has not come to it misses all of it, and is told what that is;
-    /// who is reading it has it open.
-    pub(in crate::audit) fn removing(&self, archived: &Archived, path: &Path) {
+    /// who is reading it has it open. The names of those who miss it.
+    pub(in crate::audit) fn removing(&self, archived: &Archived, path: &Path) -> Vec<Box<str>> {
         let here = identity_of(path).ok();
         let mut all = None;
+        let mut names = Vec::new();
         for reader in self.0.readers.lock().iter() {
             let reading = reader.reading.lock();
             let wants = reading.oldest.as_ref().is_some_and(|oldest| oldest <= archived);
@@ -95,13 +83,17 @@ impl Readers {
             }
             let lost = all.get_or_insert_with(|| Lost::of_archive(path, &archived.name));
             reader.missed.lock().push(lost.clone());
+            names.push(reader.name.clone());
         }
+        names
     }
 
-    /// One more.
-    pub(super) fn join(&self) -> Arc<Reader> {
-        let reader = Arc::<Reader>::default();
-        self.0.readers.lock().push(Arc::clone(&reader));
+    /// The sink of this name, in place of the one that was so called before.
+    pub(super) fn join(&self, name: &str) -> Arc<Reader> {
+        let reader = Arc::new(Reader { name: name.into(), reading: Mutex::default(), missed: Mutex::default() });
+        let mut readers = self.0.readers.lock();
+        readers.retain(|known| &*known.name != name);
+        readers.push(Arc::clone(&reader));
         reader
     }
 }
@@ -120,5 +112,51 @@ impl Reader {
     /// What was removed before it was read, once.
     pub(super) fn missed(&self) -> Vec<Lost> {
         std::mem::take(&mut *self.missed.lock())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::fixture::{Directory, write};
+    use crate::audit::{Log, Settings};
+    use crate::time::Clock;
+    use std::time::Duration;
+
+    #[test]
+    fn what_a_sink_had_not_read_is_not_removed_in_silence() {
+        let directory = Directory::new();
+        let clock = Clock::manual();
+        let settings = Settings { max_size: 64 << 10, ..directory.settings() };
+        let (mut log, mut shards) = Log::open(settings, "node", clock.clone(), 1, 1).unwrap();
+        let archive = Archive::beside(&directory.log()).unwrap();
+        let (siem, dashboard) = (log.meter().readers().join("siem"), log.meter().readers().join("dashboard"));
+        let mut go_on = |removed: u64| {
+            while log.counts().removed < removed {
+                write(&mut shards[0], &clock, 10);
+                clock.advance(Duration::from_secs(1));
+                log.tick()?;
+                // One reads on, the other stays where it was.
+                dashboard.reads((0, 0), None);
+                if let Some(oldest) = archive.list()?.into_iter().next().filter(|_| removed == 1) {
+                    siem.reads((0, 0), Some(oldest));
+                }
+            }
+            Ok::<(), crate::audit::AuditError>(())
+        };
+        let error = go_on(1).and_then(|()| go_on(2)).unwrap_err().to_string();
+        let told = "was removed for max_size before siem had read it: a `gap` record there says so; raise [audit] max_size, or \
+                    see why it is behind";
+        assert!(error.ends_with(told), "{error}");
+        siem.reads((0, 0), None);
+        go_on(6).unwrap();
+        let mut text = directory.text();
+        for archived in archive.list().unwrap() {
+            text += &std::fs::read_to_string(archive.path(&archived.name)).unwrap();
+        }
+        let removed: Vec<&str> = text.lines().filter(|line| line.contains("\"op\":\"removed\"")).collect();
+        assert!(removed.len() > 1);
+        let unread = |line: &&&str| line.contains("\"unread\":[\"siem\"]");
+        assert!(removed.iter().filter(unread).count() <= 2, "{removed:?}");
     }
 }

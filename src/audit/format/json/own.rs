@@ -21,11 +21,14 @@ impl Encoder {
                     Err(why) => line.text(open!("why"), why, SENTENCE),
                 }
             }
-            Own::Removed { file, bytes, why } => {
+            Own::Removed { file, bytes, why, unread } => {
                 line.raw(concat!(open!("op"), "removed\""));
                 line.text(open!("file"), file, NODE);
                 line.number(key!("bytes"), *bytes);
                 line.word(open!("why"), why);
+                if !unread.is_empty() {
+                    line.list(key!("unread"), unread.iter(), |line, sink| line.text("\"", sink, NODE));
+                }
             }
             Own::Sequences { op, sequences } => {
                 line.word(open!("op"), op);
