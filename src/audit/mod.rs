@@ -2,7 +2,8 @@
 //!
 //! [`Log`] is the file with its rotation; each thread that answers owns one [`Shard`] of it, a gapless sequence.
 //! An id is [reserved](Shard::reserve) when a query is accepted, the record [appended](Shard::append) when it is
-//! answered, and a batch of records [committed](Shard::commit) by one write before the batch is sent.
+//! answered, and a batch of records [committed](Shard::commit) by one write before the batch is sent, and where
+//! [`Durability`] says so, by one wait for the disk.
 //!
 //! [`read_queries`] reads the records back, for the verbs that learn from them.
 //!
