@@ -3,8 +3,12 @@
 //! A new format is one file here and one row of [`FORMATS`].
 
 mod dnstap;
+mod ecs;
+mod fields;
 mod frames;
 pub(super) mod json;
+mod mapping;
+mod ocsf;
 pub(super) mod text;
 
 use self::frames::Control;
@@ -58,6 +62,8 @@ pub const FORMATS: &[Format] = &[
     Format { name: "json", write: json_line, framing: Framing::Lines },
     Format { name: "text", write: text_line, framing: Framing::Lines },
     Format { name: "dnstap", write: dnstap::write, framing: Framing::Frames },
+    Format { name: "ecs", write: ecs::write, framing: Framing::Lines },
+    Format { name: "ocsf", write: ocsf::write, framing: Framing::Lines },
 ];
 
 fn json_line(line: &str, out: &mut Vec<u8>) -> bool {
@@ -69,3 +75,6 @@ fn text_line(line: &str, out: &mut Vec<u8>) -> bool {
     out.extend_from_slice(text::render_line(line, false).as_bytes());
     true
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,12 +29,12 @@ macro_rules! open {
 pub(super) use {key, open};
 
 /// Appends to a buffer. Keys come as literals with their punctuation: see [`key!`] and [`open!`].
-pub(super) struct Line<'a>(pub(super) &'a mut Vec<u8>);
+pub(in crate::audit::format) struct Line<'a>(pub(in crate::audit::format) &'a mut Vec<u8>);
 
 impl Line<'_> {
     /// Text that needs no escape.
     #[inline(always)]
-    pub(super) fn raw(&mut self, text: &str) {
+    pub(in crate::audit::format) fn raw(&mut self, text: &str) {
         self.0.extend_from_slice(text.as_bytes());
     }
 
@@ -47,7 +47,7 @@ impl Line<'_> {
     }
 
     #[inline(always)]
-    pub(super) fn number(&mut self, key: &str, number: u64) {
+    pub(in crate::audit::format) fn number(&mut self, key: &str, number: u64) {
         self.raw(key);
         figures::number(self.0, number);
     }
@@ -79,7 +79,7 @@ impl Line<'_> {
     }
 
     /// A foreign string; what would take more than `cap` bytes is cut, which `…` shows.
-    pub(super) fn text(&mut self, open: &str, text: &str, cap: usize) {
+    pub(in crate::audit::format) fn text(&mut self, open: &str, text: &str, cap: usize) {
         self.raw(open);
         if text.len() <= cap && is_plain(text.as_bytes()) {
             self.raw(text);
@@ -135,7 +135,7 @@ impl Line<'_> {
     }
 
     /// The items in brackets, with commas between them.
-    pub(super) fn list<T>(
+    pub(in crate::audit::format) fn list<T>(
         &mut self,
         open: &str,
         items: impl IntoIterator<Item = T>,

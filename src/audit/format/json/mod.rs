@@ -10,8 +10,9 @@ mod own;
 mod rendered;
 
 use self::figures::Calendar;
+pub(in crate::audit::format) use self::line::Line;
 pub(in crate::audit) use self::line::is_hidden;
-use self::line::{Line, key, open};
+use self::line::{key, open};
 pub use self::rendered::Rendered;
 use crate::audit::{
     ChangeEvent, Event, GrantEvent, PolicyEvent, QueryEvent, RecordId, Ruled, Shadow, Stated, Statement,
