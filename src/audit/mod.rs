@@ -46,8 +46,8 @@ pub use format::{FORMATS, Format, Framing};
 pub use log::Log;
 pub use meter::{Counts, Meter};
 pub use records::{
-    Flow, Grant, Named, Notice, PolicyChange, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, read_queries,
-    read_records,
+    Flow, Grant, Named, Notice, PolicyChange, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, read_lines,
+    read_queries, read_records,
 };
 pub use settings::{Durability, OnFull, Settings};
 pub use shard::Shard;

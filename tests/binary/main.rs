@@ -23,6 +23,7 @@ mod cardinality;
 mod certificates;
 mod changes;
 mod clients;
+mod convert;
 mod cookies;
 mod crash;
 mod dashboards;

@@ -1,4 +1,6 @@
-//! `outgate log verify` and `outgate log tail`.
+//! `outgate log verify`, `outgate log tail` and `outgate log convert`.
+
+mod convert;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -55,6 +57,9 @@ pub(crate) enum Verb {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Write records in another format: for a SIEM, or for people
+    #[command(after_help = convert::AFTER_HELP)]
+    Convert(convert::Arguments),
 }
 
 pub(crate) fn run(verb: Verb) -> Result<ExitCode, Failure> {
@@ -71,6 +76,7 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode, Failure> {
             let filter = Filter { verdict, segment, client: client.transpose()?, name: name.transpose()? };
             run_tail(&file_of(&config, file)?, &filter, follow, lines)
         }
+        Verb::Convert(arguments) => convert::run(arguments),
     }
 }
 

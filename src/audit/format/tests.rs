@@ -109,7 +109,9 @@ fn records() -> Vec<Value> {
         ("log", &["open", "reopen", "rotate", "removed", "heartbeat", "gap", "close", "later"]),
         ("flow", &["open", "close", "refuse", "seen"]),
     ] {
-        records.extend(ops.iter().map(|op| record(kind, json!({"op": op}))));
+        if !matches!(kind, "grant" | "flow") {
+            records.extend(ops.iter().map(|op| record(kind, json!({"op": op}))));
+        }
         records.extend(ops.iter().map(|op| record(kind, json!({"op": op, "client": "hmac:9f86d081", "address": "198.51.100.7", "file": "a.jsonl", "by": "root (0)", "why": "x"}))));
     }
     records.push(record("summary", json!({"count": 3})));
@@ -378,9 +380,8 @@ fn hostile_names_are_one_record_each_in_every_format() {
         for Format { name: format, .. } in FORMATS.iter().filter(|format| format.framing == Framing::Lines) {
             let out = converted(format, &line).unwrap();
             assert!(!out.contains(['\n', '\r']), "{format}: {out:?}");
-            let found = |pointer| {
-                serde_json::from_str::<Value>(&out).unwrap().pointer(pointer)?.as_str().map(str::to_owned)
-            };
+            let found =
+                |pointer| serde_json::from_str::<Value>(&out).unwrap().pointer(pointer)?.as_str().map(str::to_owned);
             let (names, why) = match *format {
                 "json" => ([found("/qname"), found("/answers/0/name"), found("/answers/0/data")], found("/why")),
                 "ecs" => (

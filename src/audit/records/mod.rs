@@ -29,6 +29,7 @@ mod query;
 
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -88,6 +89,8 @@ pub struct QueriesRead {
     pub faults: Vec<String>,
     /// Faulty files beyond those.
     pub unlisted: u64,
+    /// Files that could not be read to their end.
+    pub unread: u64,
 }
 
 /// A record that is handed out.
@@ -119,7 +122,7 @@ pub fn read_queries(
             each(query);
         }
     };
-    read_files(paths, progress, &mut Each { others: false, give: &mut queries })
+    read_files(paths, progress, &mut Each { others: false, give: &mut queries, line: None, ended: false })
 }
 
 /// Hands every record of a query, a grant, a flow or the log itself of these paths to `each`; all but queries are counted
@@ -132,13 +135,29 @@ pub fn read_records(
     progress: &mut dyn FnMut(QueriesProgress<'_>),
     each: &mut dyn FnMut(Recorded<'_>),
 ) -> Result<QueriesRead, AuditError> {
-    read_files(paths, progress, &mut Each { others: true, give: each })
+    read_files(paths, progress, &mut Each { others: true, give: each, line: None, ended: false })
+}
+
+/// Hands every record of these paths to `each`, as its line without the line feed, until it breaks off.
+///
+/// # Errors
+/// A path cannot be read, or there is no log in it.
+pub fn read_lines(
+    paths: &[PathBuf],
+    progress: &mut dyn FnMut(QueriesProgress<'_>),
+    each: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<QueriesRead, AuditError> {
+    read_files(paths, progress, &mut Each { others: false, give: &mut |_| (), line: Some(each), ended: false })
 }
 
 /// What is read, and who takes it.
 struct Each<'a> {
     others: bool,
     give: &'a mut dyn FnMut(Recorded<'_>),
+    /// Takes lines instead.
+    line: Option<&'a mut dyn FnMut(&str) -> ControlFlow<()>>,
+    /// It has broken off.
+    ended: bool,
 }
 
 impl Each<'_> {
@@ -170,11 +189,15 @@ fn read_files(
     let length = files.iter().map(|file| file.length).sum();
     let mut read = QueriesRead::default();
     for found in files {
+        if each.ended {
+            break;
+        }
         let before = read.bytes;
         let file = match found.file.map_or_else(|| archive::open(&found.path), Ok) {
             Ok(file) => file,
             // Retention removed it meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound && found.listed => {
+                read.unread += 1;
                 read.fault(&found.path, "removed before it was read");
                 continue;
             }
@@ -188,7 +211,10 @@ fn read_files(
         };
         match decoded(counted) {
             Ok(source) => read.file(&found.path, &mut Lines::new(source), &mut show, each),
-            Err(error) => read.fault(&found.path, &error.to_string()),
+            Err(error) => {
+                read.unread += 1;
+                read.fault(&found.path, &error.to_string());
+            }
         }
         show(&mut read);
         read.files += 1;
@@ -208,11 +234,13 @@ impl QueriesRead {
         loop {
             match lines.next() {
                 Ok(None) => break,
+                Ok(Some(_)) if each.ended => break,
                 Ok(Some(line)) => {
                     number += 1;
                     self.line(&line, each);
                 }
                 Err(error) => {
+                    self.unread += 1;
                     self.fault(path, &format!("not read beyond line {number}: {error}"));
                     break;
                 }
@@ -244,6 +272,12 @@ impl QueriesRead {
 
     /// Whether this is a record.
     fn record(&mut self, line: &[u8], each: &mut Each<'_>) -> bool {
+        if let Some(give) = &mut each.line {
+            let (Some((head, _)), Ok(text)) = (Head::read(line), str::from_utf8(line)) else { return false };
+            *if head.is_query() { &mut self.queries } else { &mut self.others } += 1;
+            each.ended |= give(text).is_break();
+            return true;
+        }
         let kind = line.strip_prefix(BEGIN);
         let other = kind.is_some_and(|kind| !kind.starts_with(QUERY));
         if other && line.ends_with(b"}") {

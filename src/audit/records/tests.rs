@@ -177,6 +177,25 @@ fn a_flow_is_read_as_it_was_written() {
 }
 
 #[test]
+fn lines_are_handed_out_until_somebody_has_enough() {
+    let directory = Directory::new();
+    let torn = r#"{"v":1,"type":"query","id":"1-1-1","tags":{"a":"b"}"#;
+    let paths = [directory.path().join("a.jsonl"), directory.path().join("b.jsonl")];
+    std::fs::write(&paths[0], format!("{ALLOWED}\nnoise\n{torn}\n{torn}{GRANT}\n")).unwrap();
+    std::fs::write(&paths[1], format!("{OBSERVED}\n{OBSERVED}")).unwrap();
+    for (enough, queries, others, files) in [(9, 3, 1, 2), (3, 2, 1, 2), (2, 1, 1, 1)] {
+        let mut lines = Vec::new();
+        let read = read_lines(&paths, &mut |_| (), &mut |line| {
+            lines.push(line.to_owned());
+            if lines.len() < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        let read = read.unwrap();
+        assert_eq!((read.queries, read.others, read.damaged, read.files, read.unread), (queries, others, 3, files, 0));
+        assert_eq!(lines, [ALLOWED, GRANT, OBSERVED, OBSERVED][..lines.len()]);
+    }
+}
+
+#[test]
 fn a_log_is_read_with_its_archives_in_order_and_once() {
     let directory = Directory::new();
     let clock = Clock::system();
@@ -293,7 +312,7 @@ proptest! {
         for source in [bytes.clone(), [&text[..], &bytes].concat(), [&text[..at.min(text.len())], &bytes].concat()] {
             let mut read = QueriesRead::default();
             if let Ok(source) = decoded(io::Cursor::new(source)) {
-                let mut each = Each { others: true, give: &mut |_| () };
+                let mut each = Each { others: true, give: &mut |_| (), line: None, ended: false };
                 read.file(Path::new("x"), &mut Lines::new(source), &mut |_| (), &mut each);
             }
         }
