@@ -51,7 +51,7 @@ fn what_cannot_be_converted_is_said() {
     std::fs::write(site.path("cut.jsonl.gz"), [0x1f, 0x8b, 8, 0]).unwrap();
     for (arguments, code, told) in [
         (&["absent.jsonl", "--to", "ecs"][..], 1, "outgate: absent.jsonl: there is no such log; name its current file"),
-        (&["own.jsonl", "--to", "xml"], 2, "[possible values: json, text, ecs, ocsf"),
+        (&["own.jsonl", "--to", "xml"], 2, "[possible values: json, text, dnstap, ecs, ocsf"),
         (&["own.jsonl"], 2, "--to <FORMAT>"),
         (
             &["own.jsonl", "--to", "ecs", "-o", "own.jsonl"],

@@ -150,12 +150,15 @@ pub fn read_lines(
     read_files(paths, progress, &mut Each { others: false, give: &mut |_| (), line: Some(each), ended: false })
 }
 
+/// Takes a line, and says whether it wants another.
+type TakeLine<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
+
 /// What is read, and who takes it.
 struct Each<'a> {
     others: bool,
     give: &'a mut dyn FnMut(Recorded<'_>),
     /// Takes lines instead.
-    line: Option<&'a mut dyn FnMut(&str) -> ControlFlow<()>>,
+    line: Option<&'a mut TakeLine<'a>>,
     /// It has broken off.
     ended: bool,
 }

@@ -102,7 +102,7 @@ impl Conversion {
     fn run(mut self, log: &Path, name: &str) -> Result<Self, Failure> {
         // On one terminal they would be in each other's way.
         let watched = io::stderr().is_terminal() && !(name == "standard output" && io::stdout().is_terminal());
-        let mut written = Ok(());
+        let mut written = self.frame(Framing::begin);
         let read = read_lines(
             &[log.to_path_buf()],
             &mut |progress| {
@@ -112,7 +112,9 @@ impl Conversion {
                 }
             },
             &mut |line| {
-                written = self.write(line);
+                if written.is_ok() {
+                    written = self.write(line);
+                }
                 if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             },
         );
@@ -120,7 +122,7 @@ impl Conversion {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }
         self.read = read.map_err(|error| Failure::Failed(error.to_string()))?;
-        match written.and_then(|()| self.sink.flush()) {
+        match written.and_then(|()| self.frame(Framing::end)).and_then(|()| self.sink.flush()) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
                 return Err(Failure::Failed(format!("{name} cannot be written: {error}")));
             }
@@ -135,9 +137,14 @@ impl Conversion {
             self.formless += 1;
             return Ok(());
         }
-        match self.format.framing {
-            Framing::Lines => self.record.push(b'\n'),
-        }
+        self.format.framing.end_record(&mut self.record);
+        self.sink.write_all(&self.record)
+    }
+
+    /// Writes what stands before or behind all records.
+    fn frame(&mut self, frame: fn(Framing, &mut Vec<u8>)) -> io::Result<()> {
+        self.record.clear();
+        frame(self.format.framing, &mut self.record);
         self.sink.write_all(&self.record)
     }
 }

@@ -1,5 +1,7 @@
 //! What every format does with every record, and with what others fill in.
 
+mod shipped;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -251,7 +253,7 @@ fn assert_listed(rows: &[Row], rest: &str, line: &Value, out: &Value) {
 
 #[test]
 fn ecs_has_the_fields_and_types_of_8_17() {
-    let list = include_str!("../../../tests/schemas/ecs-8.17.tsv");
+    let list = include_str!("../../../../tests/schemas/ecs-8.17.tsv");
     let types: BTreeMap<&str, &str> = list.lines().filter_map(|line| line.split_once('\t')).collect();
     for row in ecs::ROWS.iter().filter(|row| !matches!(row.from, Source::Rest)) {
         assert!(types.contains_key(row.to), "{} is no field of ECS", row.to);
@@ -278,7 +280,7 @@ fn ecs_has_the_fields_and_types_of_8_17() {
 
 #[test]
 fn ocsf_is_valid_by_the_schema_of_1_8_0() {
-    let schema: Value = serde_json::from_str(include_str!("../../../tests/schemas/ocsf-1.8.0.json")).unwrap();
+    let schema: Value = serde_json::from_str(include_str!("../../../../tests/schemas/ocsf-1.8.0.json")).unwrap();
     let classes: BTreeMap<&str, jsonschema::Validator> = schema["classes"]
         .as_object()
         .unwrap()
