@@ -24,7 +24,7 @@ impl History {
         let (at, first) = match &record {
             Recorded::Query(query) => (query.at(), false),
             Recorded::Grant(grant) => (grant.at(), false),
-            Recorded::Flow(_) => return,
+            Recorded::Flow(_) | Recorded::Policy(_) => return,
             Recorded::Notice(notice) => (notice.at(), notice.is_first()),
         };
         if self.last.is_none() || first {
@@ -34,7 +34,7 @@ impl History {
             Recorded::Query(query) => told(index, query, place),
             Recorded::Grant(grant) => granted(index, grant, place),
             Recorded::Notice(notice) => self.notice(index, notice),
-            Recorded::Flow(_) => {}
+            Recorded::Flow(_) | Recorded::Policy(_) => {}
         }
         self.last = self.last.max(Some(at));
     }

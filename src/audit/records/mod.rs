@@ -180,7 +180,7 @@ impl Each<'_> {
 
 /// Hands out the record of a line, where it has one.
 pub(super) fn read_line(line: &[u8], give: &mut dyn FnMut(Recorded<'_>)) -> bool {
-    QueriesRead::default().record(line, &mut Each { others: true, give })
+    QueriesRead::default().record(line, &mut Each { others: true, give, line: None, ended: false })
 }
 
 fn read_files(

@@ -112,7 +112,7 @@ impl Follower {
     /// The log cannot be read.
     pub(super) fn since(path: &Path, (readers, name): (&Readers, &str), time: Wall) -> Result<Self, AuditError> {
         let mut follower = Self::idle(path, (readers, name))?;
-        let archives = follower.archive.list_packed()?;
+        let archives = follower.archive.list()?;
         let source = match archives.iter().find(|archived| !archived.closed_before(time)) {
             Some(archived) => follower.open_archive(archived)?,
             None => follower.open_current()?,
@@ -331,7 +331,7 @@ impl Follower {
             return here;
         }
         let reached = self.reader.oldest();
-        let later = self.archive.list_packed().unwrap_or_default().into_iter();
+        let later = self.archive.list().unwrap_or_default().into_iter();
         let later = later.filter(|archived| reached.as_ref().is_some_and(|reached| archived > reached));
         let later: u64 = later.map(|archived| size(&self.archive.path(&archived.name))).sum();
         here + later + size(&self.path)

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cursor::Mark;
 use crate::audit::RecordId;
+use crate::audit::decode::decoded;
 use crate::audit::read::{Head, Lines};
-use crate::audit::records::decode::decoded;
 use crate::time::Wall;
 
 /// Shards that one record lists.

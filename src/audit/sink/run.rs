@@ -59,7 +59,8 @@ impl Make {
         };
         let (follower, redactor) = loop {
             let position = last.as_ref().and_then(|last| last.position.as_ref());
-            let follower = Follower::open(&file, (&readers, &settings.name), position, from).map_err(|error| error.to_string());
+            let follower =
+                Follower::open(&file, (&readers, &settings.name), position, from).map_err(|error| error.to_string());
             let redactor = settings.client.redactor(&state).map_err(|mistake| mistake.to_string());
             match follower.and_then(|follower| Ok((follower, redactor?))) {
                 Ok(ready) => break ready,
