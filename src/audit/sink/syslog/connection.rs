@@ -36,7 +36,7 @@ impl Connection {
     /// Connects, and where `tls` says how, makes the handshake.
     pub(super) fn open(server: &Server, tls: Option<&Arc<ClientConfig>>) -> Result<Self, String> {
         let to = resolve(server)?;
-        let fail = |error: io::Error| format!("{to}: {error}");
+        let fail = |error: io::Error| error.to_string();
         let tcp = TcpStream::connect_timeout(&to, PATIENCE).map_err(fail)?;
         tcp.set_write_timeout(Some(PATIENCE)).map_err(fail)?;
         tcp.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
@@ -53,7 +53,7 @@ impl Connection {
         let client = ClientConnection::new(Arc::clone(config), name).map_err(|error| error.to_string())?;
         let mut stream = StreamOwned::new(client, tcp);
         while stream.conn.is_handshaking() {
-            stream.conn.complete_io(&mut stream.sock).map_err(|error| format!("TLS with {to}: {error}"))?;
+            stream.conn.complete_io(&mut stream.sock).map_err(|error| format!("TLS: {error}"))?;
         }
         Ok(Self::Tls(Box::new(stream)))
     }

@@ -191,7 +191,7 @@ impl Datagrams {
                 };
                 let bound = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(to).map(|()| socket));
                 let bound = bound.and_then(|socket| socket.set_write_timeout(Some(UNSURE)).map(|()| socket));
-                Ok(none.insert(bound.map_err(|error| format!("{to}: {error}"))?))
+                Ok(none.insert(bound.map_err(|error| error.to_string())?))
             }
         }
     }
