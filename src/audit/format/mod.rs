@@ -5,7 +5,7 @@
 mod dnstap;
 mod ecs;
 mod fields;
-mod frames;
+pub(super) mod frames;
 pub(super) mod json;
 mod mapping;
 mod ocsf;

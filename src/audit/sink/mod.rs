@@ -9,6 +9,7 @@
 //! A new kind is one file here and one row of [`KINDS`].
 
 mod cursor;
+mod dnstap;
 mod engine;
 mod file;
 mod filter;
@@ -46,7 +47,8 @@ pub(super) trait Deliver: Send {
     fn deliver(&mut self, batch: &Batch<'_>) -> Delivered;
 
     /// For how long after its delivery a record may still be lost, where the other side acknowledges nothing. After a
-    /// [`Delivered::Failed`] or a failed [`Deliver::check`] everything of that time is offered again.
+    /// [`Delivered::Failed`] or a failed [`Deliver::check`] everything of that time is offered again. Asked after each
+    /// delivery, and after a check or an end without an error: zero where all that was delivered is known to have arrived.
     fn unsure(&self) -> Duration {
         Duration::ZERO
     }
@@ -56,6 +58,14 @@ pub(super) trait Deliver: Send {
     /// # Errors
     /// One clause: what was delivered last may be lost.
     fn check(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Called once, when nothing more is delivered.
+    ///
+    /// # Errors
+    /// As of a check.
+    fn end(&mut self) -> Result<(), String> {
         Ok(())
     }
 }
@@ -136,13 +146,17 @@ struct Kind {
 
 /// Every kind.
 const KINDS: &[Kind] = &[
+    Kind { name: "dnstap", format: "dnstap", carries: dnstap::carries, read: dnstap::read },
     Kind { name: "file", format: "json", carries: lines, read: file::read },
     Kind { name: "syslog", format: "json", carries: lines, read: syslog::read },
 ];
 
-/// Of a kind for which a record is a line of text.
+/// What a kind carries that puts a line feed behind each record.
 fn lines(format: &Format) -> Result<(), &'static str> {
-    if format.framing == Framing::Lines { Ok(()) } else { Err("name a format that is text") }
+    match format.framing {
+        Framing::Lines => Ok(()),
+        Framing::Frames => Err("write kind = \"dnstap\", or take a format of lines"),
+    }
 }
 
 #[cfg(test)]

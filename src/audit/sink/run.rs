@@ -22,6 +22,8 @@ use crate::time::{Clock, Tick};
 const LOOK: Duration = Duration::from_millis(100);
 /// How often the cursor is saved at most.
 const SAVE: Duration = Duration::from_secs(1);
+/// The most lines that are read before it looks at what else is to be done: few may be delivered.
+const READ: usize = 1 << 16;
 /// How long a stop waits for what is not delivered yet.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Between two attempts at most; doubled each time.
@@ -82,6 +84,7 @@ impl Make {
             lines: 0,
             summing: None,
             unsure: VecDeque::new(),
+            back: None,
             since: Tick::default(),
             retry_at: Tick::default(),
             wait: FIRST_WAIT,
@@ -135,6 +138,8 @@ struct Engine {
     summing: Option<Reached>,
     /// Where deliveries that may still be lost began, and when they were made.
     unsure: VecDeque<(Tick, Position)>,
+    /// Where to go on instead, as soon as the log can be read.
+    back: Option<Position>,
     /// When the first pending record was read.
     since: Tick,
     /// Nothing is offered before.
@@ -164,6 +169,9 @@ impl Engine {
             }
             let now = self.clock.tick();
             let over = stopping.is_some_and(|until| now >= until || (ended && self.pending.is_empty()));
+            if over {
+                self.end();
+            }
             if over || now.since(self.saved_at) >= SAVE {
                 self.save(now);
             }
@@ -180,9 +188,19 @@ impl Engine {
         self.pending.len() >= self.settings.batch || self.octets >= self.settings.batch_size
     }
 
-    /// Reads until there is a batch, or nothing more; whether there is nothing more.
+    /// Reads until there is a batch, or much that is not delivered, or nothing more; whether there is nothing more.
     fn fill(&mut self) -> bool {
-        while !self.is_full() {
+        if let Some(back) = self.back.take()
+            && let Err(error) = self.follower.seek(&back)
+        {
+            fail(&self.settings, &self.gauges, &error.to_string());
+            self.back = Some(back);
+            return true;
+        }
+        for _ in 0..READ {
+            if self.is_full() {
+                break;
+            }
             let taken = match self.follower.next() {
                 Ok(Next::Line(line)) => {
                     self.gauges.records.fetch_add(1, Ordering::Relaxed);
@@ -241,7 +259,7 @@ impl Engine {
     /// room is free.
     fn miss_removed(&mut self) {
         let mut missed = Vec::new();
-        if self.gauges.down.load(Ordering::Relaxed) {
+        if self.gauges.down.load(Ordering::Relaxed) && self.back.is_none() {
             match self.follower.let_go() {
                 Ok(lost) => missed.extend(lost),
                 Err(error) => fail(&self.settings, &self.gauges, &error.to_string()),
@@ -325,7 +343,9 @@ impl Engine {
                     );
                 }
                 let refused: Vec<usize> = refused.into_iter().map(|(index, _)| index).collect();
+                let unsure = deliver.unsure();
                 self.taken(records.len(), &again, &refused);
+                self.doubt(unsure, from);
                 if !again.is_empty() {
                     self.failed("it wants some records again later", wait);
                 }
@@ -352,23 +372,21 @@ impl Engine {
     /// Forgets doubts that are over: what was delivered at one of them was followed by others for a tenth of the time.
     fn trust(&mut self, unsure: Duration) {
         let now = self.clock.tick();
-        while self.unsure.front().is_some_and(|(at, _)| now.since(*at) >= unsure + unsure / 10) {
+        let over = unsure.saturating_add(unsure / 10);
+        while self.unsure.front().is_some_and(|(at, _)| now.since(*at) >= over) {
             self.unsure.pop_front();
         }
     }
 
     /// Offers again what may be lost.
     fn go_back(&mut self) {
-        let Some((_, position)) = self.unsure.front().cloned() else { return };
-        match self.follower.seek(&position) {
-            Ok(()) => {
-                self.unsure.clear();
-                self.summing = None;
-                self.intake.again();
-                self.pending.retain(|one| one.start.is_none());
-                self.octets = self.pending.iter().map(|one| one.record.bytes.len()).sum();
-            }
-            Err(error) => fail(&self.settings, &self.gauges, &error.to_string()),
+        if let Some((_, position)) = self.unsure.pop_front() {
+            self.unsure.clear();
+            self.summing = None;
+            self.intake.again();
+            self.pending.retain(|one| one.start.is_none());
+            self.octets = self.pending.iter().map(|one| one.record.bytes.len()).sum();
+            self.back = Some(position);
         }
     }
 
@@ -418,11 +436,23 @@ impl Engine {
         }
     }
 
+    /// Nothing more is delivered.
+    fn end(&mut self) {
+        let Some(deliver) = &mut self.deliver else { return };
+        match deliver.end() {
+            Ok(()) => {
+                let unsure = deliver.unsure();
+                self.trust(unsure);
+            }
+            Err(why) => fail(&self.settings, &self.gauges, &why),
+        }
+    }
+
     /// Everything before it was delivered, or passed over.
     fn reached(&self) -> Option<Position> {
         let starts = self.pending.iter().filter_map(|one| one.start.as_ref()).chain(&self.summing);
         let first = starts.min_by_key(|start| start.lines).map(|start| &start.at);
-        first.or_else(|| self.follower.position()).cloned()
+        self.back.as_ref().or(first).or_else(|| self.follower.position()).cloned()
     }
 
     fn save(&mut self, now: Tick) {
