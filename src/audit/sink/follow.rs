@@ -146,6 +146,7 @@ impl Follower {
             }
             None => self.find(&to.file)?,
         };
+        self.reader.leaves();
         let source = match here {
             Some(source) => Some(source),
             None => {
@@ -161,10 +162,11 @@ impl Follower {
 
     fn begin(&mut self, from: From) -> Result<(), AuditError> {
         if from == From::Oldest {
+            let current = self.open_current()?;
             let oldest = self.archive.list()?.into_iter().next();
             let source = match oldest {
                 Some(oldest) => self.open_archive(&oldest)?,
-                None => self.open_current()?,
+                None => current,
             };
             return self.enter(source, 0);
         }
@@ -174,7 +176,7 @@ impl Follower {
             return self.enter(current, length);
         }
         // It was archived before this thread came to look.
-        for archived in self.archive.list_packed()? {
+        for archived in self.archive.list()? {
             if let Some(source) = self.open_archive(&archived)?.filter(|source| source.identity == identity) {
                 return self.enter(Some(source), length);
             }
@@ -231,6 +233,7 @@ impl Follower {
             let line = self.buffer.get(range.clone()).unwrap_or_default();
             source.head = line.get(..HEAD.min(line.len())).unwrap_or_default().to_vec();
             source.mark = Arc::new(mark(line, source.mark.archive.clone()));
+            self.reader.reads(source.identity, self.reader.archive());
         }
         self.start = Some(Position { file: Arc::clone(&source.mark), offset: end - size });
         self.position = Some(Position { file: Arc::clone(&source.mark), offset: end });
@@ -337,7 +340,7 @@ impl Follower {
         if identity_of(&self.path).is_ok_and(|identity| identity == source.identity) {
             return here;
         }
-        let reached = self.reader.oldest();
+        let reached = self.reader.archive();
         let later = self.archive.list().unwrap_or_default().into_iter();
         let later = later.filter(|archived| reached.as_ref().is_some_and(|reached| archived > reached));
         let later: u64 = later.map(|archived| size(&self.archive.path(&archived.name))).sum();
@@ -355,32 +358,35 @@ impl Follower {
     fn enter(&mut self, source: Option<Source>, offset: u64) -> Result<(), AuditError> {
         let Some(mut source) = source else { return Ok(()) };
         source.skip_to(offset).map_err(|error| AuditError::reading(&self.path, &error))?;
-        let oldest = source.mark.archive.as_deref().and_then(|name| self.archive.named(name));
-        self.reader.reads(source.identity, oldest);
+        let archived = source.mark.archive.as_deref().and_then(|name| self.archive.named(name));
+        self.reader.reads(source.identity, archived);
         self.source = Some(source);
         Ok(())
     }
 
     /// The file that was begun after this one.
     fn following(&self, mark: &Mark, identity: Identity) -> Result<Option<Source>, AuditError> {
+        // Opened before the archives are listed: what became one in between is found among them.
+        let current = self.open_current()?;
         let archives = self.archive.list()?;
-        let called = |archived: &Archived| {
-            mark.archive.as_deref().is_some_and(|name| self.archive.named(name).as_ref() == Some(archived))
-        };
-        let here = |archived: &&Archived| {
-            called(archived) || identity_of(&self.archive.path(&archived.name)).is_ok_and(|there| there == identity)
-        };
-        match archives.iter().position(|archived| here(&archived)) {
-            Some(at) => match archives.get(at + 1) {
-                Some(next) => self.open_archive(next),
-                None => self.open_current(),
-            },
-            None => self.first_after(mark),
+        let named = mark.archive.as_deref().and_then(|name| self.archive.named(name));
+        let own = named.or_else(|| self.reader.archive()).or_else(|| {
+            let is = |archived: &&Archived| {
+                identity_of(&self.archive.path(&archived.name)).is_ok_and(|there| there == identity)
+            };
+            archives.iter().find(is).cloned()
+        });
+        let Some(own) = own else { return self.first_after(mark) };
+        // By name: times are those of a clock that may be set back.
+        match archives.iter().find(|archived| **archived > own) {
+            Some(next) => self.open_archive(next),
+            None => Ok(current),
         }
     }
 
     /// The first file that was begun after one that is not there.
     fn first_after(&self, mark: &Mark) -> Result<Option<Source>, AuditError> {
+        let current = self.open_current()?;
         for archived in self.archive.list()? {
             if let Some(source) = self.open_archive(&archived)?
                 && source.mark.began > mark.began
@@ -388,7 +394,7 @@ impl Follower {
                 return Ok(Some(source));
             }
         }
-        self.open_current()
+        Ok(current)
     }
 
     /// The file with this first line.

@@ -40,6 +40,9 @@ impl History {
     /// # Errors
     /// The log cannot be read; the next call tries again.
     pub fn next(&mut self, each: &mut dyn FnMut(Event<'_>)) -> Result<bool, AuditError> {
+        for _ in self.0.missed() {
+            each(Event::Missing);
+        }
         match self.0.next()? {
             Next::End => return Ok(false),
             Next::Line(line) if line.is_empty() || line.starts_with(FLOW) => {}

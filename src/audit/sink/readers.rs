@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::lost::Lost;
 use crate::audit::archive::{Archive, Archived};
-use crate::audit::file::{Identity, identity_of};
+use crate::audit::file::Identity;
 
 /// The readers of one log; cheap to clone.
 #[derive(Clone, Default)]
@@ -33,8 +33,8 @@ pub(super) struct Reader {
 struct Reading {
     /// What it reads.
     identity: Option<Identity>,
-    /// The oldest archive that it has not read to its end; `None`: it is at the current file.
-    oldest: Option<Archived>,
+    /// What that is called in the archive; `None`: it is the current file.
+    archived: Option<Archived>,
 }
 
 impl Readers {
@@ -64,25 +64,23 @@ impl Readers {
         for reader in self.0.readers.lock().iter() {
             let mut reading = reader.reading.lock();
             if reading.identity == Some(identity) {
-                reading.oldest.clone_from(&archived);
+                reading.archived.clone_from(&archived);
             }
         }
     }
 
     /// Says that an archive is about to be removed. Whoever has not come to it misses all of it, and is told what that is;
-    /// who is reading it has it open. The names of those who miss it.
+    /// who is reading it has it open. The names of those who have not read it to its end.
     pub(in crate::audit) fn removing(&self, archived: &Archived, path: &Path) -> Vec<Box<str>> {
-        let here = identity_of(path).ok();
         let mut all = None;
         let mut names = Vec::new();
         for reader in self.0.readers.lock().iter() {
             let reading = reader.reading.lock();
-            let wants = reading.oldest.as_ref().is_some_and(|oldest| oldest <= archived);
-            if !wants || here.is_some() && reading.identity == here {
-                continue;
+            let Some(here) = reading.archived.as_ref().filter(|here| *here <= archived) else { continue };
+            if here < archived {
+                let lost = all.get_or_insert_with(|| Lost::of_archive(path, archived.closed_as()));
+                reader.missed.lock().push(lost.clone());
             }
-            let lost = all.get_or_insert_with(|| Lost::of_archive(path, &archived.name));
-            reader.missed.lock().push(lost.clone());
             names.push(reader.name.clone());
         }
         names
@@ -100,13 +98,18 @@ impl Readers {
 
 impl Reader {
     /// Says what it reads now.
-    pub(super) fn reads(&self, identity: Identity, oldest: Option<Archived>) {
-        *self.reading.lock() = Reading { identity: Some(identity), oldest };
+    pub(super) fn reads(&self, identity: Identity, archived: Option<Archived>) {
+        *self.reading.lock() = Reading { identity: Some(identity), archived };
+    }
+
+    /// Says that it goes on elsewhere.
+    pub(super) fn leaves(&self) {
+        *self.reading.lock() = Reading::default();
     }
 
     /// The archive that it reads; `None`: it is at the current file.
-    pub(super) fn oldest(&self) -> Option<Archived> {
-        self.reading.lock().oldest.clone()
+    pub(super) fn archive(&self) -> Option<Archived> {
+        self.reading.lock().archived.clone()
     }
 
     /// What was removed before it was read, once.
