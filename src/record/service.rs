@@ -376,6 +376,7 @@ mod tests {
             let data = octets(&hex);
             let service = Service::read(&data).unwrap_or_else(|flaw| panic!("{hex}: {flaw}"));
             assert_eq!(service.to_string(), shown);
+            assert_eq!(Service::parse(shown).as_ref(), Some(&service));
             let mut written = Vec::new();
             service.write(&mut written);
             assert_eq!(written, data, "{shown}");

@@ -28,6 +28,7 @@ mod diff;
 mod differential;
 mod disk;
 mod dnssec;
+mod dnstap;
 mod doh;
 #[cfg(feature = "quic")]
 mod doh3;

@@ -3,7 +3,7 @@
 //! A new format is one file here and one row of [`FORMATS`].
 
 mod dnstap;
-mod frames;
+pub(super) mod frames;
 pub(super) mod json;
 pub(super) mod text;
 

@@ -130,6 +130,7 @@ impl Make {
             wait: FIRST_WAIT,
             saved_at: Tick::default(),
             unsure: VecDeque::new(),
+            back: None,
             settings,
             gauges,
             clock,
@@ -165,6 +166,8 @@ struct Engine {
     saved_at: Tick,
     /// Where deliveries that may still be lost began, and when they were made.
     unsure: VecDeque<(Tick, Position)>,
+    /// Where to go on instead, as soon as the log can be read.
+    back: Option<Position>,
 }
 
 impl Engine {
@@ -187,6 +190,9 @@ impl Engine {
             }
             let now = self.clock.tick();
             let over = stopping.is_some_and(|until| now >= until || (ended && self.pending.is_empty()));
+            if over {
+                self.end();
+            }
             if over || now.since(self.saved_at) >= SAVE {
                 self.save(now);
             }
@@ -201,6 +207,13 @@ impl Engine {
 
     /// Reads until there is a batch, or nothing more; whether there is nothing more.
     fn fill(&mut self) -> bool {
+        if let Some(back) = self.back.take()
+            && let Err(error) = self.follower.seek(&back)
+        {
+            fail(&self.settings, &self.gauges, &error.to_string());
+            self.back = Some(back);
+            return true;
+        }
         while self.pending.len() < self.settings.batch {
             let line = match self.follower.next() {
                 Ok(Next::Line(line)) => line,
@@ -218,9 +231,13 @@ impl Engine {
                     return true;
                 }
             };
-            let Some(record) = record(line, &self.settings) else {
-                self.gauges.damaged.fetch_add(1, Ordering::Relaxed);
-                continue;
+            let record = match record(line, &self.settings) {
+                Some(Some(record)) => record,
+                Some(None) => continue,
+                None => {
+                    self.gauges.damaged.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
             };
             let Some(start) = self.follower.start().cloned() else { continue };
             if self.pending.is_empty() {
@@ -255,7 +272,9 @@ impl Engine {
                     tracing::warn!(sink = self.settings.name, id, why, "a record is refused and passed over");
                 }
                 let refused: Vec<usize> = refused.into_iter().map(|(index, _)| index).collect();
+                let unsure = deliver.unsure();
                 self.taken(records.len(), &again, &refused);
+                self.doubt(unsure, from);
                 if !again.is_empty() {
                     self.failed("some records are to be offered again", wait);
                 }
@@ -276,21 +295,19 @@ impl Engine {
                 self.unsure.push_back((now, from));
             }
         }
-        // What was delivered at the last of these and what followed it within a tenth.
-        while self.unsure.get(1).is_some_and(|(at, _)| now.since(*at) >= unsure + unsure / 10) {
+        // What was delivered then, and within a tenth.
+        let over = unsure.saturating_add(unsure / 10);
+        while self.unsure.front().is_some_and(|(at, _)| now.since(*at) >= over) {
             self.unsure.pop_front();
         }
     }
 
     /// Offers again what may be lost.
     fn go_back(&mut self) {
-        let Some((_, position)) = self.unsure.front().cloned() else { return };
-        match self.follower.seek(&position) {
-            Ok(()) => {
-                self.unsure.clear();
-                self.pending.clear();
-            }
-            Err(error) => fail(&self.settings, &self.gauges, &error.to_string()),
+        if let Some((_, position)) = self.unsure.pop_front() {
+            self.unsure.clear();
+            self.pending.clear();
+            self.back = Some(position);
         }
     }
 
@@ -319,15 +336,33 @@ impl Engine {
     }
 
     fn check(&mut self) {
-        if let Some(Err(why)) = self.deliver.as_mut().map(|deliver| deliver.check()) {
-            self.failed(&why, None);
-            self.go_back();
+        let Some(deliver) = &mut self.deliver else { return };
+        match deliver.check() {
+            Ok(()) => {
+                let unsure = deliver.unsure();
+                self.doubt(unsure, None);
+            }
+            Err(why) => {
+                self.failed(&why, None);
+                self.go_back();
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        let Some(deliver) = &mut self.deliver else { return };
+        match deliver.end() {
+            Ok(()) => {
+                let unsure = deliver.unsure();
+                self.doubt(unsure, None);
+            }
+            Err(why) => fail(&self.settings, &self.gauges, &why),
         }
     }
 
     /// Everything before it was delivered for good.
     fn delivered_to(&self) -> Option<&Position> {
-        let unsure = self.unsure.front().map(|(_, position)| position);
+        let unsure = self.back.as_ref().or_else(|| self.unsure.front().map(|(_, position)| position));
         unsure.or_else(|| self.pending.front().map(|first| &first.start)).or_else(|| self.follower.position())
     }
 
@@ -363,12 +398,12 @@ struct Head<'a> {
     verdict: Option<&'a str>,
 }
 
-/// A line of the log in the sink's format; `None`: it is no record, or has no form there.
-fn record(line: &[u8], settings: &Settings) -> Option<Record> {
+/// A line of the log in the sink's format; the inner `None`: it has no form there. `None`: it is no record.
+fn record(line: &[u8], settings: &Settings) -> Option<Option<Record>> {
     let text = std::str::from_utf8(line).ok()?;
     let head: Head<'_> = serde_json::from_str(text).ok()?;
     let mut bytes = Vec::new();
-    (settings.format.write)(text, &mut bytes).then(|| Record {
+    Some((settings.format.write)(text, &mut bytes).then(|| Record {
         id: head.id.into(),
         kind: head.kind.into(),
         ts: head.ts.into(),
@@ -376,5 +411,5 @@ fn record(line: &[u8], settings: &Settings) -> Option<Record> {
         segment: head.segment.map(|segment| (*segment).into()),
         verdict: head.verdict.map(Into::into),
         bytes,
-    })
+    }))
 }

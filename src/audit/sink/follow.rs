@@ -147,11 +147,18 @@ impl Follower {
             };
             return self.enter(source, 0);
         }
-        let source = self.open_current()?;
-        let start = self.readers.start();
-        let offset = source.as_ref().zip(start).filter(|(source, (identity, _))| source.identity == *identity);
-        let offset = offset.map_or(0, |(_, (_, length))| length);
-        self.enter(source, offset)
+        let current = self.open_current()?;
+        let Some((identity, length)) = self.readers.start() else { return self.enter(current, 0) };
+        if current.as_ref().is_some_and(|source| source.identity == identity) {
+            return self.enter(current, length);
+        }
+        // It was archived before this thread came to look.
+        for archived in self.archive.list_packed()? {
+            if let Some(source) = self.open_archive(&archived)?.filter(|source| source.identity == identity) {
+                return self.enter(Some(source), length);
+            }
+        }
+        self.enter(current, 0)
     }
 
     /// What comes next. Of an error the next call tries again.

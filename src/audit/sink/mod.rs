@@ -9,6 +9,7 @@
 //! A new kind is one file here and one row of [`KINDS`].
 
 mod cursor;
+mod dnstap;
 mod engine;
 mod file;
 mod follow;
@@ -25,7 +26,7 @@ pub use self::gauges::Gauges;
 pub(super) use self::readers::Readers;
 use self::settings::Keys;
 pub use self::settings::Settings;
-use super::format::Format;
+use super::format::{Format, Framing};
 
 /// What delivers batches to one place. Called from the sink's own thread; may block up to its own timeouts, which must be
 /// some seconds at most: a node that stops waits for them.
@@ -35,7 +36,8 @@ pub(super) trait Deliver: Send {
     fn deliver(&mut self, batch: &Batch<'_>) -> Delivered;
 
     /// For how long after its delivery a record may still be lost, where the other side acknowledges nothing. After a
-    /// [`Delivered::Failed`] or a failed [`Deliver::check`] everything of that time is offered again.
+    /// [`Delivered::Failed`] or a failed [`Deliver::check`] everything of that time is offered again. Asked after each
+    /// delivery, and after a check or an end without an error: zero where all that was delivered is known to have arrived.
     fn unsure(&self) -> Duration {
         Duration::ZERO
     }
@@ -45,6 +47,14 @@ pub(super) trait Deliver: Send {
     /// # Errors
     /// One clause: what was delivered last may be lost.
     fn check(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Called once, when nothing more is delivered.
+    ///
+    /// # Errors
+    /// As of a check.
+    fn end(&mut self) -> Result<(), String> {
         Ok(())
     }
 }
@@ -76,7 +86,6 @@ pub(super) enum Delivered {
     /// Every record was taken.
     All,
     /// Every record was taken but for these.
-    #[allow(dead_code, reason = "for kinds with an acknowledgement for each record")]
     Some {
         /// Indexes, ascending, of those to be offered again.
         again: Vec<usize>,
@@ -117,7 +126,18 @@ struct Kind {
 }
 
 /// Every kind.
-const KINDS: &[Kind] = &[Kind { name: "file", format: "json", carries: |_| Ok(()), read: file::read }];
+const KINDS: &[Kind] = &[
+    Kind { name: "dnstap", format: "dnstap", carries: dnstap::carries, read: dnstap::read },
+    Kind { name: "file", format: "json", carries: lines, read: file::read },
+];
+
+/// What a kind carries that puts a line feed behind each record.
+fn lines(format: &Format) -> Result<(), &'static str> {
+    match format.framing {
+        Framing::Lines => Ok(()),
+        Framing::Frames => Err("write kind = \"dnstap\", or take a format of lines"),
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -81,6 +81,48 @@ fn everything_arrives_once_across_rotations_and_restarts() {
 }
 
 #[test]
+fn a_sink_that_starts_late_begins_where_the_node_did() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    fs::write(directory.log(), "").unwrap();
+    let (mut log, mut shards) = directory.open(&clock, 1, 1);
+    for _ in 0..2 {
+        write(&mut shards[0], &clock, 60);
+        clock.advance(Duration::from_secs(1));
+        log.tick().unwrap();
+    }
+    let sinks = start(&directory, SINK, &log);
+    drop(shards);
+    log.close().unwrap();
+    sinks.stop();
+    assert_eq!(copy(&directory).len(), whole(&directory).len());
+}
+
+#[test]
+fn a_record_without_a_form_is_passed_and_a_format_of_frames_needs_a_kind() {
+    let directory = Directory::new();
+    let clock = Clock::system();
+    let (mut log, mut shards) = directory.open(&clock, 1, 1);
+    let frames = "[[sink]]\nname = \"tap\"\nkind = \"dnstap\"\nurl = \"unix:///none.sock\"\n";
+    let sinks = start(&directory, frames, &log);
+    write(&mut shards[0], &clock, 1);
+    until("the query is read", || sinks.each().all(|(_, gauges)| gauges.failures() > 0));
+    assert!(sinks.each().all(|(_, gauges)| gauges.damaged.load(std::sync::atomic::Ordering::Relaxed) == 0));
+    drop(shards);
+    log.close().unwrap();
+    sinks.stop();
+    for (kind, format) in [("file", "dnstap"), ("dnstap", "json")] {
+        let text = format!(
+            "[[sink]]\nname = \"a\"\nkind = \"{kind}\"\nformat = \"{format}\"\nfile = \"a\"\nurl = \"unix:///a\"\n"
+        );
+        let (document, root) = Document::parse("outgate.toml", &text);
+        Settings::read_all(&root, directory.path());
+        let mistakes = document.take_mistakes();
+        assert!(mistakes.iter().any(|mistake| mistake.to_string().contains("cannot carry the format")), "{mistakes:?}");
+    }
+}
+
+#[test]
 fn a_record_arrives_while_the_log_goes_on() {
     let directory = Directory::new();
     let clock = Clock::system();

@@ -225,6 +225,26 @@ fn a_packet_of_which_little_is_known_has_no_more_in_its_frames() {
     assert_eq!(frame.message.unwrap().query_message, None);
 }
 
+#[test]
+fn the_page_has_every_field() {
+    let page = include_str!("../../../../docs/dnstap.md");
+    for (table, shown) in [
+        ("", format!("{:?}", Dnstap::default())),
+        ("message.", format!("{:?}", Message::default())),
+        ("policy.", format!("{:?}", Policy::default())),
+    ] {
+        let fields = shown.split(['{', ',', '}']).filter_map(|part| part.split_once(':')).map(|(name, _)| name.trim());
+        for field in fields.filter(|field| !(table.is_empty() && ["kind", "message"].contains(field))) {
+            let name = match field {
+                "kind" => "type",
+                "matched" => "match",
+                other => other,
+            };
+            assert!(page.contains(&format!("`{table}{name}`")), "{table}{name}");
+        }
+    }
+}
+
 /// Names of any octets, up to the longest.
 fn any_name() -> impl Strategy<Value = Name> {
     let label = prop_oneof![
