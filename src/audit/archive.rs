@@ -27,6 +27,13 @@ pub(super) struct Archived {
     pub(super) name: String,
 }
 
+impl Archived {
+    /// Whether it was closed after the other one; packed or not makes no difference.
+    pub(super) fn is_after(&self, other: &Self) -> bool {
+        (&self.time, self.number) > (&other.time, other.number)
+    }
+}
+
 impl Archive {
     /// The archive of the current file at `path`.
     pub(super) fn beside(path: &Path) -> Result<Self, AuditError> {

@@ -23,6 +23,8 @@ use crate::time::{Clock, Tick};
 const LOOK: Duration = Duration::from_millis(100);
 /// How often the cursor is saved at most.
 const SAVE: Duration = Duration::from_secs(1);
+/// The most lines that are read before it looks at what else is to be done: few may have a form.
+const READ: usize = 1 << 16;
 /// How long a stop waits for what is not delivered yet.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Between two attempts; doubled each time.
@@ -205,7 +207,7 @@ impl Engine {
         }
     }
 
-    /// Reads until there is a batch, or nothing more; whether there is nothing more.
+    /// Reads until there is a batch, or much without a form, or nothing more; whether there is nothing more.
     fn fill(&mut self) -> bool {
         if let Some(back) = self.back.take()
             && let Err(error) = self.follower.seek(&back)
@@ -214,7 +216,10 @@ impl Engine {
             self.back = Some(back);
             return true;
         }
-        while self.pending.len() < self.settings.batch {
+        for _ in 0..READ {
+            if self.pending.len() >= self.settings.batch {
+                break;
+            }
             let line = match self.follower.next() {
                 Ok(Next::Line(line)) => line,
                 Ok(Next::Damaged(_)) => {
@@ -369,6 +374,7 @@ impl Engine {
     fn save(&mut self, now: Tick) {
         self.saved_at = now;
         let Some(position) = self.delivered_to().cloned() else { return };
+        self.follower.delivered(&position);
         if let Err(error) = self.cursor.save(&position) {
             tracing::warn!(sink = self.settings.name, %error, "the cursor cannot be saved; what is delivered from here on is delivered again after a restart");
         }

@@ -119,12 +119,18 @@ impl Follower {
         self.position.as_ref()
     }
 
+    /// Says that everything before this position is delivered.
+    pub(super) fn delivered(&self, to: &Position) {
+        self.reader.delivered(&to.file.first);
+    }
+
     /// Goes on at another position. What lies between there and the file that is still there is [`Next::Lost`].
     ///
     /// # Errors
     /// The log cannot be read.
     pub(super) fn seek(&mut self, to: &Position) -> Result<(), AuditError> {
         self.leave();
+        self.reader.leaves();
         let source = match self.find(&to.file)? {
             Some(source) => Some(source),
             None => {
@@ -140,10 +146,11 @@ impl Follower {
 
     fn begin(&mut self, from: From) -> Result<(), AuditError> {
         if from == From::Oldest {
+            let current = self.open_current()?;
             let oldest = self.archive.list_packed()?.into_iter().next();
             let source = match oldest {
                 Some(oldest) => self.open_archive(&oldest)?,
-                None => self.open_current()?,
+                None => current,
             };
             return self.enter(source, 0);
         }
@@ -210,6 +217,7 @@ impl Follower {
             let line = self.buffer.get(range.clone()).unwrap_or_default();
             source.head = line.get(..HEAD.min(line.len())).unwrap_or_default().to_vec();
             source.mark = Arc::new(mark(line, source.mark.archive.clone()));
+            self.reader.reads(&source.mark.first, source.identity, self.reader.archive());
         }
         self.start = Some(Position { file: Arc::clone(&source.mark), offset: end - size });
         self.position = Some(Position { file: Arc::clone(&source.mark), offset: end });
@@ -280,32 +288,35 @@ impl Follower {
     fn enter(&mut self, source: Option<Source>, offset: u64) -> Result<(), AuditError> {
         let Some(mut source) = source else { return Ok(()) };
         source.skip_to(offset).map_err(|error| AuditError::reading(&self.path, &error))?;
-        let oldest = source.mark.archive.as_deref().and_then(|name| self.archive.named(name));
-        self.reader.reads(source.identity, oldest);
+        let archived = source.mark.archive.as_deref().and_then(|name| self.archive.named(name));
+        self.reader.reads(&source.mark.first, source.identity, archived);
         self.source = Some(source);
         Ok(())
     }
 
     /// The file that was begun after this one.
     fn following(&self, mark: &Mark, identity: Identity) -> Result<Option<Source>, AuditError> {
+        // Opened before the archives are listed: what became one in between is found among them.
+        let current = self.open_current()?;
         let archives = self.archive.list_packed()?;
-        let called = |archived: &Archived| {
-            mark.archive.as_deref().is_some_and(|name| self.archive.named(name).as_ref() == Some(archived))
-        };
-        let here = |archived: &&Archived| {
-            called(archived) || identity_of(&self.archive.path(&archived.name)).is_ok_and(|there| there == identity)
-        };
-        match archives.iter().position(|archived| here(&archived)) {
-            Some(at) => match archives.get(at + 1) {
-                Some(next) => self.open_archive(next),
-                None => self.open_current(),
-            },
-            None => self.first_after(mark),
+        let named = mark.archive.as_deref().and_then(|name| self.archive.named(name));
+        let own = named.or_else(|| self.reader.archive()).or_else(|| {
+            let is = |archived: &&Archived| {
+                identity_of(&self.archive.path(&archived.name)).is_ok_and(|there| there == identity)
+            };
+            archives.iter().find(is).cloned()
+        });
+        let Some(own) = own else { return self.first_after(mark) };
+        // By name: times are those of a clock that may be set back.
+        match archives.iter().find(|archived| archived.is_after(&own)) {
+            Some(next) => self.open_archive(next),
+            None => Ok(current),
         }
     }
 
     /// The first file that was begun after one that is not there.
     fn first_after(&self, mark: &Mark) -> Result<Option<Source>, AuditError> {
+        let current = self.open_current()?;
         for archived in self.archive.list_packed()? {
             if let Some(source) = self.open_archive(&archived)?
                 && source.mark.began > mark.began
@@ -313,7 +324,7 @@ impl Follower {
                 return Ok(Some(source));
             }
         }
-        self.open_current()
+        Ok(current)
     }
 
     /// The file with this first line.

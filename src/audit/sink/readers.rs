@@ -1,5 +1,6 @@
 //! Who still reads which archive, and where the shards write: known to the log, the sinks, and what makes room.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -20,16 +21,16 @@ struct Shared {
     start: Mutex<Option<(Identity, u64)>>,
 }
 
-/// One of them.
+/// One of them: the files that it has begun to read and whose records are not all delivered, in their order.
 #[derive(Default)]
-pub(super) struct Reader(Mutex<Reading>);
+pub(super) struct Reader(Mutex<VecDeque<Reading>>);
 
-#[derive(Default)]
 struct Reading {
-    /// What it reads.
-    identity: Option<Identity>,
-    /// The oldest archive that it has not read to its end; `None`: it is at the current file.
-    oldest: Option<Archived>,
+    /// What its position's mark says.
+    first: String,
+    identity: Identity,
+    /// What it is called in the archive; `None`: it is the current file.
+    archived: Option<Archived>,
 }
 
 impl Readers {
@@ -62,19 +63,18 @@ impl Readers {
     pub(in crate::audit) fn archived(&self, identity: Identity, name: &str, archive: &Archive) {
         let archived = archive.named(name);
         for reader in self.0.readers.lock().iter() {
-            let mut reading = reader.0.lock();
-            if reading.identity == Some(identity) {
-                reading.oldest.clone_from(&archived);
+            for reading in reader.0.lock().iter_mut().filter(|reading| reading.identity == identity) {
+                reading.archived.clone_from(&archived);
             }
         }
     }
 
-    /// The oldest archive that some sink has not read to its end: those before it are delivered everywhere.
+    /// The oldest archive of which some sink has not delivered everything: those before it are delivered everywhere.
     #[must_use]
     #[allow(dead_code, reason = "for what makes room")]
     pub(in crate::audit) fn oldest_wanted(&self) -> Option<Archived> {
         let readers = self.0.readers.lock();
-        readers.iter().filter_map(|reader| reader.0.lock().oldest.clone()).min()
+        readers.iter().filter_map(|reader| reader.0.lock().front()?.archived.clone()).min()
     }
 
     /// One more.
@@ -86,8 +86,28 @@ impl Readers {
 }
 
 impl Reader {
-    /// Says what it reads now.
-    pub(super) fn reads(&self, identity: Identity, oldest: Option<Archived>) {
-        *self.0.lock() = Reading { identity: Some(identity), oldest };
+    /// Says that it goes on with this file; that it was read before under no name is forgotten.
+    pub(super) fn reads(&self, first: &str, identity: Identity, archived: Option<Archived>) {
+        let mut files = self.0.lock();
+        files.pop_back_if(|last| last.identity == identity);
+        files.push_back(Reading { first: first.to_owned(), identity, archived });
+    }
+
+    /// Says that everything before a file with this first line is delivered.
+    pub(super) fn delivered(&self, first: &str) {
+        let mut files = self.0.lock();
+        if let Some(at) = files.iter().position(|reading| reading.first == first) {
+            files.drain(..at);
+        }
+    }
+
+    /// Says that it goes on elsewhere.
+    pub(super) fn leaves(&self) {
+        self.0.lock().clear();
+    }
+
+    /// What the file has become that it reads last.
+    pub(super) fn archive(&self) -> Option<Archived> {
+        self.0.lock().back()?.archived.clone()
     }
 }

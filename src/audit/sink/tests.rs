@@ -5,8 +5,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Settings, Sinks};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+use super::follow::{Follower, Next};
+use super::settings::From;
+use super::{Readers, Settings, Sinks};
 use crate::audit::Log;
+use crate::audit::file::identity_of;
 use crate::audit::fixture::{Directory, write};
 use crate::document::Document;
 use crate::time::Clock;
@@ -102,7 +107,7 @@ fn a_sink_that_starts_late_begins_where_the_node_did() {
 fn a_record_without_a_form_is_passed_and_a_format_of_frames_needs_a_kind() {
     let directory = Directory::new();
     let clock = Clock::system();
-    let (mut log, mut shards) = directory.open(&clock, 1, 1);
+    let (log, mut shards) = directory.open(&clock, 1, 1);
     let frames = "[[sink]]\nname = \"tap\"\nkind = \"dnstap\"\nurl = \"unix:///none.sock\"\n";
     let sinks = start(&directory, frames, &log);
     write(&mut shards[0], &clock, 1);
@@ -116,10 +121,63 @@ fn a_record_without_a_form_is_passed_and_a_format_of_frames_needs_a_kind() {
             "[[sink]]\nname = \"a\"\nkind = \"{kind}\"\nformat = \"{format}\"\nfile = \"a\"\nurl = \"unix:///a\"\n"
         );
         let (document, root) = Document::parse("outgate.toml", &text);
-        Settings::read_all(&root, directory.path());
+        let _ = Settings::read_all(&root, directory.path());
         let mistakes = document.take_mistakes();
         assert!(mistakes.iter().any(|mistake| mistake.to_string().contains("cannot carry the format")), "{mistakes:?}");
     }
+}
+
+#[test]
+fn an_archive_is_wanted_until_its_records_are_delivered() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let (mut log, mut shards) = directory.open(&clock, 1, 1);
+    let sink = SINK.replace("copy.jsonl", "later/copy.jsonl");
+    let sinks = start(&directory, &sink, &log);
+    for _ in 0..2 {
+        write(&mut shards[0], &clock, 60);
+        clock.advance(Duration::from_secs(1));
+        log.tick().unwrap();
+    }
+    let wanted = || log.meter().readers().oldest_wanted().map(|archived| archived.name);
+    let first = fs::read_dir(directory.path().join("archive")).unwrap();
+    let first = first.map(|entry| entry.unwrap().file_name().into_string().unwrap()).min();
+    until("everything is read", || sinks.each().all(|(_, gauges)| gauges.failures() > 0));
+    assert_eq!(wanted(), first);
+    fs::create_dir(directory.path().join("later")).unwrap();
+    until("everything is delivered", || wanted().is_none());
+    drop(shards);
+    log.close().unwrap();
+    sinks.stop();
+}
+
+#[test]
+fn the_next_file_is_found_though_this_one_is_packed_and_the_clock_was_set_back() {
+    let directory = Directory::new();
+    let archive = directory.path().join("archive");
+    fs::create_dir(&archive).unwrap();
+    let line = |id: &str, minute: u32| {
+        format!(
+            "{{\"v\":1,\"type\":\"log\",\"id\":\"{id}\",\"ts\":\"2026-11-21T03:{minute:02}:00.000000Z\",\"node\":\"n\"}}\n"
+        )
+    };
+    let first = archive.join("query-20261121T035304Z-0.jsonl");
+    fs::write(&first, line("1-0-1", 50)).unwrap();
+    fs::write(archive.join("query-20261121T035304Z-1.jsonl"), line("1-0-2", 10)).unwrap();
+    fs::write(directory.log(), line("1-0-3", 11)).unwrap();
+    let readers = Readers::default();
+    readers.moved(identity_of(&directory.log()).unwrap());
+    let mut follower = Follower::open(&directory.log(), &readers, None, From::Oldest).unwrap();
+    let mut read = Vec::new();
+    while let Next::Line(line) = follower.next().unwrap() {
+        read.push(String::from_utf8(line.to_vec()).unwrap() + "\n");
+        if read.len() == 1 {
+            let packed = compress_to_vec(fs::read(&first).unwrap().as_slice(), CompressionLevel::Fastest);
+            fs::write(archive.join("query-20261121T035304Z-0.jsonl.zst"), packed).unwrap();
+            fs::remove_file(&first).unwrap();
+        }
+    }
+    assert_eq!(ids(&read.concat()), ["1-0-1", "1-0-2", "1-0-3"]);
 }
 
 #[test]

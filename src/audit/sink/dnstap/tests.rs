@@ -17,6 +17,9 @@ fn receiver(place: Place, clock: &Clock) -> Receiver {
     Receiver { place, clock: clock.clone(), patience: Duration::from_millis(200), link: None, rest: Vec::new() }
 }
 
+/// What a receiver says to READY.
+type Answer = fn(&mut dyn Write);
+
 /// A Unix socket and who sends to it.
 fn local(clock: &Clock) -> (Directory, UnixListener, Receiver) {
     let directory = Directory::new();
@@ -202,7 +205,7 @@ fn one_that_reads_slowly_gets_whole_frames_in_their_order() {
 
 #[test]
 fn who_does_not_speak_it_is_told_by_what_it_lacks() {
-    let rows: [(&str, fn(&mut dyn Write), &str); 5] = [
+    let rows: [(&str, Answer, &str); 5] = [
         ("silence", |_| (), "it did not answer READY: it did not read or answer in time"),
         (
             "other content",
