@@ -4,6 +4,7 @@ mod changes;
 pub mod cli;
 mod config;
 mod cookies;
+mod history;
 mod load;
 mod node;
 mod promotion;

@@ -42,7 +42,8 @@ pub use format::{FORMATS, Format, Framing};
 pub use log::Log;
 pub use meter::{Counts, Meter};
 pub use records::{
-    Flow, Grant, Named, Notice, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, read_queries, read_records,
+    Flow, Grant, Named, Notice, QueriesProgress, QueriesRead, Query, Recorded, Text, Told, decoded, read_queries,
+    read_records,
 };
 pub use settings::{OnFull, Settings};
 pub use shard::Shard;

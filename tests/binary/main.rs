@@ -23,6 +23,7 @@ mod certificates;
 mod changes;
 mod clients;
 mod cookies;
+mod correlate;
 mod crash;
 mod diff;
 mod differential;

@@ -19,8 +19,11 @@ const SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 /// What is decoded ahead of being read.
 const AHEAD: usize = 1 << 17;
 
-/// Reads what `source` holds.
-pub(in crate::audit) fn decoded(source: impl Read + 'static) -> io::Result<Box<dyn Read>> {
+/// Reads what `source` holds: plain text, zstd or gzip.
+///
+/// # Errors
+/// Its first bytes cannot be read.
+pub fn decoded(source: impl Read + 'static) -> io::Result<Box<dyn Read>> {
     let mut source = BufReader::with_capacity(AHEAD, source);
     let begin = source.fill_buf()?;
     Ok(if begin.starts_with(GZIP) {

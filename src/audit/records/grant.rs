@@ -63,6 +63,12 @@ impl<'a> Grant<'a> {
         Wall(micros(&self.until).unwrap_or(0))
     }
 
+    /// The services that changed, as far as they are in the record.
+    #[must_use]
+    pub fn services(&self) -> Vec<Services> {
+        self.ports.iter().filter_map(|ports| ports.parse().ok()).collect()
+    }
+
     /// Whether this service is among those that changed.
     #[must_use]
     pub fn changes(&self, service: Service) -> bool {
