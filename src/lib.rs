@@ -65,7 +65,7 @@
 //! | core | [`policy`] | text → rules → index; who asks, what is allowed, what may be opened |
 //! | core | [`grant`] | the ledger: what is open, for which reasons, until when; sees `policy` |
 //! | core | [`cache`] | what is known, and for whom it is open; sees `grant` and `policy` |
-//! | core | [`flow`] | what went out, and by which look-up or rule |
+//! | core | [`flow`] | what went out, and by which look-up or rule; other systems' flow logs as text |
 //! | core | [`report`] | what a log says to those who answer for a network, in tables; sees `policy` and `flow` |
 //! | core | [`draft`] | rules as text for people to read: from other systems' lists, from what was asked for; sees `policy` |
 //! | word | [`name`], [`net`], [`record`], [`time`] | names, addresses and services, DNS data, the clock |

@@ -83,6 +83,9 @@ enum Verb {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Say of every flow of a flow log which look-up or rule it went out by: AWS VPC, Zeek, conntrack
+    #[command(after_help = verb::correlate::AFTER_HELP)]
+    Correlate(verb::correlate::Arguments),
     /// Say what a change of the policy would change: names, types, ports, clients; and for which recorded queries
     #[command(after_help = "Reads the files, not a running node. Rules of both sides are named with file and line.\n\
                               Exit code: 0 no difference, 1 differences, 2 it could not be compared.\n\n\
@@ -223,6 +226,7 @@ pub fn main() -> ExitCode {
             verb::learn::run(&config, verb::learn::Wanted { log, terms, output })
         }
         Verb::Test(arguments) => verb::test::run(&arguments),
+        Verb::Correlate(arguments) => verb::correlate::run(&arguments),
         Verb::Diff(arguments) => verb::diff::run(&arguments),
         Verb::Status { config, json } => verb::node::status(&config, json),
         Verb::Grants { config, client, address, name, segment, limit, json } => {

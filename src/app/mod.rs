@@ -5,6 +5,7 @@ pub mod cli;
 mod config;
 mod cookies;
 mod flow;
+mod history;
 mod load;
 mod node;
 mod promotion;

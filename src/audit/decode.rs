@@ -20,7 +20,10 @@ const AHEAD: usize = 1 << 17;
 
 /// Reads what `source` holds: every frame of it, one behind the other, for files may have been joined or packed in
 /// parts. A decoder's window takes 128 MiB at most.
-pub(super) fn decoded(source: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
+///
+/// # Errors
+/// Its first bytes cannot be read.
+pub fn decoded(source: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
     let mut source = BufReader::with_capacity(AHEAD, source);
     let begin = source.fill_buf()?;
     Ok(if begin.starts_with(GZIP) {

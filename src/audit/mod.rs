@@ -34,6 +34,7 @@ mod sink;
 mod tail;
 mod verify;
 
+pub use decode::decoded;
 pub use error::AuditError;
 pub use event::{
     BackendAck, CacheUse, ChangeEvent, Event, FlowEvent, FlowOp, GrantEvent, GrantOp, Outcome, PolicyEvent, QueryEvent,

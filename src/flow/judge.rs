@@ -290,12 +290,6 @@ impl<'a> Judgement<'a> {
         self.rule.or(self.name.as_ref().or(shared).map(|name| name.rule)).filter(|rule| !rule.is_empty())
     }
 
-    /// Whether the bytes of such a flow are explained: by one name, by a network, or by names of one rule.
-    #[must_use]
-    pub fn explains(&self) -> bool {
-        matches!((self.class, self.detail), (Class::Exact | Class::Static, _) | (_, Some(Detail::SameRule)))
-    }
-
     /// Why, in a sentence; `None`: there is no more to say than the class and the names.
     #[must_use]
     pub fn why(&self) -> Option<String> {

@@ -159,6 +159,14 @@ words! {
     }
 }
 
+impl Class {
+    /// Whether the bytes of such a flow are explained: by one name, by a network, or by names of one rule.
+    #[must_use]
+    pub fn explains(self, detail: Option<Detail>) -> bool {
+        matches!((self, detail), (Self::Exact | Self::Static, _) | (_, Some(Detail::SameRule)))
+    }
+}
+
 /// The id of a query's record, as three numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueryId {

@@ -127,6 +127,12 @@ impl Policy {
         opening.flat_map(|(number, rule)| self.segments_of(number).map(move |segment| (rule, segment)))
     }
 
+    /// Every rule for networks with every segment that it is for.
+    pub fn network_rules(&self) -> impl Iterator<Item = (&Segment, &Rule)> {
+        let rules = self.rules.iter().enumerate().filter(|(_, rule)| !rule.networks.is_empty());
+        rules.flat_map(|(at, rule)| self.segments_of(number(at, RuleIndex)).map(move |segment| (segment, rule)))
+    }
+
     /// Every rule of the asker's segment that names `name` (canonical wire form), allow and deny, whatever its types; the
     /// most specific first, then by id.
     #[must_use]

@@ -25,6 +25,7 @@ mod changes;
 mod clients;
 mod convert;
 mod cookies;
+mod correlate;
 mod crash;
 mod dashboards;
 mod diff;

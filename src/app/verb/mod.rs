@@ -2,6 +2,7 @@
 
 pub(super) mod change;
 pub(super) mod check;
+pub(super) mod correlate;
 pub(super) mod diff;
 pub(super) mod explain;
 pub(super) mod import;

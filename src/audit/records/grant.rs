@@ -63,7 +63,7 @@ impl<'a> Grant<'a> {
         Wall(micros(&self.until).unwrap_or(0))
     }
 
-    /// What of the address changed.
+    /// The services that changed, as far as they are in the record.
     #[must_use]
     pub fn services(&self) -> Vec<Services> {
         self.ports.iter().filter_map(|ports| ports.parse().ok()).collect()

@@ -81,11 +81,14 @@ fn one_name_on_an_address_is_exact_and_two_are_not() {
     assert_says(&index, &flow(1.0), "exact a.example");
     let judgement = index.judge(&flow(3.0));
     assert_eq!(said(&judgement), "ambiguous/same_rule b.example a.example");
-    assert_eq!((judgement.rule(), judgement.qname(), judgement.explains()), (Some("web"), None, true));
+    assert_eq!(
+        (judgement.rule(), judgement.qname(), judgement.class.explains(judgement.detail)),
+        (Some("web"), None, true)
+    );
     tell(&mut index, 4.0, CLIENT, "x.example", "198.51.100.7");
     let judgement = index.judge(&flow(5.0));
     assert_eq!(said(&judgement), "ambiguous/mixed x.example b.example a.example");
-    assert_eq!((judgement.rule(), judgement.explains()), (None, false));
+    assert_eq!((judgement.rule(), judgement.class.explains(judgement.detail)), (None, false));
     // Other clients and addresses are others'.
     assert_says(&index, &Flow { client: ip(OTHER), segment: Some("a"), ..flow(1.0) }, "none/peer_name");
     assert_says(&index, &Flow { address: ip("198.51.100.8"), ..flow(1.0) }, "none/unknown_address");
@@ -320,6 +323,33 @@ fn what_does_not_fit_makes_unknown() {
     // The two that ended first are gone: what they explained is not said to have no name.
     assert_says(&index, &Flow { address: ip("198.51.100.0"), ..flow(10.0) }, "unknown/young");
     assert_says(&index, &Flow { address: ip("203.0.113.1"), ..flow(10.0) }, "unknown/young");
+}
+
+/// The shape of a site: clients with 40 names of 3 addresses each, told one after the other.
+#[test]
+fn an_interval_takes_60_bytes_at_most() {
+    let mut index = index();
+    for name in 0..40_u8 {
+        for client in 0..500_u16 {
+            let [high, low] = client.to_be_bytes();
+            let addresses = [1, 2, 3].map(|last| IpAddr::from([198, 51, name, last]));
+            index.told(&Told {
+                at: at(f64::from(name)),
+                client: IpAddr::from([10, 0, high, low]),
+                segment: Some("a"),
+                qname: &format!("n{name}.example"),
+                rule: "web",
+                query: Some(QueryId { boot: 7, shard: 1, sequence: u64::from(client) }),
+                addresses: &addresses,
+                services: WEB,
+                told_until: at(60.0),
+                open_until: at(300.0),
+            });
+        }
+    }
+    let holds = index.holds();
+    assert_eq!(holds.intervals, 500 * 120);
+    assert!(holds.bytes / holds.intervals <= 60, "{holds:?}");
 }
 
 #[test]
