@@ -131,6 +131,8 @@ mod tests {
         "\n",
         r#"{"v":1,"type":"grant","id":"0000000000000001-2-1","ts":"2026-01-01T00:00:40.000000Z","node":"n","op":"revoke","client":"192.0.2.7","scope":"client","segment":"office","rule":"web","qname":"a.example","address":"198.51.100.7","ports":["tcp/443"],"until":"2026-01-01T00:05:10.000000Z"}"#,
         "\n",
+        r#"{"v":1,"type":"query","id":"0000000000000001-1-4","ts":"2026-01-01T00:00:50.000000Z","node":"n","client":"192.0.2.9","segment":"trial","qname":"c.example","qtype":"A","verdict":"deny","reason":"default"}"#,
+        "\n",
         r#"{"v":1,"type":"log","id":"0000000000000001-0-2","ts":"2026-01-01T00:01:00.000000Z","node":"n","op":"gap","lost":3,"why":"no space left"}"#,
         "\n",
     );
@@ -165,7 +167,7 @@ mod tests {
             (35, "192.0.2.7", "198.51.100.8", Class::None, Some("b.example")),
             (35, "192.0.2.7", "198.51.100.9", Class::None, None),
             (45, "192.0.2.7", "198.51.100.7", Class::Stale, Some("a.example")),
-            // Three records are missing from between the revoke and then.
+            // Three records are missing from behind the query before.
             (55, "192.0.2.7", "198.51.100.9", Class::Unknown, None),
         ] {
             let judgement = judge(&index, second, client, address);
