@@ -81,6 +81,9 @@ fn section(header: &str, rows: &[Row], key: &str, value: &str) -> String {
         let with = [
             ("syslog", "certificate", "key = \"tls/key.pem\""),
             ("syslog", "key", "certificate = \"tls/cert.pem\""),
+            ("http", "certificate", "key = \"tls/key.pem\""),
+            ("http", "key", "certificate = \"tls/cert.pem\""),
+            ("http", "user", "token_file = \"siem.token\""),
             ("", "client_key", "client = \"hmac\""),
         ];
         let of_kind = |of: &str| of.is_empty() || kind.contains(&format!("\"{of}\""));

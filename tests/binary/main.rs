@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
 #![expect(clippy::disallowed_methods, reason = "real time, to bound what fails")]
 
+#[path = "../collector/mod.rs"]
+mod collector;
 mod dns;
 mod harness;
 #[path = "../knot/mod.rs"]
@@ -23,6 +25,7 @@ mod cardinality;
 mod certificates;
 mod changes;
 mod clients;
+mod collectors;
 mod convert;
 mod cookies;
 mod correlate;

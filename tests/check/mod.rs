@@ -19,6 +19,7 @@ impl Workplace {
         place.write("tls/cert.pem", &certificate);
         place.write("tls/clients.pem", &certificate);
         place.write("tls/key.pem", &key.serialize_pem());
+        place.write("siem.token", "token");
         place
     }
 

@@ -16,6 +16,7 @@ mod filter;
 mod follow;
 mod gauges;
 mod history;
+mod http;
 mod intake;
 mod line;
 mod lost;
@@ -28,6 +29,7 @@ mod syslog;
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use self::engine::Sinks;
@@ -45,6 +47,9 @@ pub(super) trait Deliver: Send {
     /// Delivers these records, in order. What was taken for good and what is to be offered again is in the answer; a record
     /// may be offered twice.
     fn deliver(&mut self, batch: &Batch<'_>) -> Delivered;
+
+    /// Gives it the flag that is raised when the node stops: what it waits for then is to end within a second or two.
+    fn heed(&mut self, _stop: &Arc<AtomicBool>) {}
 
     /// For how long after its delivery a record may still be lost, where the other side acknowledges nothing. After a
     /// [`Delivered::Failed`] or a failed [`Deliver::check`] everything of that time is offered again. Asked after each
@@ -125,6 +130,11 @@ pub(super) trait Plan: Debug + Send + Sync {
         Ok(())
     }
 
+    /// The format where none is named and it is another than that of the kind.
+    fn format(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What delivers. Nothing is connected yet; called in the sink's thread.
     ///
     /// # Errors
@@ -148,6 +158,7 @@ struct Kind {
 const KINDS: &[Kind] = &[
     Kind { name: "dnstap", format: "dnstap", carries: dnstap::carries, read: dnstap::read },
     Kind { name: "file", format: "json", carries: lines, read: file::read },
+    Kind { name: "http", format: "json", carries: http::carries, read: http::read },
     Kind { name: "syslog", format: "json", carries: lines, read: syslog::read },
 ];
 

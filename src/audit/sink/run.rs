@@ -321,7 +321,10 @@ impl Engine {
         let deliver = match &mut self.deliver {
             Some(deliver) => deliver,
             None => match self.settings.plan.build() {
-                Ok(deliver) => self.deliver.insert(deliver),
+                Ok(mut deliver) => {
+                    deliver.heed(&self.stop);
+                    self.deliver.insert(deliver)
+                }
                 Err(why) => return self.failed(&why, None),
             },
         };

@@ -133,13 +133,15 @@ impl Settings {
             document.note(&table.span_of("batch_size"), fact, "write a size from \"1KiB\" to \"64MiB\"");
         }
         let linger = table.duration("linger", Duration::ZERO..=Duration::from_secs(60));
-        let plan = kind.zip(format).and_then(|(kind, format)| {
+        let plan: Option<Arc<dyn Plan>> = kind.zip(format).and_then(|(kind, format)| {
             if let Err(remedy) = (kind.carries)(format) {
                 let fact = format!("a sink of kind \"{}\" cannot carry the format \"{}\"", kind.name, format.name);
                 document.note(&table.span_of("format"), fact, remedy);
             }
             (kind.read)(&Keys { table: &table, base, log })
         });
+        let own = plan.as_ref().filter(|_| !table.has("format")).and_then(|plan| plan.format());
+        let format = own.map_or(format, |own| FORMATS.iter().find(|format| format.name == own));
         table.finish(&[]);
         Some(Self {
             name: name?.value,
