@@ -189,7 +189,8 @@ fn a_sink_that_was_down_too_long_is_told_what_it_missed() {
             written += 20;
         }
         clock.advance(Duration::from_secs(30));
-        log.tick().unwrap();
+        // It says what was removed unread.
+        let _ = log.tick();
         // Only what was read once more in the background is removed.
         std::thread::sleep(Duration::from_millis(2));
     }
