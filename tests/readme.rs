@@ -126,7 +126,7 @@ fn documented() -> Vec<(String, String)> {
     let mut section = String::new();
     for line in include_str!("../docs/configuration.md").lines() {
         if let Some(title) = line.strip_prefix("## ") {
-            let name = title.trim_matches(['`', '[', ']']);
+            let name = title.split(" of kind ").next().unwrap_or_default().trim_matches(['`', '[', ']']);
             section = if title.starts_with('`') { format!("{name}.") } else { String::new() };
         }
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
