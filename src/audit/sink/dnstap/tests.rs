@@ -9,12 +9,17 @@ use super::*;
 use crate::audit::fixture::Directory;
 use crate::audit::sink::Record;
 
+/// Longer than anything here takes on a busy machine.
+const LONG: Duration = Duration::from_secs(20);
+/// For what never comes.
+const SHORT: Duration = Duration::from_millis(300);
+
 /// What a receiver of a test is connected by.
 trait Stream: Read + Write + Send + 'static {}
 impl<T: Read + Write + Send + 'static> Stream for T {}
 
 fn receiver(place: Place, clock: &Clock) -> Receiver {
-    Receiver { place, clock: clock.clone(), patience: Duration::from_millis(200), link: None, rest: Vec::new() }
+    Receiver { place, clock: clock.clone(), patience: LONG, link: None, rest: Vec::new() }
 }
 
 /// What a receiver says to READY.
@@ -184,6 +189,9 @@ fn one_that_reads_slowly_gets_whole_frames_in_their_order() {
     });
     let octets: Vec<Vec<u8>> = (0..100_u8).map(|number| vec![number; 20_000]).collect();
     let mut rest = records(&octets.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    assert_eq!(sender.deliver(&Batch { records: &rest[..1] }), Delivered::All);
+    rest.remove(0);
+    sender.patience = SHORT;
     let mut answers = Vec::new();
     while !rest.is_empty() {
         let delivered = sender.deliver(&Batch { records: &rest });
@@ -192,6 +200,7 @@ fn one_that_reads_slowly_gets_whole_frames_in_their_order() {
             Delivered::Some { again, .. } => {
                 assert!(again.is_sorted() && again.last() == Some(&(rest.len() - 1)));
                 rest.drain(..again[0]);
+                sender.patience = LONG;
                 go.send(()).unwrap();
             }
             Delivered::Failed { why, .. } => panic!("{why}"),
@@ -228,6 +237,7 @@ fn who_does_not_speak_it_is_told_by_what_it_lacks() {
         let (_directory, listener, mut sender) = local(&Clock::system());
         let (done, wait) = mpsc::channel::<()>();
         let stays = reason == "silence";
+        sender.patience = if stays { SHORT } else { LONG };
         let reader = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             Control::read(&mut stream).unwrap();
@@ -264,7 +274,7 @@ fn without_a_finish_nothing_is_confirmed() {
             }
         });
         assert_eq!(sender.deliver(&Batch { records: &records(&[b"one"]) }), Delivered::All);
-        let ended = sender.finish(Duration::from_millis(200));
+        let ended = sender.finish(if hangs_up { LONG } else { SHORT });
         drop(done);
         reader.join().unwrap();
         assert_eq!(ended.is_ok(), hangs_up, "{ended:?}");
