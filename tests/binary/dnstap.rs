@@ -125,6 +125,24 @@ fn the_reference_receiver_gets_what_clients_got() {
 }
 
 #[test]
+fn a_converted_log_is_read() {
+    if !are_here(&["dnstap-read"]) {
+        return;
+    }
+    let site = Site::new();
+    let mut node = site.start();
+    let client = Client::new(site.dns);
+    let asked = [a("www.corp.example"), with_edns(a("never.corp.example"), 1232)];
+    let told: Vec<_> = asked.iter().map(|message| ask(&client, message)).collect();
+    assert_eq!(node.stop(), Some(0));
+    let ended = site.run(&["log", "convert", "--to", "dnstap", "-o", "queries.fstrm"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let frames: Vec<_> = frames(&site.path("queries.fstrm")).into_iter().map(|(_, message)| message).collect();
+    let messages = asked.iter().zip(&told).flat_map(|(asked, told)| [asked.to_vec().unwrap(), told.clone()]);
+    assert_eq!(frames, messages.map(|message| hex(&message)).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_receiver_that_comes_late_or_again_gets_everything() {
     if !are_here(&["fstrm_capture", "dnstap-read"]) {
         return;

@@ -9,6 +9,7 @@ use super::follow::{Follower, Next};
 use super::settings::From;
 use super::{Readers, Settings, Sinks};
 use crate::audit::Log;
+use crate::audit::archive::Archive;
 use crate::audit::file::identity_of;
 use crate::audit::fixture::{Directory, write};
 use crate::document::Document;
@@ -129,29 +130,34 @@ fn a_record_without_a_form_is_passed_and_a_format_of_frames_needs_a_kind() {
 #[test]
 fn the_next_file_is_found_though_this_one_is_packed_and_the_clock_was_set_back() {
     let directory = Directory::new();
-    let archive = directory.path().join("archive");
-    fs::create_dir(&archive).unwrap();
+    let archived = directory.path().join("archive");
+    fs::create_dir(&archived).unwrap();
     let line = |id: &str, minute: u32| {
         format!(
             "{{\"v\":1,\"type\":\"log\",\"id\":\"{id}\",\"ts\":\"2026-11-21T03:{minute:02}:00.000000Z\",\"node\":\"n\"}}\n"
         )
     };
-    let first = archive.join("query-20261121T035304Z-0.jsonl");
-    fs::write(&first, line("1-0-1", 50)).unwrap();
-    fs::write(archive.join("query-20261121T035304Z-1.jsonl"), line("1-0-2", 10)).unwrap();
-    fs::write(directory.log(), line("1-0-3", 11)).unwrap();
+    fs::write(directory.log(), line("1-0-1", 50)).unwrap();
     let readers = Readers::default();
-    readers.moved(identity_of(&directory.log()).unwrap());
     let mut follower = Follower::open(&directory.log(), (&readers, "siem"), None, From::Oldest).unwrap();
     let mut read = Vec::new();
-    while let Next::Line(line) = follower.next().unwrap() {
-        read.push(String::from_utf8(line.to_vec()).unwrap() + "\n");
-        if read.len() == 1 {
-            let packed = zstd::encode_all(fs::read(&first).unwrap().as_slice(), 1).unwrap();
-            fs::write(archive.join("query-20261121T035304Z-0.jsonl.zst"), packed).unwrap();
-            fs::remove_file(&first).unwrap();
+    let mut go_on = || {
+        while let Next::Line(line) = follower.next().unwrap() {
+            read.push(String::from_utf8(line.to_vec()).unwrap() + "\n");
         }
-    }
+    };
+    go_on();
+    // Read as the current file, it is archived and packed, and one more was current before the one that is.
+    let name = "query-20261121T035304Z-0.jsonl";
+    let archive = Archive::beside(&directory.log()).unwrap();
+    readers.archived(identity_of(&directory.log()).unwrap(), name, &archive);
+    let packed = zstd::encode_all(fs::read(directory.log()).unwrap().as_slice(), 1).unwrap();
+    fs::write(archived.join(format!("{name}.zst")), packed).unwrap();
+    fs::write(archived.join("query-20261121T035304Z-1.jsonl"), line("1-0-2", 10)).unwrap();
+    fs::rename(directory.log(), directory.path().join("removed")).unwrap();
+    fs::write(directory.log(), line("1-0-3", 11)).unwrap();
+    readers.moved(identity_of(&directory.log()).unwrap());
+    go_on();
     assert_eq!(ids(&read.concat()), ["1-0-1", "1-0-2", "1-0-3"]);
 }
 
