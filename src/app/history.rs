@@ -107,7 +107,8 @@ impl Fact {
                 client: query.client,
                 segment: text(&query.segment),
                 qname: text(&query.qname),
-                rule: text(&query.rule),
+                // Where a segment observes, the rule is the one that would have refused.
+                rule: if observed { None } else { text(&query.rule) },
                 query: query.id.parse::<RecordId>().ok().map(Into::into),
                 denied: query.verdict == Outcome::Deny && query.enforced,
                 addresses,
@@ -116,6 +117,17 @@ impl Fact {
                 open_until,
             }),
         }
+    }
+
+    /// The same of a client that stands under another address.
+    pub(super) fn placed(mut self, place: &dyn Fn(IpAddr) -> IpAddr) -> Self {
+        match &mut self.what {
+            What::Asked(Asked { client, .. }) | What::Granted(Granted { to: For::Client(client), .. }) => {
+                *client = place(*client);
+            }
+            _ => {}
+        }
+        self
     }
 
     /// Whether it is the first line that its node ever wrote.
@@ -189,9 +201,9 @@ fn granted(grant: &Grant<'_>) -> Option<Granted> {
     })
 }
 
-/// What a policy opens without look-ups, and the addresses of resolvers.
-pub(super) fn statics(policy: &Policy, resolvers: impl IntoIterator<Item = IpAddr>) -> Vec<Static> {
-    let mut statics: Vec<Static> = resolvers.into_iter().map(resolver).collect();
+/// What a policy opens without look-ups.
+pub(super) fn statics(policy: &Policy) -> Vec<Static> {
+    let mut statics = Vec::new();
     for (segment, rule) in policy.network_rules().filter(|(_, rule)| rule.action == Action::Allow) {
         statics.extend(rule.networks.iter().map(|network| Static {
             segment: Some((&*segment.name).into()),

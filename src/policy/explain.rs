@@ -120,13 +120,6 @@ impl Policy {
         self.denies_address(address, now).or_else(opening)
     }
 
-    /// Every rule that opens networks, with each segment that it opens them for.
-    pub fn static_rules(&self) -> impl Iterator<Item = (&Rule, &Segment)> {
-        let rules = (0..).map(RuleIndex).zip(self.rules.iter());
-        let opening = rules.filter(|(_, rule)| rule.action == Action::Allow && !rule.networks.is_empty());
-        opening.flat_map(|(number, rule)| self.segments_of(number).map(move |segment| (rule, segment)))
-    }
-
     /// Every rule for networks with every segment that it is for.
     pub fn network_rules(&self) -> impl Iterator<Item = (&Segment, &Rule)> {
         let rules = self.rules.iter().enumerate().filter(|(_, rule)| !rule.networks.is_empty());

@@ -3,13 +3,10 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::audit::{Grant, Notice, Outcome, Query, RecordId, Recorded};
-use crate::flow::{Denied, Detail, Ended, For, Index, Opened, QueryId, Told};
-use crate::net::Services;
+use crate::app::history::Fact;
+use crate::audit::Recorded;
+use crate::flow::{Detail, Index};
 use crate::time::Wall;
-
-/// Says under which address a client stands.
-type Place<'a> = &'a dyn Fn(IpAddr) -> IpAddr;
 
 /// Feeds an index.
 #[derive(Default)]
@@ -19,23 +16,14 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Takes a record.
-    pub(super) fn take(&mut self, index: &mut Index, record: Recorded<'_>, place: Place<'_>) {
-        let (at, first) = match &record {
-            Recorded::Query(query) => (query.at(), false),
-            Recorded::Grant(grant) => (grant.at(), false),
-            Recorded::Flow(_) | Recorded::Policy(_) => return,
-            Recorded::Notice(notice) => (notice.at(), notice.is_first()),
-        };
-        if self.last.is_none() || first {
-            index.begin(at, first);
+    /// Takes a record; `place` says under which address a client stands.
+    pub(super) fn take(&mut self, index: &mut Index, record: Recorded<'_>, place: &dyn Fn(IpAddr) -> IpAddr) {
+        let Some(fact) = Fact::of(record) else { return };
+        let at = fact.at;
+        if self.last.is_none() || fact.is_first() {
+            index.begin(at, fact.is_first());
         }
-        match record {
-            Recorded::Query(query) => told(index, query, place),
-            Recorded::Grant(grant) => granted(index, grant, place),
-            Recorded::Notice(notice) => self.notice(index, notice),
-            Recorded::Flow(_) | Recorded::Policy(_) => {}
-        }
+        fact.placed(place).apply(index, self.last.unwrap_or(at));
         self.last = self.last.max(Some(at));
     }
 
@@ -43,72 +31,6 @@ impl History {
     pub(super) fn missing(&self, index: &mut Index, now: Wall) {
         index.gap(self.last.unwrap_or(now), now, Detail::LogGap);
     }
-
-    fn notice(&self, index: &mut Index, notice: &Notice<'_>) {
-        if notice.lost.is_some_and(|lost| lost > 0) {
-            self.missing(index, notice.at());
-        }
-    }
-}
-
-/// An answer, or a refusal.
-fn told(index: &mut Index, query: &Query<'_>, place: Place<'_>) {
-    let client = place(query.client);
-    let at = Wall(query.at().0.saturating_add(query.latency_us));
-    let segment = query.segment.as_deref();
-    let answers = if query.verdict == Outcome::Error { Vec::new() } else { query.answers() };
-    let addresses: Vec<IpAddr> = answers.iter().filter_map(crate::audit::Told::address).collect();
-    let (Some(qname), false) = (query.qname.as_deref(), addresses.is_empty()) else {
-        let qname = query.qname.as_deref().filter(|_| query.verdict == Outcome::Deny);
-        return index.denied(&Denied { at, client, segment, qname });
-    };
-    let ttl = answers.iter().map(|told| told.ttl).min().unwrap_or(0);
-    let told_until = Wall(at.0.saturating_add(u64::from(ttl) * 1_000_000));
-    // Where a segment observes, everything is open, by no rule.
-    let (services, open_until) = query.grant().unwrap_or_else(|| (vec![Services::Any], told_until));
-    index.told(&Told {
-        at,
-        client,
-        segment,
-        qname,
-        rule: query.rule.as_deref().filter(|_| query.verdict == Outcome::Allow).unwrap_or_default(),
-        query: id(&query.id),
-        addresses: &addresses,
-        services: &services,
-        told_until,
-        open_until,
-    });
-    // An observe segment is told what a rule denies: others who are not are known by their own records.
-    if query.verdict == Outcome::Deny {
-        index.denied(&Denied { at, client, segment, qname: None });
-    }
-}
-
-/// A change of what is open.
-fn granted(index: &mut Index, grant: &Grant<'_>, place: Place<'_>) {
-    let to = match grant.client {
-        Some(client) if &*grant.scope == "client" => For::Client(place(client)),
-        _ => For::Segment,
-    };
-    let (at, services) = (grant.at(), grant.services());
-    let (segment, qname, rule, address) = (&*grant.segment, &*grant.qname, &*grant.rule, grant.address);
-    match &*grant.op {
-        "open" | "extend" | "adopt" => {
-            let (until, adopted) = (grant.until(), &*grant.op == "adopt");
-            let query = grant.query.as_deref().and_then(id);
-            let services = &services;
-            index.opened(&Opened { at, to, segment, qname, rule, query, address, services, until, adopted });
-        }
-        "shorten" | "revoke" => {
-            let until = if &*grant.op == "revoke" { at } else { grant.until() };
-            index.ended(&Ended { at, to, segment, qname, rule, address, services: &services, until });
-        }
-        _ => {}
-    }
-}
-
-fn id(text: &str) -> Option<QueryId> {
-    text.parse().ok().map(RecordId::into)
 }
 
 /// What the clocks of the log and of the kernel may be apart, and how late a firewall may be with an end.
@@ -117,7 +39,7 @@ pub(super) const ERROR: Duration = Duration::from_millis(50);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::read_records;
+    use crate::audit::{RecordId, read_records};
     use crate::flow::{Carrier, Class, Flow, Judgement, Limits};
 
     const LOG: &str = concat!(

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::app::history;
 use crate::firewall;
 use crate::flow::Static;
 use crate::net::{Prefix, PrefixMap, Services};
@@ -41,16 +42,7 @@ impl Sources {
 /// What is open without a look-up: by rules for networks and by the firewall's settings; on a host that governs itself, its
 /// own upstream servers too.
 pub(super) fn statics(policy: &Policy, firewall: &firewall::Settings, upstreams: &Upstreams) -> Vec<Static> {
-    let mut all = Vec::new();
-    for (rule, segment) in policy.static_rules() {
-        all.extend(rule.networks.iter().map(|network| Static {
-            segment: Some(Box::from(&*segment.name)),
-            rule: Some(Box::from(&*rule.id)),
-            network: *network,
-            services: rule.ports.clone(),
-            until: rule.expires,
-        }));
-    }
+    let mut all = history::statics(policy);
     let open = |network, services| Static { segment: None, rule: None, network, services, until: None };
     all.extend(firewall.plan.spared().into_iter().map(|(network, services)| open(network, services)));
     if firewall.plan.local_clients_only() {

@@ -112,20 +112,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut log = log.clone();
     let mut site = Site { node: NODE.to_owned(), policy: None };
     let mut index = Index::new(Limits { lookback: *lookback, ..Limits::default() });
-    let mut resolvers = resolver.clone();
+    let (mut resolvers, mut statics) = (resolver.clone(), Vec::new());
     if config.config.is_some() {
         let config = Config::read(config).map_err(Failure::Mistakes)?;
         let (loaded, _) = start::check(&config).map_err(Failure::Mistakes)?;
         let doors = config.listen.dns.iter().chain(&config.listen.tls).chain(&config.listen.https);
         resolvers.extend(doors.map(std::net::SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
-        index.set_statics(history::statics(&loaded.policy, resolvers));
+        statics = history::statics(&loaded.policy);
         if log.is_empty() {
             log.push(config.audit.file.clone());
         }
         site = Site { node: config.node, policy: Some(loaded.policy) };
-    } else {
-        index.set_statics(resolvers.into_iter().map(history::resolver).collect());
     }
+    statics.extend(resolvers.into_iter().map(history::resolver));
+    index.set_statics(statics);
     if log.is_empty() {
         return Err(Failure::Argument("name the query log with --log, or the configuration with -c".to_owned()));
     }
