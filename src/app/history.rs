@@ -88,14 +88,15 @@ impl Fact {
         // The answer left when its record was written.
         let at = Wall(query.at().0.saturating_add(query.latency_us));
         let observed = query.verdict == Outcome::Deny && !query.enforced;
-        let (mut addresses, mut ttl) = (Vec::new(), 0);
+        let (mut addresses, mut ttl) = (Vec::new(), u32::MAX);
         if query.verdict == Outcome::Allow || observed {
             for told in query.answers() {
-                if let Some(address) = told.address() {
-                    addresses.push(address);
-                    ttl = ttl.max(told.ttl);
-                }
+                ttl = ttl.min(told.ttl);
+                addresses.extend(told.address());
             }
+        }
+        if addresses.is_empty() {
+            ttl = 0;
         }
         let told_until = Wall(at.0.saturating_add(u64::from(ttl) * 1_000_000));
         // Where nothing had to be opened, everything is, as far as this node knows.

@@ -102,7 +102,7 @@ pub struct Index {
     pub(super) horizon: u64,
     intervals: usize,
     evicted: u64,
-    refused: u64,
+    pub(super) refused: u64,
 }
 
 impl std::fmt::Debug for Index {

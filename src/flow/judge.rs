@@ -224,7 +224,8 @@ impl Index {
             return unknown(lost);
         }
         let forgotten = tracks.into_iter().flatten().any(|track| track.forgotten() >= begin && track.forgotten() > 0);
-        if self.since.is_none_or(|since| since > begin) || self.horizon > begin || forgotten {
+        let no_room = client.is_none() && self.refused > 0;
+        if self.since.is_none_or(|since| since > begin) || self.horizon > begin || forgotten || no_room {
             return unknown(Detail::Young);
         }
         let none = |why| (Class::None, Some(why));

@@ -10,7 +10,7 @@ use super::bounded::{Amount, Bounded, Few};
 use super::sheet::{Cell, Seen, Sheet, Table, number, text};
 use super::top::note_of_room;
 use super::{Asked, Needs, Period, Report, Step, Went, reach};
-use crate::flow::Class;
+use crate::flow::{Class, Detail};
 use crate::time::Wall;
 
 /// Queries whose grants are remembered, twice: the newest, and those before. Some 25 MB each.
@@ -125,7 +125,9 @@ impl Report for Late {
 
     fn went(&mut self, flow: &Went<'_>) {
         self.flows = true;
-        let late = flow.late.filter(|_| flow.class == Some(Class::Stale) && flow.step != Step::Began);
+        // In its grace a flow came after what was told, and not after its grant.
+        let ended = flow.class == Some(Class::Stale) && flow.detail != Some(Detail::Grace);
+        let late = flow.late.filter(|_| ended && flow.step != Step::Began);
         let Some(late) = late.filter(|_| self.period.has_begun(flow.at)) else { return };
         let age = self.lives.of(flow.query).map(|life| life + late);
         self.unknown += u64::from(age.is_none());

@@ -131,7 +131,8 @@ impl Watcher {
         let more = self.look();
         self.follow();
         self.judge_all();
-        if self.lost {
+        // Until the queue is empty the kernel keeps nothing more, and does not say so again.
+        if self.lost && !more {
             self.resync();
         }
         if !more {
@@ -222,6 +223,9 @@ impl Watcher {
             if read % STRIDE == 0 {
                 self.look();
                 if self.is_stopped(Duration::ZERO) {
+                    // What is judged yet is judged by half a log.
+                    let now = self.now();
+                    self.history.missing(&mut self.index, now);
                     return;
                 }
             }

@@ -163,6 +163,10 @@ impl Receiver {
     /// Ends the connection, if there is one, and hears that all of it was read.
     fn finish(&mut self, patience: Duration) -> Result<(), String> {
         let Some((mut link, _)) = self.link.take() else { return Ok(()) };
+        // Closed before STOP: what it read of the last minute is not known.
+        if link.is_closed() {
+            return Err(self.place.says("it closed the connection"));
+        }
         let mut last = std::mem::take(&mut self.rest);
         Control::Stop.write(&mut last);
         link.within(patience);

@@ -125,7 +125,8 @@ impl Target {
         let Current { file, length, .. } = &mut self.current;
         // Shorter than it was: somebody cut it.
         *length = file.metadata()?.len().min(*length);
-        match file.write_all(&self.bytes) {
+        // On the disk before the cursor is.
+        match file.write_all(&self.bytes).and_then(|()| file.sync_data()) {
             Ok(()) => {
                 *length += self.bytes.len() as u64;
                 Ok(())

@@ -314,12 +314,14 @@ impl Follower {
             }
             return Ok(None);
         }
+        // Found before anything is let go of: where that fails it is tried again from here.
+        let next = self.first_after(&mark)?;
         let why = "it was removed to make room before this sink had read it";
         let Some(source) = &mut self.source else { return Ok(None) };
         let rest = self.buffer.get(self.given..).unwrap_or_default().chain(&mut source.reader);
-        let lost = Lost::counted(mark.archive.clone(), why, rest).map_err(|error| fail(&self.path, &error))?;
+        let read = self.position.as_ref().map_or(0, |position| position.offset);
+        let lost = Lost::counted(mark.archive.clone(), why, rest).unwrap_or_else(|_| Lost::uncounted(&mark, read, why));
         self.leave();
-        let next = self.first_after(&mark)?;
         self.enter(next, 0)?;
         self.position = self.source.as_ref().map(|source| Position { file: Arc::clone(&source.mark), offset: 0 });
         Ok(Some(lost))

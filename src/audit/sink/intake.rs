@@ -38,9 +38,10 @@ impl Intake {
         !self.window.is_empty()
     }
 
-    /// Forgets the sums: their lines are read again.
+    /// Forgets the sums and what was seen: lines are read again.
     pub(super) fn again(&mut self) {
         self.window.clear();
+        self.sights = Sights::default();
     }
 
     /// Takes a line; `None`: it is no record.

@@ -62,11 +62,14 @@ impl<'s> Logs<'s> {
     /// Says from when on everything is known: from where the last of the logs begins.
     pub(super) fn begin(&self, index: &mut Index) {
         let heads = || self.logs.iter().filter_map(|log| log.head.as_ref());
+        // Of a node whose log says nothing, nothing is known.
+        if heads().count() < self.logs.len() {
+            return;
+        }
         let young = heads().filter(|fact| !fact.is_first()).map(|fact| fact.at).max();
         match young {
             Some(at) => index.begin(at, false),
-            None if heads().count() == self.logs.len() => index.begin(Wall(0), true),
-            None => {}
+            None => index.begin(Wall(0), true),
         }
     }
 

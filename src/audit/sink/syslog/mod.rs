@@ -1,7 +1,7 @@
 //! The kind `syslog`: RFC 5424 messages over UDP (RFC 5426), TCP with octet counting (RFC 6587) or TLS (RFC 5425).
 //!
 //! Syslog acknowledges nothing. Over a stream a message is taken for delivered 5 seconds after it was handed to the kernel,
-//! where the connection has lasted: a peer that is gone is noticed within 4 ([`USER_TIMEOUT`]). What was sent in that time is
+//! where the connection has lasted: a peer that is gone is noticed within 4 (TCP_USER_TIMEOUT). What was sent in that time is
 //! sent again over the next connection.
 
 mod connection;
