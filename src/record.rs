@@ -197,6 +197,39 @@ impl ExtendedError {
     pub fn new(code: u16, text: impl Into<Box<str>>) -> Self {
         Self { code, text: text.into() }
     }
+
+    /// The name of its code (RFC 8914 §5.2), where that has one.
+    #[must_use]
+    pub fn title(&self) -> Option<&'static str> {
+        const TITLES: [&str; 25] = [
+            "Other Error",
+            "Unsupported DNSKEY Algorithm",
+            "Unsupported DS Digest Type",
+            "Stale Answer",
+            "Forged Answer",
+            "DNSSEC Indeterminate",
+            "DNSSEC Bogus",
+            "Signature Expired",
+            "Signature Not Yet Valid",
+            "DNSKEY Missing",
+            "RRSIGs Missing",
+            "No Zone Key Bit Set",
+            "NSEC Missing",
+            "Cached Error",
+            "Not Ready",
+            "Blocked",
+            "Censored",
+            "Filtered",
+            "Prohibited",
+            "Stale NXDOMAIN Answer",
+            "Not Authoritative",
+            "Not Supported",
+            "No Reachable Authority",
+            "Network Error",
+            "Invalid Data",
+        ];
+        TITLES.get(usize::from(self.code)).copied()
+    }
 }
 
 /// What is asked, in class IN.

@@ -77,3 +77,8 @@ fn what_is_changed_while_it_runs_holds() {
 fn every_flow_is_in_the_log_as_what_it_was() {
     tell("flows");
 }
+
+#[test]
+fn the_probe_says_what_is_so() {
+    tell("probe");
+}

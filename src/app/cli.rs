@@ -92,6 +92,9 @@ enum Verb {
                               Example:\n  git worktree add /tmp/old main\n  \
                               outgate diff /tmp/old/policy policy --log /var/log/outgate/query.jsonl")]
     Diff(verb::diff::Arguments),
+    /// Try from a client's place whether it holds: what is allowed connects, what is denied is refused, no way leads around
+    #[command(after_help = verb::probe::AFTER_HELP)]
+    Probe(verb::probe::Arguments),
     /// Show what a running node serves and how it is doing
     #[command(after_help = "Example:\n  outgate status --json")]
     Status {
@@ -228,6 +231,7 @@ pub fn main() -> ExitCode {
         Verb::Test(arguments) => verb::test::run(&arguments),
         Verb::Correlate(arguments) => verb::correlate::run(&arguments),
         Verb::Diff(arguments) => verb::diff::run(&arguments),
+        Verb::Probe(arguments) => verb::probe::run(arguments),
         Verb::Status { config, json } => verb::node::status(&config, json),
         Verb::Grants { config, client, address, name, segment, limit, json } => {
             let filter = verb::node::Filter { client, address, name, segment, limit };

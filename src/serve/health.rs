@@ -14,14 +14,33 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::http::{self, Accept, Limits, Reply};
-use super::node::Node;
+use super::node::{Node, Readiness};
 
 const LIMITS: Limits = Limits { connections: 64, finish: Duration::from_secs(5) };
 
+/// What this door shows.
+pub trait Health: Send + Sync + 'static {
+    /// Whether it does its work.
+    fn readiness(&self) -> Readiness;
+
+    /// All metrics in Prometheus text format.
+    fn metrics(&self) -> String;
+}
+
+impl<N: Node> Health for N {
+    fn readiness(&self) -> Readiness {
+        Node::readiness(self)
+    }
+
+    fn metrics(&self) -> String {
+        Node::metrics(self)
+    }
+}
+
 /// Serves one listener until `stop`.
-pub async fn serve<N: Node>(listener: TcpListener, node: Arc<N>, stop: watch::Receiver<bool>) {
+pub async fn serve<H: Health>(listener: TcpListener, health: Arc<H>, stop: watch::Receiver<bool>) {
     let handle = move |request: hyper::Request<_>, _| {
-        let reply = answer(&*node, request.method(), request.uri().path());
+        let reply = answer(&*health, request.method(), request.uri().path());
         async move { reply }
     };
     http::serve(listener, LIMITS, handle, stop).await;
@@ -36,7 +55,7 @@ impl Accept for TcpListener {
     }
 }
 
-fn answer(node: &impl Node, method: &Method, path: &str) -> Reply {
+fn answer(health: &impl Health, method: &Method, path: &str) -> Reply {
     let known = ["/metrics", "/health/live", "/health/ready"];
     if !known.contains(&path) {
         return http::not_found(&known.join(", "));
@@ -45,10 +64,10 @@ fn answer(node: &impl Node, method: &Method, path: &str) -> Reply {
         return http::wrong_method("GET, HEAD");
     }
     match path {
-        "/metrics" => http::reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", node.metrics()),
+        "/metrics" => http::reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", health.metrics()),
         "/health/live" => http::json(StatusCode::OK, &json!({ "live": true })),
         _ => {
-            let waiting = node.readiness().waiting;
+            let waiting = health.readiness().waiting;
             let ready = waiting.is_empty();
             let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             http::json(status, &json!({ "ready": ready, "waiting": waiting }))

@@ -55,6 +55,7 @@ mod outage;
 mod packets;
 mod pipelines;
 mod policing;
+mod probe;
 mod reload;
 mod report;
 mod rotation;

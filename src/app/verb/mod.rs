@@ -9,6 +9,7 @@ pub(super) mod import;
 pub(super) mod learn;
 pub(super) mod log;
 pub(super) mod node;
+pub(super) mod probe;
 pub(super) mod report;
 pub(super) mod run;
 pub(super) mod test;
