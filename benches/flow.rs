@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use outgate::flow::{Carrier, Class, Flow, Index, Limits, QueryId, Told};
+use outgate::flow::{Carrier, Class, Flow, Index, Limits, QueryId, Told, Unlisted};
 use outgate::net::Services;
 use outgate::time::Wall;
 
@@ -66,6 +66,7 @@ fn tell(index: &mut Index, number: u32, n: u32, names: &[String], at: u64) {
         rule: "web",
         query: Some(QueryId { boot: 1, shard: 2, sequence: u64::from(number) }),
         addresses: &addresses,
+        unlisted: Unlisted::None,
         services: &[Services::Tcp(443, 443)],
         told_until: Wall(at + 60_000_000),
         open_until: Wall(at + 300_000_000),

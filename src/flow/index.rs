@@ -11,7 +11,7 @@ use super::intern::Table;
 use super::interval::{Asked, Span};
 use super::statics::{Static, Statics};
 use super::track::{Put, Track};
-use super::{Denied, Detail, Ended, For, Opened, Told};
+use super::{Denied, Detail, Ended, For, Opened, Told, Unlisted};
 use crate::net::{Services, canonical};
 use crate::time::Wall;
 
@@ -77,6 +77,8 @@ pub(super) struct Client {
     /// The number of its segment's name; `u32::MAX`: none that is known.
     pub(super) segment: u32,
     pub(super) denied: Vec<Said>,
+    /// It was told addresses that nobody knows: since when, and until when they were open; 0: none.
+    pub(super) unlisted: (u64, u64),
 }
 
 /// The history of who was told what, for as long as flows are explained by it.
@@ -170,8 +172,18 @@ impl Index {
             };
             self.put(For::Client(told.client), segment, &span);
         }
-        if told.addresses.is_empty() {
-            self.client(told.client, segment);
+        let client = self.client(told.client, segment).filter(|_| told.unlisted != Unlisted::None);
+        let Some(client) = client else { return };
+        let (until, open) = (told.told_until.0.max(at), told.open_until.max(told.told_until).0.max(at));
+        if told.unlisted == Unlisted::Unknown {
+            let (from, to) = client.unlisted;
+            client.unlisted = if to == 0 { (at, open) } else { (from.min(at), to.max(open)) };
+        } else if query != Asked::NONE {
+            // What this query opened, it was told.
+            client.track.change_each(|span| {
+                let of = span.first_query == query || span.last_query == query;
+                of.then(|| Span { told: span.told.max(until), open: span.open.max(until), ..span })
+            });
         }
     }
 
@@ -246,7 +258,13 @@ impl Index {
                             // The rest goes on by itself from here.
                             Some(left) => [
                                 Some(short),
-                                Some(Span { reason: left, from: at.max(span.from), last: at.max(span.last), ..span }),
+                                Some(Span {
+                                    reason: left,
+                                    from: at,
+                                    told: at.max(span.told),
+                                    last: at.max(span.last),
+                                    ..span
+                                }),
                             ],
                         }
                     },
@@ -295,6 +313,9 @@ impl Index {
         self.intervals -= tracks.map(|track| track.prune(horizon)).sum::<usize>();
         for client in self.clients.values_mut() {
             client.denied.retain(|said| said.last >= horizon);
+            if client.unlisted.1 < horizon {
+                client.unlisted = (0, 0);
+            }
         }
         for heard in &mut self.heard {
             heard.retain(|said| said.last >= horizon);

@@ -128,7 +128,7 @@ impl Index {
         let later = |one: Option<Span>, other: Option<Span>| one.into_iter().chain(other).max_by_key(|span| span.open);
         (judgement.class, judgement.detail) = match (later(told.ended, opened.ended), later(told.other, opened.other)) {
             _ if !flow.started => (Class::Unknown, Some(Detail::Start)),
-            (Some(span), _) => self.cached(&mut judgement, &span, flow),
+            (Some(span), _) => self.cached(&mut judgement, client, &span, flow),
             (None, other) => {
                 self.without(&mut judgement, client, other, number, flow, [client.map(|client| &client.track), wide])
             }
@@ -193,10 +193,19 @@ impl Index {
     }
 
     /// The last name had ended.
-    fn cached<'a>(&'a self, judgement: &mut Judgement<'a>, span: &Span, flow: &Flow<'_>) -> (Class, Option<Detail>) {
-        // It may have been told once more in what is missing.
+    fn cached<'a>(
+        &'a self,
+        judgement: &mut Judgement<'a>,
+        client: Option<&Client>,
+        span: &Span,
+        flow: &Flow<'_>,
+    ) -> (Class, Option<Detail>) {
+        // It may have been told once more in what is missing, or not listed.
         if let Some(lost) = self.gaps.within(span.open, flow.at.0.saturating_add(micros(flow.error))) {
             return (Class::Unknown, Some(lost));
+        }
+        if client.is_some_and(|client| client.was_told_more(span.open, flow)) {
+            return (Class::Unknown, Some(Detail::Unlisted));
         }
         let (told, query) = span.telling(flow.at.0, micros(flow.error));
         judgement.name = Some(self.named(span, told, query));
@@ -227,6 +236,9 @@ impl Index {
         let no_room = client.is_none() && self.refused > 0;
         if self.since.is_none_or(|since| since > begin) || self.horizon > begin || forgotten || no_room {
             return unknown(Detail::Young);
+        }
+        if client.is_some_and(|client| client.was_told_more(begin, flow)) {
+            return unknown(Detail::Unlisted);
         }
         let none = |why| (Class::None, Some(why));
         if let Some(span) = other {
@@ -267,6 +279,14 @@ impl Index {
 
     fn text_of(&self, number: u32) -> Option<&str> {
         self.texts.get(number).map(|text| &**text)
+    }
+}
+
+impl Client {
+    /// Whether it was told addresses that nobody knows, open at `since` or later, before a flow began.
+    fn was_told_more(&self, since: u64, flow: &Flow<'_>) -> bool {
+        let ((from, until), error) = (self.unlisted, micros(flow.error));
+        until > 0 && until.saturating_add(error) >= since && from <= flow.at.0.saturating_add(error)
     }
 }
 
@@ -324,6 +344,9 @@ impl<'a> Judgement<'a> {
                 write!(text, "no name of this client has this address: hard-coded, or resolved elsewhere")
             }
             (_, Some(Detail::LogGap)) => write!(text, "records of the query log are missing from that time"),
+            (_, Some(Detail::Unlisted)) => {
+                write!(text, "this client was told more addresses than the record of its query has room for")
+            }
             (_, Some(Detail::EventsLost)) => write!(text, "events were lost about then"),
             (_, Some(Detail::Start)) => write!(text, "its beginning was not seen"),
             (_, Some(Detail::Nat)) => {

@@ -63,12 +63,25 @@ pub struct Told<'a> {
     pub query: Option<QueryId>,
     /// What was told; empty: only that the client asked.
     pub addresses: &'a [IpAddr],
+    /// Addresses that were told and are not among these.
+    pub unlisted: Unlisted,
     /// What was opened of them.
     pub services: &'a [Services],
     /// When the told TTL ends.
     pub told_until: Wall,
     /// Until when the addresses are open, as far as the answer's record knows.
     pub open_until: Wall,
+}
+
+/// Addresses that a client was told and that its query's record has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unlisted {
+    /// There are none.
+    None,
+    /// Each was [opened](Index::opened) by itself, before.
+    Opened,
+    /// Nobody knows which.
+    Unknown,
 }
 
 /// For whom something is open.

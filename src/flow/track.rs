@@ -105,6 +105,15 @@ impl Track {
         }
     }
 
+    /// Changes every interval in its place; `None`: it stays as it is.
+    pub(super) fn change_each(&mut self, change: impl Fn(Span) -> Option<Span>) {
+        for interval in &mut self.intervals {
+            if let Some(changed) = change(interval.span()) {
+                *interval = Interval::pack(&changed);
+            }
+        }
+    }
+
     /// Forgets what ended before `horizon`; how many went.
     pub(super) fn prune(&mut self, horizon: u64) -> usize {
         let before = self.intervals.len();

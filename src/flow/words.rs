@@ -134,6 +134,8 @@ words! {
         OtherService = "other_service",
         /// Unknown: records of the query log are missing.
         LogGap = "log_gap",
+        /// Unknown: the client was told more addresses than the record of its query has room for.
+        Unlisted = "unlisted",
         /// Unknown: the source lost events.
         EventsLost = "events_lost",
         /// Unknown: the flow's beginning was not seen.

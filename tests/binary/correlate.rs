@@ -174,6 +174,189 @@ fn two_nodes_and_events_of_conntrack() {
     assert_eq!(told[0]["outlived_us"], 350_500_000);
 }
 
+/// One connection of Zeek from 10.0.1.5 to 203.0.113.9 at each of these seconds, and what it is classed as.
+fn classed(place: &Place, log: &str, seconds: &[u64]) -> Vec<String> {
+    let heading = "#fields\tts\tid.orig_h\tid.orig_p\tid.resp_h\tid.resp_p\tproto\n";
+    let rows: String = seconds
+        .iter()
+        .map(|second| format!("{}.0\t10.0.1.5\t40000\t203.0.113.9\t443\ttcp\n", 1_795_230_000 + second))
+        .collect();
+    let flows = place.write("conn.log", format!("{heading}{rows}"));
+    let (_, shown) = records(&correlate(&["--log", log, "--flows", &flows, "--lookback", "5s"]));
+    shown.iter().map(|shown| shown.split(' ').skip(3).take(2).collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn what_the_log_lacks_is_unknown() {
+    let place = Place::new("lacks");
+    let time = |second: u64| format!("2026-11-21T03:{:02}:{:02}.000000Z", second / 60, second % 60);
+    let (none, gap) = ("none unknown_address", "unknown log_gap");
+    let seconds = [140, 160, 190, 240];
+    let whole = log();
+    let log = place.write("query.jsonl", &whole);
+    assert_eq!(classed(&place, &log, &seconds), [none; 4]);
+    // A line that is no record, between those of 100 s and 200 s.
+    let (before, after) =
+        whole.split_at(whole.find("\n{\"v\":1,\"type\":\"query\",\"id\":\"000000000000000a-1-200").unwrap());
+    place.write("query.jsonl", format!("{before}\nnoise{after}"));
+    assert_eq!(classed(&place, &log, &seconds), [gap, gap, gap, none]);
+    // Another thread wrote nothing since 150 s, and says at 230 s what it could not write; the first one went on.
+    let idle = query(150, "10.0.1.6", "b.example", "198.51.100.8").replace("a-1-150", "a-2-1");
+    let lost = format!(
+        r#"{{"v":1,"type":"log","id":"000000000000000a-2-3","ts":"{}","node":"n","op":"gap","lost":1,"ranges":[[2,2]],"why":"no space"}}"#,
+        time(230)
+    );
+    let (first, rest) = whole.split_at(before.len() + 1);
+    let (mut middle, mut end) = rest.split_at(rest.rfind("\n{").unwrap() + 1);
+    middle = middle.trim_end();
+    end = end.trim_end();
+    place.write("query.jsonl", format!("{first}{idle}\n{middle}\n{lost}\n{end}\n"));
+    assert_eq!(classed(&place, &log, &seconds), [none, gap, gap, none]);
+    // The machine lost power behind 150 s, and was there again at 230 s.
+    let opened = format!(
+        r#"{{"v":1,"type":"log","id":"000000000000000b-0-1","ts":"{}","node":"n","op":"open","why":"start","version":"1","boot":"000000000000000b","previous_boot":"000000000000000a","machine":"other"}}"#,
+        time(230)
+    );
+    let end = end.replace("a-0-2", "b-0-2");
+    place.write("query.jsonl", format!("{first}{idle}\n{opened}\n{end}\n"));
+    assert_eq!(classed(&place, &log, &seconds), [none, gap, gap, none]);
+    // More addresses than the record of 100 s lists, open until 400 s.
+    place.write(
+        "query.jsonl",
+        whole.replacen(
+            "}],\"grant\":{\"ports\":[\"tcp/443\"],\"until\":\"2026-11-21T03:06:40.000000Z\"}",
+            "}],\"answers_omitted\":2",
+            1,
+        ),
+    );
+    assert_eq!(classed(&place, &log, &[110, 140, 190]), ["unknown unlisted", "unknown unlisted", none]);
+}
+
+#[test]
+fn a_reply_that_is_refused_does_not_unmake_its_flow() {
+    let place = Place::new("reply");
+    let log = place.write("query.jsonl", log());
+    let heading = "version interface-id pkt-srcaddr srcport pkt-dstaddr dstport protocol packets bytes start end action tcp-flags log-status\n";
+    let row = |eni: &str, client: u16, back: bool, start: u64, action: &str, flags: u32| {
+        let (client, server) = (format!("10.0.1.5 {client}"), "198.51.100.7 443".to_owned());
+        let (from, to) = if back { (server, client) } else { (client, server) };
+        format!("5 {eni} {from} {to} 6 8 100 {} {} {action} {flags} OK\n", 1_795_230_000 + start, 1_795_230_055 + start)
+    };
+    let rows = [
+        // Whichever of both is read first.
+        row("eni-a", 40000, false, 110, "ACCEPT", 2),
+        row("eni-a", 40000, true, 111, "REJECT", 18),
+        row("eni-a", 40001, true, 110, "REJECT", 18),
+        row("eni-a", 40001, false, 111, "ACCEPT", 2),
+        // Refused on its way out.
+        row("eni-a", 40002, false, 110, "REJECT", 2),
+        row("eni-a", 40003, false, 110, "ACCEPT", 2),
+        row("eni-nat", 40003, false, 111, "REJECT", 2),
+        // The same ends hours later, whose SYN nobody saw.
+        row("eni-a", 40000, false, 900, "ACCEPT", 0),
+        row("eni-a", 40000, false, 12_000, "ACCEPT", 0),
+    ];
+    let flows = place.write("flows.log", format!("{heading}{}", rows.concat()));
+    let (records, _) = records(&correlate(&["--log", &log, "--flows", &flows]));
+    let mut shown: Vec<String> = records
+        .iter()
+        .map(|record| {
+            let word = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
+            format!("{} {} {} {} {}", record["port"], word("action"), word("class"), word("detail"), record["bytes_in"])
+        })
+        .collect();
+    let late = shown.split_off(4);
+    shown.sort();
+    assert_eq!(
+        shown,
+        ["40000 allow exact - null", "40001 allow exact - null", "40002 deny exact - null", "40003 deny exact - null"]
+    );
+    assert_eq!(late, ["40000 allow exact - null", "40000 allow unknown start null"]);
+}
+
+#[test]
+fn events_without_a_time_are_unknown_and_an_id_is_given_twice() {
+    let place = Place::new("untimed");
+    let log = place.write("query.jsonl", log());
+    let new = |at: &str, port: u32| {
+        format!(
+            "{at}\t[NEW] tcp 6 120 SYN_SENT src=10.0.1.5 dst=198.51.100.7 sport={port} dport=443 [UNREPLIED] src=198.51.100.7 dst=9.9.9.9 sport=443 dport={port} id=7\n"
+        )
+    };
+    let end = |at: &str, port: u32| {
+        format!(
+            "{at}\t[DESTROY] tcp 6 src=10.0.1.5 dst=198.51.100.7 sport={port} dport=443 packets=1 bytes=2 src=198.51.100.7 dst=9.9.9.9 sport=443 dport={port} packets=3 bytes=4 id=7\n"
+        )
+    };
+    let text = [new("", 1), end("", 1)].concat();
+    let flows = place.write("events", text);
+    let log_of_now = place.write("now.jsonl", {
+        // What is told when the file was written explains nothing of it.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let stamp = |second: u64| {
+            let text =
+                Command::new("date").args(["-u", "-d", &format!("@{second}"), "+%FT%T.000000Z"]).output().unwrap();
+            String::from_utf8(text.stdout).unwrap().trim().to_owned()
+        };
+        let told = query(100, "10.0.1.5", "a.example", "198.51.100.7");
+        told.replace("2026-11-21T03:01:40.000000Z", &stamp(now - 100))
+            .replace("2026-11-21T03:06:40.000000Z", &stamp(now + 100))
+            + "\n"
+    });
+    for log in [&log, &log_of_now] {
+        let output = correlate(&["--log", log, "--flows", &flows, "--resolver", "198.51.100.9"]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let (records, shown) = records(&output);
+        assert_eq!(shown, ["10.0.1.5 198.51.100.7 tcp/443 unknown start -"]);
+        assert_eq!(records[0]["why"], "its event has no time; watch with conntrack -E -o timestamp,id");
+        assert!(told.contains("1 events of conntrack have no time, and their flows are unknown"), "{told}");
+    }
+    // The kernel gave the id of a connection to another one before its end was told.
+    let text = [new("[1795230110.0]", 1), new("[1795230120.0]", 2), end("[1795230130.0]", 1), end("[1795230140.0]", 2)];
+    let flows = place.write("events", text.concat());
+    let (records, _) = records(&correlate(&["--log", &log, "--flows", &flows]));
+    let shown: Vec<_> = records.iter().map(|record| (&record["port"], &record["duration_us"])).collect();
+    assert_eq!(shown, [(&1.into(), &20_000_000.into()), (&2.into(), &20_000_000.into())]);
+}
+
+#[test]
+fn a_configuration_says_where_flows_come_from_and_what_is_open() {
+    let place = Place::new("sources");
+    let log = place.write("query.jsonl", log());
+    std::fs::create_dir_all(place.0.join("policy")).unwrap();
+    place.write(
+        "policy/a.toml",
+        "[[segment]]\nname = \"a\"\nclients = [\"10.0.1.0/24\"]\nconnects_from = [\"10.0.2.1\"]\n\
+         [[rule]]\nid = \"net\"\naction = \"allow\"\nsegments = [\"a\"]\nnetworks = [\"203.0.113.0/28\"]\nports = [\"tcp/443\"]\n",
+    );
+    let config = place.write(
+        "outgate.toml",
+        "node = \"n\"\n[listen]\ndns = [\"127.0.0.1:5300\"]\n[policy]\ndirectory = \"policy\"\n[[upstream]]\nname = \"u\"\nservers = [\"udp://192.0.2.53:53\"]\n\
+         [[firewall]]\nname = \"nft\"\nkind = \"nftables\"\nhook = \"forward\"\ninside = [\"eth1\"]\nungated = [\"203.0.113.64/28\"]\n",
+    );
+    let heading = "#fields\tts\tid.orig_h\tid.orig_p\tid.resp_h\tid.resp_p\tproto\n";
+    let row = |client: &str, address: &str| format!("1795230210.0\t{client}\t40000\t{address}\t443\ttcp\n");
+    let rows = [
+        row("10.0.2.1", "203.0.113.1"),
+        row("10.0.1.5", "203.0.113.1"),
+        row("10.0.2.1", "203.0.113.65"),
+        row("10.0.3.1", "203.0.113.1"),
+    ];
+    let flows = place.write("conn.log", format!("{heading}{}", rows.concat()));
+    let (_, mut shown) = records(&correlate(&["-c", &config, "--log", &log, "--flows", &flows]));
+    shown.sort();
+    // A client whose flows come from a proxy has none of its own.
+    assert_eq!(
+        shown,
+        [
+            "10.0.1.5 203.0.113.1 tcp/443 static - -",
+            "10.0.2.1 203.0.113.1 tcp/443 static - -",
+            "10.0.2.1 203.0.113.65 tcp/443 static - -",
+            "10.0.3.1 203.0.113.1 tcp/443 unknown nat -",
+        ]
+    );
+}
+
 #[test]
 fn what_cannot_be_read_is_said() {
     let place = Place::new("errors");

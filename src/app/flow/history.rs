@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::app::history::Fact;
+use crate::app::history::{Fact, Reading};
 use crate::audit::Recorded;
 use crate::flow::{Detail, Index};
 use crate::time::Wall;
@@ -11,25 +11,30 @@ use crate::time::Wall;
 /// Feeds an index.
 #[derive(Default)]
 pub(super) struct History {
-    /// When the latest record was written.
-    last: Option<Wall>,
+    reading: Reading,
+    begun: bool,
 }
 
 impl History {
     /// Takes a record; `place` says under which address a client stands.
     pub(super) fn take(&mut self, index: &mut Index, record: Recorded<'_>, place: &dyn Fn(IpAddr) -> IpAddr) {
-        let Some(fact) = Fact::of(record) else { return };
-        let at = fact.at;
-        if self.last.is_none() || fact.is_first() {
-            index.begin(at, fact.is_first());
+        for fact in self.reading.take(record).into_iter().flatten() {
+            if fact.missing().is_none() && (!self.begun || fact.is_first()) {
+                index.begin(fact.at, fact.is_first());
+                self.begun = true;
+            }
+            fact.placed(place).apply(index);
         }
-        fact.placed(place).apply(index, self.last.unwrap_or(at));
-        self.last = self.last.max(Some(at));
+    }
+
+    /// The log was read to its end, at `now`: what is missing there is missing until now.
+    pub(super) fn settle(&self, index: &mut Index, now: Wall) {
+        self.reading.rest(now).iter().for_each(|fact: &Fact| fact.apply(index));
     }
 
     /// Records are missing between the latest record and `now`.
     pub(super) fn missing(&self, index: &mut Index, now: Wall) {
-        index.gap(self.last.unwrap_or(now), now, Detail::LogGap);
+        index.gap(self.reading.latest().unwrap_or(now), now, Detail::LogGap);
     }
 }
 
@@ -55,7 +60,7 @@ mod tests {
         "\n",
         r#"{"v":1,"type":"query","id":"0000000000000001-1-4","ts":"2026-01-01T00:00:50.000000Z","node":"n","client":"192.0.2.9","segment":"trial","qname":"c.example","qtype":"A","verdict":"deny","reason":"default"}"#,
         "\n",
-        r#"{"v":1,"type":"log","id":"0000000000000001-0-2","ts":"2026-01-01T00:01:00.000000Z","node":"n","op":"gap","lost":3,"why":"no space left"}"#,
+        r#"{"v":1,"type":"log","id":"0000000000000001-1-8","ts":"2026-01-01T00:01:00.000000Z","node":"n","op":"gap","lost":3,"why":"no space left"}"#,
         "\n",
     );
 

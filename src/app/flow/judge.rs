@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::rules::Segment;
+use crate::app::history::Segment;
 use crate::audit::{FlowEvent, FlowOp};
 use crate::firewall::{Count, Endpoints};
 use crate::flow::{Carrier, Class, Detail, Judgement, Named, Origin, QueryId};

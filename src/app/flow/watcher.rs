@@ -14,10 +14,11 @@ use foldhash::quality::RandomState;
 use super::gauges::Gauges;
 use super::history::{ERROR, History};
 use super::judge::{Judged, Shared, Told, place};
-use super::rules::{Sources, statics};
+use super::rules::statics;
 use super::settings::Settings;
 use super::table::{Key, Live, Table};
-use crate::audit::{self, Event, FlowOp, HistoryEvent, Meter, Shard};
+use crate::app::history::Sources;
+use crate::audit::{self, Event, FlowOp, HistoryEvent, Meter, Recorded, Shard};
 use crate::firewall::{self, Endpoints, Refused, Seen, Sight, Witness};
 use crate::flow::{Carrier, Class, Detail, Flow, Index, Judgement, Limits};
 use crate::gate::Gate;
@@ -204,15 +205,18 @@ impl Watcher {
                     }
                 }
             };
-            let (index, history, clock) = (&mut self.index, &mut self.history, &self.parts.gate.clock);
+            let (index, history) = (&mut self.index, &mut self.history);
             let here = Some(&self.here.0).filter(|_| self.of_host);
             let next = log.next(&mut |event| match event {
                 HistoryEvent::Record(record) => history.take(index, record, &|address| place(here, address)),
-                HistoryEvent::Missing => history.missing(index, clock.now().wall),
+                HistoryEvent::Missing => history.take(index, Recorded::Missing, &|address| address),
             });
             match next {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) => {
+                    let now = self.now();
+                    return self.history.settle(&mut self.index, now);
+                }
                 Err(error) => {
                     let now = self.now();
                     self.history.missing(&mut self.index, now);

@@ -12,6 +12,9 @@ use crate::time::Wall;
 /// One change of one grant; the fields are those of docs/log.md, and what is absent there is `None`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Grant<'a> {
+    /// boot - shard - sequence.
+    #[serde(borrow)]
+    pub id: Text<'a>,
     /// When, RFC 3339 in UTC.
     #[serde(borrow)]
     pub ts: Text<'a>,

@@ -106,6 +106,8 @@ pub enum Recorded<'a> {
     Notice(&'a Notice<'a>),
     /// Of the policy.
     Policy(&'a PolicyChange<'a>),
+    /// A line that is no record, or a file, or the rest of one, that could not be read.
+    Missing,
 }
 
 /// Hands every query record of these paths to `each`.
@@ -125,8 +127,8 @@ pub fn read_queries(
     read_files(paths, progress, &mut Each { others: false, give: &mut queries, line: None, ended: false })
 }
 
-/// Hands every record of a query, a grant, a flow or the log itself of these paths to `each`; all but queries are counted
-/// among the others.
+/// Hands every record of a query, a grant, a flow or the log itself of these paths to `each`, and where some are missing;
+/// all but queries are counted among the others.
 ///
 /// # Errors
 /// A path cannot be read, or there is no log in it.
@@ -164,16 +166,23 @@ struct Each<'a> {
 }
 
 impl Each<'_> {
-    /// Hands out a record of another type than a query's; one without its fields is passed over.
+    /// Says that something could not be read.
+    fn missing(&mut self) {
+        if self.others {
+            (self.give)(Recorded::Missing);
+        }
+    }
+
+    /// Hands out a record of another type than a query's; one without its fields is missing.
     fn other(&mut self, kind: &[u8], line: &[u8]) {
         if kind.starts_with(GRANT) {
-            Grant::read(line).iter().for_each(|grant| (self.give)(Recorded::Grant(grant)));
+            (self.give)(Grant::read(line).as_ref().map_or(Recorded::Missing, Recorded::Grant));
         } else if kind.starts_with(FLOW) {
-            Flow::read(line).iter().for_each(|flow| (self.give)(Recorded::Flow(flow)));
+            (self.give)(Flow::read(line).as_ref().map_or(Recorded::Missing, Recorded::Flow));
         } else if kind.starts_with(LOG) {
-            Notice::read(line).iter().for_each(|notice| (self.give)(Recorded::Notice(notice)));
+            (self.give)(Notice::read(line).as_ref().map_or(Recorded::Missing, Recorded::Notice));
         } else if kind.starts_with(POLICY) {
-            PolicyChange::read(line).iter().for_each(|policy| (self.give)(Recorded::Policy(policy)));
+            (self.give)(PolicyChange::read(line).as_ref().map_or(Recorded::Missing, Recorded::Policy));
         }
     }
 }
@@ -202,6 +211,7 @@ fn read_files(
             Err(error) if error.kind() == io::ErrorKind::NotFound && found.listed => {
                 read.unread += 1;
                 read.fault(&found.path, "removed before it was read");
+                each.missing();
                 continue;
             }
             Err(error) => return Err(AuditError::reading(&found.path, &error)),
@@ -217,6 +227,7 @@ fn read_files(
             Err(error) => {
                 read.unread += 1;
                 read.fault(&found.path, &error.to_string());
+                each.missing();
             }
         }
         show(&mut read);
@@ -245,6 +256,7 @@ impl QueriesRead {
                 Err(error) => {
                     self.unread += 1;
                     self.fault(path, &format!("not read beyond line {number}: {error}"));
+                    each.missing();
                     break;
                 }
             }
@@ -267,6 +279,7 @@ impl QueriesRead {
         }
         if line.long || !self.record(line.bytes, each) {
             self.damaged += 1;
+            each.missing();
             if let Some(record) = behind_torn(line.bytes).filter(|_| !line.long) {
                 self.record(record, each);
             }

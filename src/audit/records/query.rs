@@ -65,6 +65,9 @@ pub struct Query<'a> {
     pub rcode: Option<Text<'a>>,
     #[serde(borrow)]
     answers: Option<&'a RawValue>,
+    /// Records of the answer that the line has no room for.
+    #[serde(default)]
+    pub answers_omitted: u64,
     #[serde(borrow)]
     grant: Option<&'a RawValue>,
     /// Receipt to record, in microseconds.
@@ -124,6 +127,12 @@ impl<'a> Query<'a> {
     #[must_use]
     pub fn answers(&self) -> Vec<Told<'a>> {
         self.answers.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
+    }
+
+    /// Whether it was told addresses that are not in the record, for all that the record says.
+    #[must_use]
+    pub fn may_omit_addresses(&self) -> bool {
+        self.answers_omitted > 0 && self.qtype.as_deref().is_none_or(|kind| matches!(kind, "A" | "AAAA" | "ANY"))
     }
 
     /// What was open for the answer when it was sent, and until when at least; read anew with every call.

@@ -1,6 +1,7 @@
 //! Text of `conntrack -E -o timestamp,id` (events) and `conntrack -L` (a list).
 //!
-//! The first addresses of a line are those of the original direction: before any translation.
+//! The first addresses of a line are those of the original direction: before any translation. An event without a time is
+//! [not timed](Seen::timed): that of its file is not its own.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,11 +20,11 @@ pub(super) struct Events {
     open: HashMap<Key, Seen>,
 }
 
-/// What a connection is known by: its id, or its ends.
+/// What a connection is known by: its ends, and its id where it is told. The kernel gives an id to others later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Key {
-    Id(u32),
-    Ends(IpAddr, Option<u16>, IpAddr, Carrier),
+struct Key {
+    id: Option<u32>,
+    ends: (IpAddr, Option<u16>, IpAddr, Carrier),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl Events {
         match event {
             Event::New => {
                 if self.open.len() < OPEN {
-                    self.open.insert(key, Seen { started: true, ..seen });
+                    self.open.insert(key, Seen { started: seen.timed, ..seen });
                 }
                 Line::Nothing
             }
@@ -56,7 +57,7 @@ impl Events {
             Event::Listed => Line::Flow(seen),
             Event::Destroy => {
                 if let Some(begun) = self.open.remove(&key) {
-                    (seen.at, seen.started) = (begun.at, true);
+                    (seen.at, seen.started, seen.timed) = (begun.at, begun.started, begun.timed && seen.timed);
                 }
                 Line::Flow(seen)
             }
@@ -99,13 +100,11 @@ impl Events {
         let carrier = Carrier::of(protocol?, values.to.unwrap_or(0));
         let (client, address) = (values.client?, values.address?);
         let port = values.from.filter(|_| matches!(carrier, Carrier::Tcp(_) | Carrier::Udp(_)));
-        let key = match values.id {
-            Some(id) => Key::Id(id),
-            None => Key::Ends(client, port, address, carrier),
-        };
+        let key = Key { id: values.id, ends: (client, port, address, carrier) };
+        let timed = at.is_some() || event == Event::Listed;
         let now = at.unwrap_or(self.taken);
-        let lived = values.lived.map(|lived| lived.saturating_mul(1_000_000));
-        let ended = event == Event::Destroy;
+        let lived = values.lived.filter(|_| timed).map(|lived| lived.saturating_mul(1_000_000));
+        let ended = event == Event::Destroy && timed;
         Some((
             event,
             key,
@@ -118,6 +117,7 @@ impl Events {
                 carrier,
                 denied: false,
                 started: lived.is_some(),
+                timed,
                 bytes_out: values.bytes.0,
                 bytes_in: values.bytes.1,
                 packets_out: values.packets.0,

@@ -29,6 +29,8 @@ pub struct Seen {
     pub denied: bool,
     /// Its beginning was seen.
     pub started: bool,
+    /// False where nobody wrote down when it was seen, and `at` is no more than a guess.
+    pub timed: bool,
     /// Bytes from the client.
     pub bytes_out: Option<u64>,
     /// Bytes to it.

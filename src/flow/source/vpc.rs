@@ -211,6 +211,7 @@ impl Row {
             carrier: Carrier::of(protocol, self.destination_port),
             denied: self.denied,
             started: flags.is_some_and(|flags| flags & SYN != 0),
+            timed: true,
             bytes_out: self.bytes,
             bytes_in: None,
             packets_out: self.packets,

@@ -143,6 +143,7 @@ impl Connection<'_> {
             carrier,
             denied: false,
             started: !midstream,
+            timed: true,
             // With headers, as conntrack and flow logs count.
             bytes_out: self.orig_ip_bytes.or(self.orig_bytes),
             bytes_in: self.resp_ip_bytes.or(self.resp_bytes),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::{
-    Carrier, Class, Denied, Detail, Ended, Flow, For, Index, Judgement, Limits, Opened, QueryId, Static, Told,
+    Carrier, Class, Denied, Detail, Ended, Flow, For, Index, Judgement, Limits, Opened, QueryId, Static, Told, Unlisted,
 };
 use crate::net::Services;
 use crate::time::Wall;
@@ -38,6 +38,7 @@ fn tell(index: &mut Index, seconds: f64, client: &str, qname: &str, address: &st
         rule: if qname.starts_with('x') { "x" } else { "web" },
         query: Some(QueryId { boot: 7, shard: 1, sequence: seconds.abs() as u64 }),
         addresses: &[ip(address)],
+        unlisted: Unlisted::None,
         services: WEB,
         told_until: at(seconds + 60.0),
         open_until: at(seconds + 300.0),
@@ -341,6 +342,7 @@ fn an_interval_takes_60_bytes_at_most() {
                 rule: "web",
                 query: Some(QueryId { boot: 7, shard: 1, sequence: u64::from(client) }),
                 addresses: &addresses,
+                unlisted: Unlisted::None,
                 services: WEB,
                 told_until: at(60.0),
                 open_until: at(300.0),

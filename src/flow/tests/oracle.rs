@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::flow::{Carrier, Class, Denied, Detail, Ended, Flow, For, Index, Limits, Opened, Told};
+use crate::flow::{Carrier, Class, Denied, Detail, Ended, Flow, For, Index, Limits, Opened, Told, Unlisted};
 use crate::net::Services;
 use crate::time::Wall;
 
@@ -167,7 +167,7 @@ impl Oracle {
                     let lost = |one: &Services| cut.contains(&Services::Any) || cut.contains(one);
                     let rest: Vec<_> = known.services.iter().copied().filter(|one| !lost(one)).collect();
                     if !rest.is_empty() {
-                        left.push(Open { services: rest, from: at, ..known.clone() });
+                        left.push(Open { services: rest, from: at, told: known.told.max(at), ..known.clone() });
                     }
                     (known.told, known.open) = (known.told.min(at), known.open.min(at));
                 }
@@ -285,6 +285,7 @@ fn feed(index: &mut Index, step: &Step) {
             rule,
             query: None,
             addresses: &[address(to)],
+            unlisted: Unlisted::None,
             services,
             told_until: wall(at + short),
             open_until: wall(at + long),

@@ -12,7 +12,7 @@ use super::order::{self, Order, Row};
 use super::{progress, source, taken};
 use crate::app::cli::Failure;
 use crate::audit::decoded;
-use crate::flow::source::{Line, Source};
+use crate::flow::source::{Line, Seen, Source};
 use crate::flow::{Detail, Index, Origin};
 use crate::time::{Clock, Wall};
 
@@ -33,6 +33,7 @@ pub(super) struct Input<'a> {
     flows: u64,
     damaged: u64,
     lost: u64,
+    untimed: u64,
     faults: Vec<String>,
     unlisted: u64,
 }
@@ -50,6 +51,7 @@ impl<'a> Input<'a> {
             flows: 0,
             damaged: 0,
             lost: 0,
+            untimed: 0,
             faults: Vec::new(),
             unlisted: 0,
         }
@@ -107,11 +109,7 @@ impl<'a> Input<'a> {
             }
             let line = std::str::from_utf8(&bytes).ok().filter(|_| whole);
             match line.map_or(Line::Damaged, |line| source.read(line)) {
-                Line::Flow(seen) => {
-                    self.flows += 1;
-                    let id = id(line.unwrap_or_default());
-                    order.push(Row { seen, id }).map_err(|error| order::failed(&error))?;
-                }
+                Line::Flow(seen) => self.take(seen, id(line.unwrap_or_default()), order)?,
                 Line::Lost(from, to) => {
                     self.lost += 1;
                     index.gap(from, to, Detail::EventsLost);
@@ -130,15 +128,19 @@ impl<'a> Input<'a> {
             }
         }
         for seen in source.rest() {
-            self.flows += 1;
-            let id = id(&format!("{seen:?}"));
-            order.push(Row { seen, id }).map_err(|error| order::failed(&error))?;
+            self.take(seen, id(&format!("{seen:?}")), order)?;
         }
         if first > 0 {
             let lines = self.damaged - before;
             self.fault(format!("{name}: {lines} lines are none of {}; the first is line {first}", origin.as_str()));
         }
         Ok(())
+    }
+
+    fn take(&mut self, seen: Seen, id: (u64, u32), order: &mut Order) -> Result<(), Failure> {
+        self.flows += 1;
+        self.untimed += u64::from(!seen.timed);
+        order.push(Row { seen, id }).map_err(|error| order::failed(&error))
     }
 
     fn fault(&mut self, what: String) {
@@ -162,6 +164,12 @@ impl<'a> Input<'a> {
         }
         if self.damaged > 0 {
             text.push_str(&format!("; {} lines are damaged", self.damaged));
+        }
+        if self.untimed > 0 {
+            text.push_str(&format!(
+                "\n  {} events of conntrack have no time, and their flows are unknown: watch with -E -o timestamp,id",
+                self.untimed
+            ));
         }
         for fault in &self.faults {
             text.push_str(&format!("\n  {fault}"));

@@ -1,4 +1,6 @@
 //! The query logs of all nodes, read at once, each by its own thread, and merged by time.
+//!
+//! Each is read twice: first for what is missing, because a `gap` record may stand long behind what it declares.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -6,7 +8,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::vec;
 
 use crate::app::cli::Failure;
-use crate::app::history::Fact;
+use crate::app::history::{Fact, Reading as Read};
 use crate::audit::{QueriesRead, Recorded, read_records};
 use crate::flow::{Detail, Index};
 use crate::time::Wall;
@@ -18,7 +20,10 @@ const LOADS: usize = 8;
 const SILENCE: u64 = 30_000_000;
 /// Facts between two prunings.
 const STEP: u64 = 1 << 14;
+/// Gaps of one log that are kept apart; the last one has those beyond.
+const GAPS: usize = 1 << 16;
 
+type Scouting<'s> = ScopedJoinHandle<'s, Result<Vec<(Wall, Wall)>, String>>;
 type Reading<'s> = ScopedJoinHandle<'s, Result<QueriesRead, String>>;
 
 /// One node's log.
@@ -42,12 +47,21 @@ impl Log {
 pub(super) struct Logs<'s> {
     logs: Vec<Log>,
     readings: Vec<(String, Reading<'s>)>,
+    /// What is missing in any of them, the earliest last.
+    gaps: Vec<(Wall, Wall)>,
     taken: u64,
 }
 
 impl<'s> Logs<'s> {
-    pub(super) fn open<'e: 's>(scope: &'s Scope<'s, 'e>, paths: &[PathBuf]) -> Self {
-        let mut opened = Self { logs: Vec::new(), readings: Vec::new(), taken: 0 };
+    pub(super) fn open<'e: 's>(scope: &'s Scope<'s, 'e>, paths: &[PathBuf]) -> Result<Self, Failure> {
+        let scouts: Vec<Scouting<'s>> = paths.iter().cloned().map(|path| scope.spawn(move || missing(path))).collect();
+        let mut gaps = Vec::new();
+        for scout in scouts {
+            let found = scout.join().unwrap_or_else(|_| Err("the reader of a log failed".to_owned()));
+            gaps.extend(found.map_err(Failure::Failed)?);
+        }
+        gaps.sort_unstable_by(|one, other| other.cmp(one));
+        let mut opened = Self { logs: Vec::new(), readings: Vec::new(), gaps, taken: 0 };
         for path in paths {
             let (send, loads) = sync_channel(LOADS);
             let name = path.display().to_string();
@@ -56,7 +70,7 @@ impl<'s> Logs<'s> {
             opened.logs.push(Log { loads, facts: Vec::new().into_iter(), head: None, last: Wall(0) });
         }
         opened.logs.iter_mut().for_each(Log::step);
-        opened
+        Ok(opened)
     }
 
     /// Says from when on everything is known: from where the last of the logs begins.
@@ -75,11 +89,14 @@ impl<'s> Logs<'s> {
 
     /// Hands over what was written until then.
     pub(super) fn advance(&mut self, index: &mut Index, until: u64) {
+        while let Some((from, to)) = self.gaps.pop_if(|(from, _)| from.0 <= until) {
+            index.gap(from, to, Detail::LogGap);
+        }
         loop {
             let heads = self.logs.iter_mut().filter(|log| log.head.is_some());
             let Some(log) = heads.min_by_key(|log| log.head.as_ref().map(|fact| fact.at)) else { return };
             let Some(fact) = log.head.take_if(|fact| fact.at.0 <= until) else { return };
-            fact.apply(index, log.last);
+            fact.apply(index);
             log.last = log.last.max(fact.at);
             log.step();
             if log.head.is_none() {
@@ -104,16 +121,34 @@ impl<'s> Logs<'s> {
     }
 }
 
+/// What a log lacks.
+fn missing(path: PathBuf) -> Result<Vec<(Wall, Wall)>, String> {
+    let (mut gaps, mut read): (Vec<(Wall, Wall)>, _) = (Vec::new(), Read::default());
+    let mut add = |fact: Fact| {
+        let Some((from, to)) = fact.missing() else { return };
+        let full = gaps.len() >= GAPS;
+        match gaps.last_mut() {
+            Some(last) if full || (last.0 <= to && from <= last.1) => *last = (last.0.min(from), last.1.max(to)),
+            _ => gaps.push((from, to)),
+        }
+    };
+    let mut each = |record: Recorded<'_>| read.take(record).into_iter().flatten().for_each(&mut add);
+    read_records(&[path], &mut |_| (), &mut each).map_err(|error| error.to_string())?;
+    read.rest(Wall(u64::MAX)).into_iter().for_each(add);
+    Ok(gaps)
+}
+
 fn read(path: PathBuf, send: &SyncSender<Vec<Fact>>) -> Result<QueriesRead, String> {
-    let mut load = Vec::with_capacity(LOAD);
+    let (mut load, mut read) = (Vec::with_capacity(LOAD), Read::default());
     let mut each = |record: Recorded<'_>| {
-        load.extend(Fact::of(record));
+        load.extend(read.take(record).into_iter().flatten());
         if load.len() >= LOAD {
             // Nobody wants more: all flows are judged.
             let _ = send.send(std::mem::replace(&mut load, Vec::with_capacity(LOAD)));
         }
     };
-    let read = read_records(&[path], &mut |_| (), &mut each).map_err(|error| error.to_string());
+    let account = read_records(&[path], &mut |_| (), &mut each).map_err(|error| error.to_string())?;
+    load.extend(read.rest(Wall(u64::MAX)));
     let _ = send.send(load);
-    read
+    Ok(account)
 }

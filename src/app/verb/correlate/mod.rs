@@ -15,7 +15,6 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -27,13 +26,12 @@ use self::pair::{Ends, Pairs};
 use self::summary::Summary;
 use crate::app::cli::{ConfigFile, Failure, print};
 use crate::app::config::Config;
-use crate::app::history;
+use crate::app::history::{self, Sources};
 use crate::app::start;
 use crate::audit::{Encoder, Event, FlowEvent, FlowOp, RecordId};
 use crate::draft::safe;
 use crate::flow::source::{Seen, Source};
 use crate::flow::{Class, Detail, Flow, Index, Limits, Origin, QueryId};
-use crate::policy::{Policy, Segment};
 use crate::time::Wall;
 
 pub(crate) const AFTER_HELP: &str = "Flow logs may be packed with gzip or zstd, and in any order. Every flow becomes one record, with the same id \
@@ -48,8 +46,11 @@ const NODE: &str = "correlate";
 const SHARD: u16 = u16::MAX;
 /// Lines of different threads of a node stand so far out of order at most.
 const DISORDER: u64 = 2_000_000;
-/// Connections whose class is remembered for their later windows.
+/// Connections whose class is remembered for their later windows; at the cap those that were silent for longest are not.
 const EARLIER: usize = 1 << 18;
+/// A connection that was silent for so long may be another one between the same ends: NAT gateways forget it after 350 s,
+/// and a window has at most ten minutes.
+const SILENT: u64 = 1_800_000_000;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -97,20 +98,13 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// What the configuration says of the clients.
 struct Site {
     node: String,
-    policy: Option<Arc<Policy>>,
-}
-
-impl Site {
-    fn segment(&self, client: IpAddr) -> Option<&Segment> {
-        let policy = self.policy.as_ref()?;
-        policy.asker(client).map(|asker| policy.segment(asker))
-    }
+    sources: Sources,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let Arguments { config, log, flows, format, fields, resolver, clock_error, lookback, output, json } = arguments;
     let mut log = log.clone();
-    let mut site = Site { node: NODE.to_owned(), policy: None };
+    let mut site = Site { node: NODE.to_owned(), sources: Sources::default() };
     let mut index = Index::new(Limits { lookback: *lookback, ..Limits::default() });
     let (mut resolvers, mut statics) = (resolver.clone(), Vec::new());
     if config.config.is_some() {
@@ -119,10 +113,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         let doors = config.listen.dns.iter().chain(&config.listen.tls).chain(&config.listen.https);
         resolvers.extend(doors.map(std::net::SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
         statics = history::statics(&loaded.policy);
+        statics.extend(config.firewalls.iter().flat_map(history::spared));
         if log.is_empty() {
             log.push(config.audit.file.clone());
         }
-        site = Site { node: config.node, policy: Some(loaded.policy) };
+        site = Site { node: config.node, sources: Sources::new(&loaded.policy) };
     }
     statics.extend(resolvers.into_iter().map(history::resolver));
     index.set_statics(statics);
@@ -143,7 +138,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
     let mut out = Output::open(output.as_deref(), *json)?;
     let read = std::thread::scope(|scope| -> Result<_, Failure> {
-        let mut logs = Logs::open(scope, &log);
+        progress("looking for what is missing in the query log");
+        let logs = Logs::open(scope, &log);
+        progress("");
+        let mut logs = logs?;
         logs.begin(&mut index);
         let mut join = Join {
             site: &site,
@@ -155,7 +153,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         };
         let mut pairs = Pairs::new(origin == Origin::Vpc, sorted);
         let mut done = 0_u64;
-        while let Some(row) = pairs.next(&|address| site.segment(address).is_some()) {
+        while let Some(row) = pairs.next(&|address| site.sources.of(address).is_some()) {
             let row = row.map_err(|error| order::failed(&error))?;
             logs.advance(&mut join.index, row.seen.at.0.saturating_add(micros(error)).saturating_add(DISORDER));
             join.write(&row.seen, row.id, &mut out, &mut summary)?;
@@ -183,6 +181,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
 /// What a connection was judged as when it began.
 struct Earlier {
+    /// The end of its last window.
+    last: Wall,
     class: Class,
     detail: Option<Detail>,
     qname: Option<Box<str>>,
@@ -202,10 +202,12 @@ struct Join<'a> {
 
 impl Join<'_> {
     fn write(&mut self, seen: &Seen, id: (u64, u32), out: &mut Output, summary: &mut Summary) -> Result<(), Failure> {
-        let segment = self.site.segment(seen.client);
+        let segment = self.site.sources.of(seen.client);
+        // A time that nobody wrote down is of no look-up; what is always open explains it all the same.
+        let (at, end) = if seen.timed { (seen.at, seen.end) } else { (Wall(u64::MAX), None) };
         let flow = Flow {
-            at: seen.at,
-            end: seen.end,
+            at,
+            end,
             client: seen.client,
             segment: segment.map(|segment| &*segment.name),
             address: seen.address,
@@ -215,37 +217,58 @@ impl Join<'_> {
             error: self.error,
         };
         let judgement = self.index.judge(&flow);
-        let why = judgement.why();
+        let why = if seen.timed || judgement.class != Class::Unknown {
+            judgement.why()
+        } else {
+            Some("its event has no time; watch with conntrack -E -o timestamp,id".to_owned())
+        };
         let mut event = FlowEvent::judged(FlowOp::Seen, self.origin, &flow, &judgement, why.as_deref());
+        event.at = seen.at;
         let ends = Ends::of(seen);
-        let earlier = self.earlier.get(&ends).filter(|_| judgement.detail == Some(Detail::Start));
-        if let Some(earlier) = earlier {
+        let last = seen.end.unwrap_or(seen.at);
+        if judgement.detail == Some(Detail::Start)
+            && let Some(earlier) = self.earlier.get_mut(&ends)
+            && seen.at.0 <= earlier.last.0.saturating_add(SILENT)
+        {
+            earlier.last = earlier.last.max(last);
             (event.class, event.detail) = (earlier.class, earlier.detail);
             (event.qname, event.rule) = (earlier.qname.as_deref(), earlier.rule.as_deref());
             event.query = earlier.query.map(RecordId::from);
             event.why = Some("as it was judged when it began");
         }
         event.port = seen.port;
-        event.segment = segment.map(|segment| (&*segment.name, &*segment.tags_json)).or(event.segment);
+        event.segment = segment.map(|segment| (&*segment.name, &*segment.tags)).or(event.segment);
         (event.bytes_out, event.bytes_in) = (seen.bytes_out, seen.bytes_in);
         (event.packets_out, event.packets_in) = (seen.packets_out, seen.packets_in);
         summary.add(&event);
         let id = RecordId { boot: id.0, shard: SHARD, sequence: id.1.into() };
         out.write(|line| self.encoder.encode(line, id, &Event::Flow(event)))?;
         if seen.started && self.origin == Origin::Vpc {
-            if self.earlier.len() >= EARLIER {
-                self.earlier.clear();
-            }
             let judged = Earlier {
+                last,
                 class: judgement.class,
                 detail: judgement.detail,
                 qname: judgement.qname().map(Into::into),
                 rule: judgement.rule().map(Into::into),
                 query: judgement.name.and_then(|name| name.query),
             };
+            if self.earlier.len() >= EARLIER {
+                forget(&mut self.earlier, seen.at);
+            }
             self.earlier.insert(ends, judged);
         }
         Ok(())
+    }
+}
+
+/// Makes room for half of the connections that are remembered.
+fn forget(earlier: &mut HashMap<Ends, Earlier>, now: Wall) {
+    earlier.retain(|_, earlier| now.0 <= earlier.last.0.saturating_add(SILENT));
+    if earlier.len() > EARLIER / 2 {
+        let mut ends: Vec<u64> = earlier.values().map(|earlier| earlier.last.0).collect();
+        let (_, median, _) = ends.select_nth_unstable(earlier.len() / 2);
+        let median = *median;
+        earlier.retain(|_, earlier| earlier.last.0 > median);
     }
 }
 

@@ -18,7 +18,7 @@ use crate::time::Wall;
 /// Flows of a part, some 70 MB.
 const PART: usize = 1 << 19;
 /// A flow in a file.
-const SIZE: usize = 111;
+const SIZE: usize = 112;
 
 /// What flows are sorted by.
 type Key = (Wall, (u64, u32));
@@ -134,7 +134,7 @@ const NONE: u64 = u64::MAX;
 
 impl Row {
     fn bytes(&self) -> [u8; SIZE] {
-        let Seen { at, end, client, port, address, carrier, denied, started, direction, tap, .. } = self.seen;
+        let Seen { at, end, client, port, address, carrier, denied, started, timed, direction, tap, .. } = self.seen;
         let mut bytes = [0; SIZE];
         let mut rest = bytes.as_mut_slice();
         // The array has the room.
@@ -160,6 +160,7 @@ impl Row {
         put(&[
             u8::from(denied),
             u8::from(started),
+            u8::from(timed),
             match direction {
                 Direction::Forth => 0,
                 Direction::Back => 1,
@@ -183,7 +184,7 @@ impl Row {
         let port = u32::from_le_bytes(array(&mut rest)?);
         let [kind] = array(&mut rest)?;
         let number = u16::from_le_bytes(array(&mut rest)?);
-        let [denied, started, direction] = array(&mut rest)?;
+        let [denied, started, timed, direction] = array(&mut rest)?;
         let mut counter = || take(&mut rest).map(|number| (number != NONE).then_some(number));
         let (bytes_out, bytes_in, packets_out, packets_in) = (counter()?, counter()?, counter()?, counter()?);
         Some(Self {
@@ -201,6 +202,7 @@ impl Row {
                 },
                 denied: denied != 0,
                 started: started != 0,
+                timed: timed != 0,
                 bytes_out,
                 bytes_in,
                 packets_out,
@@ -258,7 +260,7 @@ mod tests {
                 Just(Carrier::Icmp),
                 any::<u8>().prop_map(Carrier::Protocol),
             ],
-            (denied, started) in any::<(bool, bool)>(),
+            (denied, started, timed) in any::<(bool, bool, bool)>(),
             counters in any::<[Option<u32>; 4]>(),
             direction in prop_oneof![Just(Direction::Forth), Just(Direction::Back), Just(Direction::Unclear)],
             tap in any::<u32>(),
@@ -273,6 +275,7 @@ mod tests {
                 carrier,
                 denied,
                 started,
+                timed,
                 bytes_out,
                 bytes_in,
                 packets_out,

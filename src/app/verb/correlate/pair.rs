@@ -106,20 +106,26 @@ impl Pairs {
         match *half {
             None => {
                 *half = Some(tap);
-                if back {
-                    (seen.bytes_in, seen.packets_in) = (row.seen.bytes_in, row.seen.packets_in);
-                } else {
+                if !back {
                     // The half of the client is the flow; what came back was only earlier.
                     waiting.row.id = row.id;
                     (seen.bytes_out, seen.packets_out) = (row.seen.bytes_out, row.seen.packets_out);
+                    if std::mem::replace(&mut seen.denied, row.seen.denied) {
+                        (seen.bytes_in, seen.packets_in) = (None, None);
+                    }
+                } else if !row.seen.denied {
+                    // A reply that is refused does not come, and what it answers has left all the same.
+                    (seen.bytes_in, seen.packets_in) = (row.seen.bytes_in, row.seen.packets_in);
                 }
                 seen.started |= row.seen.started;
-                seen.denied |= row.seen.denied;
                 seen.end = seen.end.max(row.seen.end);
                 self.joined += 1;
             }
-            // The same packets at another interface, as at a NAT gateway's.
-            Some(known) if known != tap => self.joined += 1,
+            // The same packets at another interface, as at a NAT gateway's; who refuses them there stops them.
+            Some(known) if known != tap => {
+                seen.denied |= row.seen.denied && !back;
+                self.joined += 1;
+            }
             // The next window.
             Some(_) => {
                 let done = waiting.row;

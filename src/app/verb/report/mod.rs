@@ -270,6 +270,7 @@ impl Feed<'_> {
                 }
             }
             Recorded::Notice(notice) => _ = self.reaches(notice.at()),
+            Recorded::Missing => {}
         }
     }
 

@@ -1,17 +1,24 @@
 //! History: what the query log says, as the index of flows takes it.
 
+mod reading;
+mod rules;
+
 use std::net::IpAddr;
 
+pub(super) use self::reading::Reading;
+pub(super) use self::rules::{Segment, Sources, resolver, spared, statics};
 use crate::audit::{Grant, Outcome, Query, RecordId, Recorded};
-use crate::flow::{Denied, Detail, Ended, For, Index, Opened, QueryId, Static, Told};
-use crate::net::{Prefix, Services};
-use crate::policy::{Action, Policy};
+use crate::flow::{Denied, Detail, Ended, For, Index, Opened, QueryId, Told, Unlisted};
+use crate::net::Services;
 use crate::time::Wall;
+
+/// How long what was told may hold where its record does not say: the greatest `ttl_max`, in seconds.
+const LONGEST: u32 = 86_400;
 
 /// One record, as far as flows are explained by it; it may go from one thread to another.
 #[derive(Clone, Debug)]
 pub(super) struct Fact {
-    /// When its record was written, or little before.
+    /// When its record was written, or little before; of a gap, where it begins.
     pub(super) at: Wall,
     what: What,
 }
@@ -22,8 +29,8 @@ enum What {
     Granted(Granted),
     /// The log's first line: nothing was before.
     First,
-    /// Lines may be missing before here.
-    Gap,
+    /// Records are missing from here to there.
+    Gap(Wall),
     /// The log was still written here.
     Alive,
 }
@@ -38,6 +45,7 @@ struct Asked {
     /// Refused, and that counted.
     denied: bool,
     addresses: Vec<IpAddr>,
+    unlisted: Unlisted,
     services: Vec<Services>,
     told_until: Wall,
     open_until: Wall,
@@ -65,22 +73,16 @@ enum Op {
 
 impl Fact {
     /// What a record says; every record says at least that the log was alive, but for those of flows.
-    pub(super) fn of(record: Recorded<'_>) -> Option<Self> {
+    fn of(record: Recorded<'_>) -> Option<Self> {
         match record {
             Recorded::Query(query) => Some(Self::query(query)),
             Recorded::Grant(grant) => {
                 Some(Self { at: grant.at(), what: granted(grant).map_or(What::Alive, What::Granted) })
             }
-            Recorded::Notice(notice) => Some(Self {
-                at: notice.at(),
-                what: match &*notice.op {
-                    _ if notice.is_first() => What::First,
-                    // Somebody else moved or cut the file: what was in it may be gone.
-                    "gap" | "reopen" => What::Gap,
-                    _ => What::Alive,
-                },
-            }),
-            Recorded::Flow(_) | Recorded::Policy(_) => None,
+            Recorded::Notice(notice) => {
+                Some(Self { at: notice.at(), what: if notice.is_first() { What::First } else { What::Alive } })
+            }
+            Recorded::Flow(_) | Recorded::Policy(_) | Recorded::Missing => None,
         }
     }
 
@@ -88,19 +90,27 @@ impl Fact {
         // The answer left when its record was written.
         let at = Wall(query.at().0.saturating_add(query.latency_us));
         let observed = query.verdict == Outcome::Deny && !query.enforced;
-        let (mut addresses, mut ttl) = (Vec::new(), u32::MAX);
-        if query.verdict == Outcome::Allow || observed {
+        let (mut addresses, mut ttl) = (Vec::new(), None);
+        let answered = query.verdict == Outcome::Allow || observed;
+        if answered {
             for told in query.answers() {
-                ttl = ttl.min(told.ttl);
+                ttl = Some(ttl.map_or(told.ttl, |ttl: u32| ttl.min(told.ttl)));
                 addresses.extend(told.address());
             }
         }
-        if addresses.is_empty() {
-            ttl = 0;
-        }
+        let granted = query.grant();
+        let unlisted = match answered && query.may_omit_addresses() {
+            true if granted.is_some() => Unlisted::Opened,
+            true => Unlisted::Unknown,
+            false => Unlisted::None,
+        };
+        let ttl = match ttl {
+            _ if addresses.is_empty() && unlisted == Unlisted::None => 0,
+            ttl => ttl.unwrap_or(LONGEST),
+        };
         let told_until = Wall(at.0.saturating_add(u64::from(ttl) * 1_000_000));
         // Where nothing had to be opened, everything is, as far as this node knows.
-        let (services, open_until) = query.grant().unwrap_or_else(|| (vec![Services::Any], told_until));
+        let (services, open_until) = granted.unwrap_or_else(|| (vec![Services::Any], told_until));
         let text = |text: &Option<crate::audit::Text<'_>>| text.as_deref().map(Into::into);
         Self {
             at,
@@ -113,10 +123,24 @@ impl Fact {
                 query: query.id.parse::<RecordId>().ok().map(Into::into),
                 denied: query.verdict == Outcome::Deny && query.enforced,
                 addresses,
+                unlisted,
                 services: if observed { vec![Services::Any] } else { services },
                 told_until,
                 open_until,
             }),
+        }
+    }
+
+    /// That records are missing between two times, in whichever order.
+    fn gap(one: Wall, other: Wall) -> Self {
+        Self { at: one.min(other), what: What::Gap(one.max(other)) }
+    }
+
+    /// The time of which records are missing, where that is what it says.
+    pub(super) const fn missing(&self) -> Option<(Wall, Wall)> {
+        match self.what {
+            What::Gap(to) => Some((self.at, to)),
+            _ => None,
         }
     }
 
@@ -136,8 +160,8 @@ impl Fact {
         matches!(self.what, What::First)
     }
 
-    /// Hands it to the index. `last` is when the log said something before.
-    pub(super) fn apply(&self, index: &mut Index, last: Wall) {
+    /// Hands it to the index.
+    pub(super) fn apply(&self, index: &mut Index) {
         match &self.what {
             What::Asked(asked) if asked.denied => index.denied(&Denied {
                 at: self.at,
@@ -153,12 +177,13 @@ impl Fact {
                 rule: asked.rule.as_deref().unwrap_or_default(),
                 query: asked.query,
                 addresses: &asked.addresses,
+                unlisted: asked.unlisted,
                 services: &asked.services,
                 told_until: asked.told_until,
                 open_until: asked.open_until,
             }),
             What::Granted(granted) => granted.apply(index, self.at),
-            What::Gap => index.gap(last, self.at, Detail::LogGap),
+            What::Gap(to) => index.gap(self.at, *to, Detail::LogGap),
             What::First | What::Alive => {}
         }
     }
@@ -202,22 +227,5 @@ fn granted(grant: &Grant<'_>) -> Option<Granted> {
     })
 }
 
-/// What a policy opens without look-ups.
-pub(super) fn statics(policy: &Policy) -> Vec<Static> {
-    let mut statics = Vec::new();
-    for (segment, rule) in policy.network_rules().filter(|(_, rule)| rule.action == Action::Allow) {
-        statics.extend(rule.networks.iter().map(|network| Static {
-            segment: Some((&*segment.name).into()),
-            rule: Some((&*rule.id).into()),
-            network: *network,
-            services: rule.ports.clone(),
-            until: rule.expires,
-        }));
-    }
-    statics
-}
-
-/// The address of a resolver.
-pub(super) fn resolver(address: IpAddr) -> Static {
-    Static { segment: None, rule: None, network: Prefix::from(address), services: vec![Services::Any], until: None }
-}
+#[cfg(test)]
+mod tests;
