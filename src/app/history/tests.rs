@@ -52,6 +52,8 @@ const fn second(seconds: u64) -> Wall {
 
 /// A line: `boot-shard-sequence`, when, and the rest; of a query, without a rest.
 type Line<'a> = (&'a str, u64, &'a str);
+/// What a log is, its lines, and the times that it lacks.
+type Row<'a> = (&'a str, &'a [Line<'a>], &'a [(u64, u64)]);
 
 fn line((id, at, rest): Line<'_>) -> String {
     let (boot, id) = id.split_once('-').unwrap();
@@ -77,7 +79,7 @@ const BEAT: &str = r#""op":"heartbeat","sequences":{"1":1,"2":7}"#;
 fn what_is_missing_lies_between_the_records_around_it() {
     let torn = ("torn", 0, "");
     #[rustfmt::skip]
-    let rows: [(&str, &[Line<'_>], &[(u64, u64)]); 18] = [
+    let rows: [Row<'_>; 18] = [
         ("nothing", &[FIRST, ("a-1-1", 10, ""), ("a-2-1", 9, ""), ("a-0-2", 30, BEAT)], &[]),
         ("a line that is no record", &[FIRST, ("a-1-1", 10, ""), torn, ("a-1-2", 20, "")], &[(10, 20)]),
         ("the last line", &[FIRST, ("a-1-1", 10, ""), torn], &[(10, 9999)]),
