@@ -18,7 +18,7 @@ use crate::upstream::Upstream;
 
 /// `outgate probe` without the ways around that are tried by themselves.
 fn probe(arguments: &[&str]) -> Ended {
-    end(Command::new(OUTGATE).args(["probe", "--without", "all", "--timeout", "400ms"]).args(arguments))
+    end(Command::new(OUTGATE).args(["probe", "--without", "all", "--timeout", "1s"]).args(arguments))
 }
 
 /// The lines without what differs from run to run: durations are `T`.
@@ -108,14 +108,14 @@ fn says_of_every_name_what_came_of_it() {
         ("here", closed, 1, format!("FAIL: told, but 127.0.0.1 refused by a reset — {ask}")),
         ("both", port, 1, format!("FAIL: told, but ::1 refused by a reset; 1 others connected — {ask}")),
         ("many", port, 1, "FAIL: told, but 127.0.0.120 refused by a reset; 127.0.0.121 refused by a reset;".into()),
-        ("lost", port, 0, "warn: resolved in T ms, connected to 1 address in T ms — the first query was not answered: look for loss on the way to the resolver".into()),
+        ("lost", port, 0, "warn: resolved in T ms, connected to 1 address in T ms — no answer in half the time, so it was asked again: look for loss on the way, or a slow upstream".into()),
         ("half", port, 0, "warn: resolved in T ms, connected to 1 address in T ms; AAAA: SERVFAIL, EDE 22 (No Reachable Authority): no upstream answers — clients ask both types and may wait for this one".into()),
         ("blocked", port, 1, format!("FAIL: NXDOMAIN, EDE 15 (Blocked): denied by rule no-trackers — {rule}")),
         ("stranger", port, 1, format!("FAIL: REFUSED, EDE 18 (Prohibited): this client is in no segment — {rule}")),
         ("gone", port, 1, "FAIL: NXDOMAIN — see that the name is right, and has addresses".into()),
         ("empty", port, 1, "FAIL: no address (NOERROR) — see that the name is right, and has addresses".into()),
         ("broken", port, 1, "FAIL: SERVFAIL, EDE 22 (No Reachable Authority): no upstream answers — it failed behind the resolver: the record in its log says where".into()),
-        ("silent", port, 1, "FAIL: no answer in 400ms — see that the resolver runs, and that this machine may reach it".into()),
+        ("silent", port, 1, "FAIL: no answer in 1s — see that the resolver runs, and that this machine may reach it".into()),
         ("blocked", 0, 0, "ok  : NXDOMAIN, EDE 15 (Blocked): denied by rule no-trackers".into()),
         ("stranger", 0, 0, "ok  : REFUSED, EDE 18 (Prohibited): this client is in no segment".into()),
         ("refused", 0, 0, "ok  : REFUSED".into()),
@@ -124,7 +124,7 @@ fn says_of_every_name_what_came_of_it() {
         ("empty", 0, 0, format!("warn: no address (NOERROR) — {unsaid}")),
         ("broken", 0, 0, "warn: SERVFAIL, EDE 22 (No Reachable Authority): no upstream answers — it failed and was not refused: it may be answered once that is mended".into()),
         ("here", 0, 1, "FAIL: told 127.0.0.1 — `outgate explain here.example A` says which rule allows it".into()),
-        ("silent", 0, 1, "FAIL: no answer in 400ms — nothing is known of it: see that the resolver runs".into()),
+        ("silent", 0, 1, "FAIL: no answer in 1s — nothing is known of it: see that the resolver runs".into()),
     ];
     for (label, port, code, expected) in rows {
         let name = format!("{label}.example");
@@ -367,7 +367,7 @@ fn tells_every_way_around_by_what_comes_back() {
         let site = Site::new();
         site.file(
             "probe.toml",
-            "timeout = \"400ms\"\nblocked = [\"[::1]:53\", \"tcp/127.0.0.4:1\", \"udp/127.0.0.4:1\", \"udp/127.0.0.1:9\"]\n\
+            "timeout = \"1s\"\nblocked = [\"[::1]:53\", \"tcp/127.0.0.4:1\", \"udp/127.0.0.4:1\", \"udp/127.0.0.1:9\"]\n\
              [around]\ndns = [\"127.0.0.2\", \"127.0.0.3\", \"127.0.0.5\", \"127.0.0.6\"]\ndot = [\"127.0.0.1\"]\ndoh = [\"127.0.0.1\"]\ncloud = []\n",
         );
         let ended = site.run(&["probe", "--file", "probe.toml"]);
@@ -379,13 +379,13 @@ fn tells_every_way_around_by_what_comes_back() {
             lines(&ended.stdout),
             [
                 "ok   blocked tcp/[::1]:53  refused: ICMP administratively prohibited from ::1".to_owned(),
-                "ok   blocked tcp/127.0.0.4:1  no answer in 400ms".into(),
+                "ok   blocked tcp/127.0.0.4:1  no answer in 1s".into(),
                 "ok   blocked udp/127.0.0.4:1  refused by this machine itself".into(),
                 format!("warn blocked udp/127.0.0.1:9  refused: ICMP port unreachable from 127.0.0.1 — {itself}"),
                 "ok   dns     udp/127.0.0.2:53  refused: ICMP administratively prohibited from 127.0.0.2".into(),
                 "ok   dns     tcp/127.0.0.2:53  refused by a reset".into(),
-                "ok   dns     udp/127.0.0.3:53  no answer in 400ms".into(),
-                "ok   dns     tcp/127.0.0.3:53  no answer in 400ms".into(),
+                "ok   dns     udp/127.0.0.3:53  no answer in 1s".into(),
+                "ok   dns     tcp/127.0.0.3:53  no answer in 1s".into(),
                 format!("FAIL dns     udp/127.0.0.5:53  answered in T ms: NOERROR — {port}"),
                 format!("FAIL dns     tcp/127.0.0.5:53  answered in T ms: NOERROR — {port}"),
                 "warn dns     udp/127.0.0.6:53  answered in T ms: NXDOMAIN, EDE 15 (Blocked): no rule allows this name — it seems to be led to a resolver that refuses; see that this is yours".into(),
@@ -412,6 +412,18 @@ fn tells_every_way_around_by_what_comes_back() {
         assert!(ended.stdout.contains(" ms — the first SYN was lost: a client waits a second"), "{}", ended.stdout);
         assert_eq!(ended.code, Some(0));
     });
+}
+
+/// A real server answers a version that nobody has.
+#[cfg(feature = "quic")]
+#[test]
+fn a_server_of_quic_is_found() {
+    let (site, way) = crate::tls::site("quic");
+    let _node = site.start();
+    let ended = probe(&["--blocked", &format!("udp/{way}")]);
+    let first = lines(&ended.stdout).into_iter().next().unwrap();
+    assert!(first.starts_with(&format!("FAIL blocked udp/{way}  answered in T ms — ")), "{first}");
+    assert_eq!(ended.code, Some(1));
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(super) struct Reply {
     pub(super) addresses: Vec<IpAddr>,
     /// How long it took.
     pub(super) after: Duration,
-    /// Only the second datagram was answered.
+    /// It came after the datagram was sent again.
     pub(super) again: bool,
 }
 

@@ -186,7 +186,7 @@ fn judge_allowed(tried: &[Tried]) -> Finding {
         return finding(
             State::Warn,
             seen,
-            "the first query was not answered: look for loss on the way to the resolver",
+            "no answer in half the time, so it was asked again: look for loss on the way, or a slow upstream",
         );
     }
     if let Some(other) = tried.iter().find(|tried| match &tried.asked {

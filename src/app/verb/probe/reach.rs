@@ -27,7 +27,7 @@ use crate::wire::encode_query;
 pub(super) enum Seen {
     /// The connection was made, after so long.
     Connected(Duration),
-    /// A datagram came back, after so long; true: only the second was answered.
+    /// A datagram came back, after so long; true: after it was sent again.
     Answered(Duration, Vec<u8>, bool),
     /// A TCP reset.
     Reset,
