@@ -39,6 +39,10 @@ const BATCH: usize = 64;
 /// Batches received in a row before the runtime looks for replies of upstreams and for timers.
 const IN_A_ROW: usize = 4;
 
+/// Batches received in a row while what waits for the disk takes more: queries that get no record would otherwise be
+/// received for as long as they come, and the replies with them wait.
+const TOGETHER: u32 = 16;
+
 /// While jobs are under way the runtime is due to wake this soon, which is sooner than any of their timers: it wakes
 /// itself, by a system call, for each new timer that is due before all that it knew when it went to sleep.
 const BEAT: Duration = Duration::from_millis(100);
@@ -223,6 +227,7 @@ where
                 jobs.start(begin(job, route, index));
             }
         }
+        let mut rounds = TOGETHER;
         while received > 0 {
             let at = gate.clock.now();
             for (packet, route) in datagrams.received() {
@@ -231,7 +236,8 @@ where
                     jobs.start(begin(job, route, index));
                 }
             }
-            received = if outbox.takes_more() { receive(datagrams) } else { 0 };
+            rounds -= 1;
+            received = if rounds > 0 && outbox.takes_more() { receive(datagrams) } else { 0 };
         }
         // Without a record there is no answer; the outbox has said so.
         if !outbox.is_empty()
