@@ -85,12 +85,19 @@ pub(super) fn judge(settings: &Settings, reply: &Reply, count: usize) -> Said {
     if bulk.items.len() != count {
         return Said::later(format!("speaks of {} records where {count} were sent", bulk.items.len()));
     }
-    let (mut again, mut refused, mut first) = (Vec::new(), Vec::new(), None);
+    let (mut again, mut suspects, mut first) = (Vec::new(), Vec::new(), None);
     for (at, Item { create: Outcome { status, error } }) in bulk.items.into_iter().enumerate() {
         match status {
             // It was created before: its reply did not reach us.
             200..=299 | 409 => {}
-            400 if !error.is_of_the_index() => refused.push((at, error.told())),
+            // Of the record, or of an index that takes none: a pipeline that is not there, a limit of fields that is
+            // reached. Its words do not tell the two apart, other records do.
+            400 if !error.is_of_the_index() => {
+                first.get_or_insert_with(|| {
+                    format!("{}; look at the index: its mapping, limits, pipeline", error.told())
+                });
+                suspects.push((at, error.told()));
+            }
             // Too busy, a shard that is not there, no right to it, no such index: not the record's fault.
             _ => {
                 first.get_or_insert_with(|| format!("takes a record not now ({status}): {}", error.told()));
@@ -98,5 +105,5 @@ pub(super) fn judge(settings: &Settings, reply: &Reply, count: usize) -> Said {
             }
         }
     }
-    Said::Each { again, refused, why: first }
+    Said::Each { again, suspects, why: first }
 }

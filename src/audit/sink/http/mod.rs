@@ -41,6 +41,9 @@ const LARGEST: usize = 1 << 20;
 const SMALLEST: usize = 32 << 10;
 /// Requests that go well one after another before they get larger again.
 const STEADY: u32 = 32;
+/// The same before one is larger than what the server refused: its limit may have been raised. At most one in so many
+/// requests is made in vain.
+const RAISED: u32 = 256;
 /// Records that are refused one by one while none is taken: then it is not the records.
 const SUSPECTS: usize = 4;
 
@@ -58,7 +61,7 @@ struct Http {
     client: Client,
     /// The largest body that is sent now.
     largest: usize,
-    /// The largest that the server was not seen to refuse.
+    /// The largest that the server was not seen to refuse lately.
     bound: usize,
     /// Requests since one did not go well.
     steady: u32,
@@ -114,12 +117,18 @@ impl Http {
         };
         let said = (self.settings.api.judge)(&self.settings, &reply, count);
         if let Said::Smaller { large: true, .. } = said {
-            (self.largest, self.bound) = (size / 2, size / 2);
+            // One record alone may be larger than the bound is.
+            self.bound = self.bound.min(size / 2).max(1);
+            self.largest = self.largest.min(self.bound);
+            self.steady = 0;
         } else {
             self.steady += 1;
-            if self.steady >= STEADY {
-                self.largest = self.bound.min(self.largest.saturating_mul(2));
+            if self.steady >= RAISED {
+                self.bound = LARGEST.min(self.bound.saturating_mul(2));
                 self.steady = 0;
+            }
+            if self.steady.is_multiple_of(STEADY) {
+                self.largest = self.bound.min(self.largest.saturating_mul(2));
             }
         }
         said
@@ -164,7 +173,7 @@ impl Deliver for Http {
                         channel.sent(number, piece);
                     }
                 }
-                Said::Each { again, refused, why } => tally.each(&piece, &again, refused, why),
+                Said::Each { again, suspects, why } => tally.each(&piece, &again, suspects, why),
                 Said::Without { at, why } if at < piece.len() => {
                     tally.refused.push((piece.remove(at), why));
                     pieces.push_front(piece);

@@ -19,9 +19,9 @@ pub(super) enum Said {
     Each {
         /// To be offered again.
         again: Vec<usize>,
-        /// Never to be taken, and why.
-        refused: Vec<(usize, String)>,
-        /// Why the first is to be offered again.
+        /// Not taken, and why: because of the record, where others were taken.
+        suspects: Vec<(usize, String)>,
+        /// Why the first was not taken.
         why: Option<String>,
     },
     /// One will never be taken, and because of it the others may not have been.

@@ -14,7 +14,7 @@ pub(super) struct Tally {
     pub(super) again: Vec<usize>,
     /// Never to be taken.
     pub(super) refused: Vec<(usize, String)>,
-    /// Not taken even alone, by a server that did not say that the record is the reason. It is, where others were taken.
+    /// Not taken, by a server that did not say for certain that the record is the reason. It is, where others were taken.
     pub(super) suspects: Vec<(usize, String)>,
     /// Why those are to be offered again.
     pub(super) why: Option<String>,
@@ -41,13 +41,13 @@ impl Tally {
         &mut self,
         piece: &[usize],
         again: &[usize],
-        refused: Vec<(usize, String)>,
+        suspects: Vec<(usize, String)>,
         why: Option<String>,
     ) {
-        self.taken += piece.len().saturating_sub(again.len() + refused.len());
+        self.taken += piece.len().saturating_sub(again.len() + suspects.len());
         let index = |at: usize| piece.get(at).copied();
         self.again.extend(again.iter().filter_map(|at| index(*at)));
-        self.refused.extend(refused.into_iter().filter_map(|(at, why)| Some((index(at)?, why))));
+        self.suspects.extend(suspects.into_iter().filter_map(|(at, why)| Some((index(at)?, why))));
         self.why = why.or(self.why.take());
     }
 

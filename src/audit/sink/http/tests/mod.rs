@@ -214,12 +214,39 @@ fn a_fault_of_the_index_costs_no_record() {
         (403, "cluster_block_exception"),
         (404, "index_not_found_exception"),
         (429, "circuit_breaking_exception"),
+        // A pipeline that is not there, a limit of fields that is reached: what a record's own fault is called too.
+        (400, "illegal_argument_exception"),
+        (400, "document_parsing_exception"),
     ] {
         collector.script([Act::Items((0..3).map(|at| (at, status, kind)).collect())]);
         let (why, _) = failure(deliver(&mut sink, &records(3)));
         assert!(why.contains(kind), "{why}");
+        assert_eq!(
+            why.ends_with("look at the index: its mapping, limits, pipeline"),
+            status == 400 && !why.contains("index_")
+        );
     }
     assert!(collector.ids().is_empty());
+}
+
+#[test]
+fn a_request_grows_again_where_the_server_takes_more_than_it_did() {
+    let (collector, mut sink) = pair(Speaks::Lines, "");
+    let requests = || collector.state.lock().requests.len();
+    let cost = |sink: &mut Http| {
+        let before = requests();
+        assert_eq!(deliver(sink, &records(40)), Delivered::All);
+        requests() - before
+    };
+    collector.state.lock().largest = Some(1000);
+    cost(&mut sink);
+    let small = cost(&mut sink);
+    collector.state.lock().largest = None;
+    assert_eq!(cost(&mut sink), small, "not at once");
+    for _ in 0..super::RAISED + super::STEADY {
+        assert_eq!(deliver(&mut sink, &records(1)), Delivered::All);
+    }
+    assert!(cost(&mut sink) < small);
 }
 
 #[test]
@@ -549,7 +576,7 @@ proptest! {
         match (APIS[api].judge)(&settings, &reply, count) {
             super::reply::Said::Without { at, .. } => prop_assert!(at < count && status == 400),
             super::reply::Said::Taken(_) => prop_assert!((200..300).contains(&status)),
-            super::reply::Said::Each { again, refused, .. } => prop_assert!(again.len() + refused.len() <= count),
+            super::reply::Said::Each { again, suspects, .. } => prop_assert!(again.len() + suspects.len() <= count),
             _ => {}
         }
     }
