@@ -55,10 +55,15 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
         if error.kind() != io::ErrorKind::NotFound {
             return Err(error);
         }
-        let mut packed = path.as_os_str().to_owned();
-        packed.push(".zst");
-        File::open(packed).map_err(|_| error)
+        File::open(packed(path)).map_err(|_| error)
     })
+}
+
+/// Where an archive lies once it is packed.
+pub(super) fn packed(path: &Path) -> PathBuf {
+    let mut packed = path.as_os_str().to_owned();
+    packed.push(".zst");
+    PathBuf::from(packed)
 }
 
 impl Ord for Archived {

@@ -35,7 +35,7 @@ pub enum AuditError {
     Name(PathBuf),
     /// Retention removed what was not delivered everywhere.
     #[error(
-        "{} was removed for {why} before {} had read it: a `gap` record there says so; raise [audit] {why}, or see why {}",
+        "{} was removed for {why} before {} had read it: a `gap` record there, or the journal, says what it held; raise [audit] {why}, or see why {}",
         .path.display(), .sinks.join(" and "), if .sinks.len() == 1 { "it is behind" } else { "they are behind" }
     )]
     Unread {
@@ -46,6 +46,9 @@ pub enum AuditError {
         /// The sinks' names.
         sinks: Vec<Box<str>>,
     },
+    /// The thread that seals has ended before its time.
+    #[error("{}: not sealed: what reads closed files has ended; the next start seals it", .0.display())]
+    Unsealed(PathBuf),
     /// Anything else that the system says.
     #[error("{}: {why}; check the disk and the path", .path.display())]
     Io {

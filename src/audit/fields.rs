@@ -310,7 +310,7 @@ pub const FIELDS: &[Field] = &[
         "string",
         "`gap`: records of this shard could not be written; in a sink, they did not reach it",
     ),
-    field("log gap", "lost", "integer", "how many; absent: the file was gone before they were counted"),
+    field("log gap", "lost", "integer", "how many; absent: they could not be counted"),
     field("log gap", "ranges", "list", "their sequences as `[first,last]`"),
     field("log gap", "sink", "string", "the sink that they did not reach; what follows is of such a gap alone"),
     field("log gap", "file", "string", "the file of the archive that they were in"),

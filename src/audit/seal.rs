@@ -52,6 +52,12 @@ impl Sealer {
         Ok(Self { jobs, done })
     }
 
+    /// One whose thread has ended.
+    #[cfg(test)]
+    pub(super) fn ended() -> Self {
+        Self { jobs: channel().0, done: channel().1 }
+    }
+
     /// Queues a file, and whether the disk failed to keep what was written to it. The log keeps the queue short by not
     /// closing files faster than they are read.
     pub(super) fn queue(&self, name: &str, path: PathBuf, failed: bool) {
@@ -64,7 +70,7 @@ impl Sealer {
         self.done.try_iter()
     }
 
-    /// The next file, as soon as it is done.
+    /// The next file, as soon as it is done; `None`: the thread has ended.
     pub(super) fn wait(&self) -> Option<Sealed> {
         self.done.recv().ok()
     }

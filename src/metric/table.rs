@@ -98,7 +98,7 @@ metrics! {
     AUDIT_SINK_REFUSED = Counter "audit_sink_refused_total" ["sink"] Count
         "Records that the other side of a sink will never take; they are passed over.";
     AUDIT_SINK_GAPS = Counter "audit_sink_gaps_total" ["sink"] Count
-        "Times that records were removed before a sink had read them; a gap record tells it which.";
+        "Times that records were removed before a sink had read them; a gap record or, where its format has none, the journal says which.";
 
     FLOWS = Counter "flows_total" ["segment", "class"] Count
         "Flows that passed the firewall and ended, by the segment of the client and by what they went out by.";

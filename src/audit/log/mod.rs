@@ -71,6 +71,8 @@ pub struct Log {
     packed: Option<Archived>,
     /// When a file that the disk did not keep may be given up for another one.
     replace_at: Tick,
+    /// Has the names in a directory on the disk.
+    keep_names: fn(&Path) -> Result<(), AuditError>,
 }
 
 impl Log {
@@ -133,6 +135,7 @@ impl Log {
             pack_at: now,
             packed: None,
             replace_at: now,
+            keep_names,
             settings,
             shared,
             current,
@@ -175,11 +178,16 @@ impl Log {
     /// they write later is not under the final sequences.
     ///
     /// # Errors
-    /// The last records could not be written.
+    /// The last records could not be written, or a file is left to be sealed by the next start.
     pub fn close(mut self) -> Result<(), AuditError> {
         self.tell_sealed()?;
-        while !self.unsealed.is_empty() {
-            self.sealed.extend(self.sealer.wait());
+        let mut sealed = Ok(());
+        while let Some(name) = self.unsealed.first() {
+            let Some(next) = self.sealer.wait() else {
+                sealed = Err(AuditError::Unsealed(self.archive.path(name)));
+                break;
+            };
+            self.sealed.push_back(next);
             self.tell_sealed()?;
         }
         self.tell_removed()?;
@@ -189,7 +197,7 @@ impl Log {
         if self.meter.seats().iter().skip(1).all(|seat| Arc::strong_count(seat) == 1) {
             self.current.release().map_err(|error| AuditError::at(&self.settings.file, &error))?;
         }
-        Ok(())
+        sealed
     }
 
     /// Whether records can be written, as far as is known: for readiness.
@@ -229,8 +237,13 @@ impl Log {
         let least = self.before.wrapping_add(self.written());
         let length = self.current.len().map_err(|error| AuditError::at(&path, &error))?;
         if length < least {
+            // Between a write and its count the length would be of more than is counted, and be missed for ever.
+            let seats = Arc::clone(self.meter.seats());
+            let held: Vec<_> = seats.iter().map(|seat| seat.handle.lock()).collect();
+            let length = self.current.len().map_err(|error| AuditError::at(&path, &error))?;
             // Shards go on writing: what they add from here on is looked for from here on.
             self.before = length.wrapping_sub(self.written());
+            drop(held);
             self.length = length;
             if length > 0 {
                 self.current.set_torn();
@@ -258,6 +271,9 @@ impl Log {
         let past = read_past(path, &next, &self.archive)?;
         self.allocate(&next)?;
         let handles = self.handles(&next, path)?;
+        if self.settings.durability == Durability::Disk {
+            (self.keep_names)(parent(path))?;
+        }
         let past = Past { torn: past.torn, ..Past::default() };
         self.move_to(next, handles, || Ok(()), (false, why, &past))
     }
@@ -273,6 +289,7 @@ impl Log {
         }
         let next = Current::create(&next_path, self.settings.durability)?;
         let lasting = self.settings.durability == Durability::Disk;
+        let keep_names = self.keep_names;
         let failed = self.current.is_failed();
         let left = self.current.identity;
         let placed = Cell::new(false);
@@ -283,12 +300,15 @@ impl Log {
                 let _ = fs::rename(&archived, path);
                 AuditError::at(path, &error)
             })?;
-            if lasting {
-                // An answer whose record is in a file without a name would not survive the machine's end.
-                let _ = keep_names(parent(&archived)).and_then(|()| keep_names(parent(path)));
+            // An answer whose record is in a file without a name would not survive the machine's end: until there is one
+            // whose name is kept, the old file goes on.
+            let kept =
+                if lasting { keep_names(parent(&archived)).and_then(|()| keep_names(parent(path))) } else { Ok(()) };
+            if kept.is_err() {
+                let _ = fs::rename(path, &next_path).and_then(|()| fs::rename(&archived, path));
             }
-            placed.set(true);
-            Ok(())
+            placed.set(kept.is_ok());
+            kept
         };
         self.unsealed.push(name.clone());
         let handles = self.allocate(&next).and_then(|()| self.handles(&next, &next_path));

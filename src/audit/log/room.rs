@@ -1,6 +1,5 @@
 //! Room: archives are packed when they are old, and the oldest removed when there are too many.
 
-use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -9,11 +8,14 @@ use std::time::Duration;
 use nix::sys::statvfs::statvfs;
 
 use super::{HEARTBEAT, Log};
-use crate::audit::archive::Archived;
+use crate::audit::archive::{Archived, packed};
 use crate::audit::error::AuditError;
 use crate::audit::own::Own;
 use crate::time::Tick;
 
+/// How long may be counted what the archives held that are removed at once: the log's thread has other things to do. Of
+/// 256 MiB it takes a second.
+const COUNTING: Duration = Duration::from_secs(3);
 /// How long packing is left alone after it failed.
 const PACK_RETRY: Duration = Duration::from_secs(600);
 
@@ -32,13 +34,16 @@ impl Log {
     /// read goes first, for sinks read in that order too; where that is not enough, what goes is told with their names. An
     /// archive that is not sealed yet stays. The current file counts with what is allocated for it, and so does the `next`.
     pub(super) fn make_room(&mut self, next: u64) -> Result<(), AuditError> {
-        let mut archives = VecDeque::from(self.archive.list()?);
         let size = |archived: &Archived| self.archive.path(&archived.name).metadata().map_or(0, |found| found.len());
+        let sized = |archived| (size(&archived), archived);
+        let archives: Vec<_> = self.archive.list()?.into_iter().map(sized).collect();
         let current = self.length.max(self.settings.rotate_size).saturating_add(next);
-        let mut total = archives.iter().map(size).fold(current, u64::saturating_add);
-        while let Some(oldest) =
-            archives.pop_front().filter(|oldest| !self.unsealed.iter().any(|name| name == oldest.closed_as()))
-        {
+        let mut total = archives.iter().map(|(size, _)| *size).fold(current, u64::saturating_add);
+        let until = self.shared.clock.tick() + COUNTING;
+        for (size, oldest) in archives {
+            if self.unsealed.iter().any(|name| name == oldest.closed_as()) {
+                break;
+            }
             let why = if total > self.settings.max_size {
                 "max_size"
             } else if self.settings.min_free > 0
@@ -48,18 +53,32 @@ impl Log {
             } else {
                 break;
             };
-            let path = self.archive.path(&oldest.name);
-            let bytes = size(&oldest);
-            let unread = self.meter.readers().removing(&oldest, &path);
-            match fs::remove_file(&path) {
-                // It was packed meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                result => result.map_err(|error| AuditError::at(&path, &error))?,
-            }
-            total = total.saturating_sub(bytes);
-            self.meter.removed();
-            self.removed.push_back(Removed { archived: oldest, bytes, why, unread });
+            self.remove(oldest, why, until)?;
+            total = total.saturating_sub(size);
         }
+        Ok(())
+    }
+
+    /// Deletes an archive that was listed; it may have been packed since. Sinks that have not come to it are told what it
+    /// held, where that can be counted until then.
+    pub(super) fn remove(&mut self, oldest: Archived, why: &'static str, until: Tick) -> Result<(), AuditError> {
+        let plain = self.archive.path(&oldest.name);
+        let readers = self.meter.readers().clone();
+        let lost = readers.lose(&oldest, &plain, (&self.shared.clock, until));
+        for path in [plain.clone(), packed(&plain)] {
+            let bytes = path.metadata().map_or(0, |found| found.len());
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(AuditError::at(&path, &error)),
+                Ok(()) => {
+                    let unread = readers.removed(&oldest, lost);
+                    self.meter.removed();
+                    self.removed.push_back(Removed { archived: oldest, bytes, why, unread });
+                    return Ok(());
+                }
+            }
+        }
+        // Somebody else was quicker.
         Ok(())
     }
 

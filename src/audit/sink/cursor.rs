@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::lost::Lost;
+use crate::audit::RecordId;
 
 /// Which file of the log: what its first line says of it, wherever it lies and however it is packed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,29 @@ pub(super) struct Position {
     pub(super) file: Arc<Mark>,
     /// In bytes of the file as it was written, unpacked.
     pub(super) offset: u64,
+    /// The record that ends there: a file that was cut short and written on has another one there. Absent at the beginning,
+    /// and behind what is no record.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "text")]
+    pub(super) last: Option<RecordId>,
+}
+
+/// An id as the text that it is everywhere.
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::audit::RecordId;
+
+    #[expect(clippy::ref_option, reason = "serde hands it so")]
+    pub(super) fn serialize<S: Serializer>(id: &Option<RecordId>, serializer: S) -> Result<S::Ok, S::Error> {
+        match id {
+            Some(id) => serializer.collect_str(id),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RecordId>, D::Error> {
+        Ok(String::deserialize(deserializer)?.parse().ok())
+    }
 }
 
 /// What is saved.

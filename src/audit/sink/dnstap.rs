@@ -7,10 +7,12 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::limit::{Limit, Limited};
 use super::settings::Keys;
 use super::{Batch, Deliver, Delivered, Plan};
 use crate::audit::format::frames::Control;
@@ -21,7 +23,7 @@ use crate::time::{Clock, Tick};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long it may take to read what is on the way, for its FINISH.
 const FINISH: Duration = Duration::from_secs(10);
-/// The same of a node that stops.
+/// The same of a node that stops; so long each of the others may take then too.
 const LAST_FINISH: Duration = Duration::from_secs(2);
 /// How long a connection carries frames: what a broken one makes the receiver read twice.
 const LASTS: Duration = Duration::from_secs(60);
@@ -76,13 +78,15 @@ impl Plan for Settings {
     fn build(&self) -> Result<Box<dyn Deliver>, String> {
         let place = self.place.clone();
         let clock = Clock::system();
-        Ok(Box::new(Receiver { place, clock, patience: PATIENCE, link: None, rest: Vec::new() }))
+        let stop = Arc::default();
+        Ok(Box::new(Receiver { place, clock, stop, patience: PATIENCE, link: None, rest: Vec::new() }))
     }
 }
 
 struct Receiver {
     place: Place,
     clock: Clock,
+    stop: Arc<AtomicBool>,
     patience: Duration,
     /// A connection that has said START, and since when.
     link: Option<(Link, Tick)>,
@@ -91,6 +95,10 @@ struct Receiver {
 }
 
 impl Deliver for Receiver {
+    fn heed(&mut self, stop: &Arc<AtomicBool>) {
+        self.stop = Arc::clone(stop);
+    }
+
     fn deliver(&mut self, batch: &Batch<'_>) -> Delivered {
         let count = batch.records.len();
         let sent = self.send(batch).and_then(|taken| {
@@ -143,7 +151,9 @@ impl Receiver {
             Some((link, _)) => link,
             none => {
                 self.rest.clear();
-                &mut none.insert((self.place.open(&self.clock, self.patience)?, self.clock.tick())).0
+                let mut limit = Limit::new(self.clock.clone());
+                limit.heed(&self.stop);
+                &mut none.insert((self.place.open(limit, self.patience)?, self.clock.tick())).0
             }
         };
         let mut bytes = std::mem::take(&mut self.rest);
@@ -169,7 +179,7 @@ impl Receiver {
         }
         let mut last = std::mem::take(&mut self.rest);
         Control::Stop.write(&mut last);
-        link.within(patience);
+        link.limit.begin(patience);
         match link.write_all(&last).and_then(|()| Control::read(&mut link)) {
             Ok((Control::Finish, _)) => Ok(()),
             Ok(_) => Err(self.place.says("it did not answer STOP with FINISH; is it bidirectional Frame Streams?")),
@@ -189,8 +199,9 @@ impl Place {
     }
 
     /// Connects, and comes to START.
-    fn open(&self, clock: &Clock, patience: Duration) -> Result<Link, String> {
-        let socket = self.connect(clock, patience).map_err(|error| {
+    fn open(&self, mut limit: Limit, patience: Duration) -> Result<Link, String> {
+        limit.begin(patience);
+        let socket = self.connect(&mut limit).map_err(|error| {
             self.says(&match error.kind() {
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!("{error}; is the receiver running?"),
                 ErrorKind::PermissionDenied => format!("{error}; let the service's user write to it"),
@@ -198,8 +209,8 @@ impl Place {
                 _ => error.to_string(),
             })
         })?;
-        let mut link = Link { socket, clock: clock.clone(), until: Tick::default() };
-        link.within(patience);
+        let mut link = Link { socket, limit };
+        link.limit.begin(patience);
         let greeted = link.say(Control::Ready).and_then(|()| Control::read(&mut link));
         match greeted {
             Ok((Control::Accept, true)) => {}
@@ -211,22 +222,23 @@ impl Place {
         Ok(link)
     }
 
-    fn connect(&self, clock: &Clock, patience: Duration) -> io::Result<Socket> {
+    fn connect(&self, limit: &mut Limit) -> io::Result<Socket> {
         match self {
             Self::Unix(path) => {
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-                // Where nobody accepts, connecting waits as long as writing.
-                socket.set_write_timeout(Some(patience))?;
-                socket.connect(&SockAddr::unix(path)?)?;
+                let address = SockAddr::unix(path)?;
+                limit.call(|slice| {
+                    // Where nobody accepts, connecting waits as long as writing.
+                    socket.set_write_timeout(Some(slice))?;
+                    socket.connect(&address)
+                })?;
                 Ok(socket)
             }
             Self::Tcp(at) => {
-                let until = clock.tick() + patience;
                 let mut last = io::Error::new(ErrorKind::NotFound, "the host has no address");
                 for address in at.to_socket_addrs()? {
                     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-                    let left = until.since(clock.tick()).max(Duration::from_millis(1));
-                    match socket.connect_timeout(&address.into(), left) {
+                    match socket.connect_timeout(&address.into(), limit.left()?) {
                         Ok(()) => return Ok(socket),
                         Err(error) => last = error,
                     }
@@ -251,21 +263,10 @@ fn told(error: &io::Error) -> String {
 /// A connection, each use of which ends in time.
 struct Link {
     socket: Socket,
-    clock: Clock,
-    until: Tick,
+    limit: Limit,
 }
 
 impl Link {
-    /// From now on.
-    fn within(&mut self, patience: Duration) {
-        self.until = self.clock.tick() + patience;
-    }
-
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.until.since(self.clock.tick());
-        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
-    }
-
     fn say(&mut self, control: Control) -> io::Result<()> {
         let mut frame = Vec::new();
         control.write(&mut frame);
@@ -277,7 +278,7 @@ impl Link {
     /// # Errors
     /// It was nothing at all, or the connection is broken.
     fn write_for(&mut self, bytes: &[u8], patience: Duration) -> io::Result<usize> {
-        self.within(patience);
+        self.limit.begin(patience);
         let mut written = 0;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
             match self.write(rest) {
@@ -302,15 +303,13 @@ impl Link {
 
 impl Read for Link {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(self.left()?)?;
-        (&self.socket).read(buffer)
+        Limited::new(&self.socket, &mut self.limit).read(buffer)
     }
 }
 
 impl Write for Link {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(self.left()?)?;
-        (&self.socket).write(bytes)
+        Limited::new(&self.socket, &mut self.limit).write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

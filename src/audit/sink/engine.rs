@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -14,10 +16,16 @@ use super::settings::Settings;
 use crate::audit::meter::Meter;
 use crate::time::Clock;
 
+/// How long a stop waits for all of them: what they deliver then and say farewell with, and no more for one that hangs, in
+/// the resolver of names or in a file system.
+const PATIENCE: Duration = Duration::from_secs(8);
+
 /// The sinks that run.
 pub struct Sinks {
     running: Vec<Running>,
     stop: Arc<AtomicBool>,
+    /// Says nothing, and that all threads have ended.
+    ended: Mutex<Receiver<()>>,
 }
 
 struct Running {
@@ -40,7 +48,8 @@ impl Sinks {
         meter: &Meter,
         clock: &Clock,
     ) -> Result<Self, String> {
-        let mut sinks = Self { running: Vec::new(), stop: Arc::default() };
+        let (running, ended): (Sender<()>, _) = channel();
+        let mut sinks = Self { running: Vec::new(), stop: Arc::default(), ended: Mutex::new(ended) };
         for settings in settings {
             let of = |why: String| format!("sink \"{}\": {why}", settings.name);
             let cursor = Cursor::open(state, &settings.name).map_err(of)?;
@@ -57,7 +66,12 @@ impl Sinks {
                 stop: Arc::clone(&sinks.stop),
             };
             let thread = thread::Builder::new().name(format!("sink-{}", settings.name));
-            let thread = thread.spawn(move || engine.run()).map_err(|error| of(format!("no thread: {error}")))?;
+            let running = running.clone();
+            let run = move || {
+                let _until_the_end = running;
+                engine.run();
+            };
+            let thread = thread.spawn(run).map_err(|error| of(format!("no thread: {error}")))?;
             sinks.running.push(Running { settings: settings.clone(), gauges, thread: Mutex::new(Some(thread)) });
         }
         Ok(sinks)
@@ -68,16 +82,29 @@ impl Sinks {
         self.running.iter().map(|running| (&running.settings, &running.gauges))
     }
 
-    /// Delivers what is in the log, for some seconds at most, and saves the cursors.
+    /// Delivers what is in the log, for some seconds at most, and saves the cursors. A sink that hangs is left: what it has
+    /// not delivered is delivered after the next start.
     pub fn stop(&self) {
+        self.stop_within(PATIENCE);
+    }
+
+    pub(super) fn stop_within(&self, patience: Duration) {
         self.stop.store(true, Ordering::Relaxed);
-        let threads: Vec<_> = self.running.iter().filter_map(|running| running.thread.lock().take()).collect();
-        for thread in &threads {
+        let take = |running: &Running| Some((running.settings.name.clone(), running.thread.lock().take()?));
+        let threads: Vec<_> = self.running.iter().filter_map(take).collect();
+        for (_, thread) in &threads {
             thread.thread().unpark();
         }
-        for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a sink had panicked");
+        // Nobody sends anything: it ends with the last of them, or when the time is over.
+        let ended = self.ended.lock().recv_timeout(patience);
+        for (sink, thread) in threads {
+            if !thread.is_finished() && ended == Err(RecvTimeoutError::Timeout) {
+                tracing::warn!(
+                    sink,
+                    "the sink does not end in time; what it has not delivered is delivered after the next start"
+                );
+            } else if thread.join().is_err() {
+                tracing::error!(sink, "the sink had panicked");
             }
         }
     }

@@ -1,30 +1,27 @@
 //! Following the log: from a position through the archives, packed ones too, into the file that grows. Never waits.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::collections::VecDeque;
+use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cursor::{Mark, Position};
-use super::lost::Lost;
+use super::lost::{Lost, REMOVED};
 use super::readers::{Reader, Readers};
 use super::settings::From;
+use super::source::{HEAD, Source, id_of, mark};
+use crate::audit::RecordId;
 use crate::audit::archive::{Archive, Archived};
-use crate::audit::decode::{decoded, is_packed};
 use crate::audit::error::AuditError;
 use crate::audit::file::{Identity, identity_of};
 use crate::audit::format::json::MAX_LINE;
-use crate::audit::read::Head;
-use crate::audit::seal::digest;
+use crate::audit::read::micros;
 use crate::time::Wall;
 
 /// What is read at once.
 const PIECE: usize = 1 << 17;
-
-/// What of a file's beginning is compared to notice that it was cut and grew again.
-const HEAD: usize = 64;
 
 /// What comes next in the log.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,26 +46,15 @@ pub(super) struct Follower {
     /// Where the line that was given last began, and where it ended.
     start: Option<Position>,
     position: Option<Position>,
+    /// The record that ends there.
+    last: Option<RecordId>,
     buffer: Vec<u8>,
     /// What of the buffer was given.
     given: usize,
     /// The rest of a line that is too long is being passed over.
     skipped: u64,
-    lost: Option<Lost>,
-}
-
-/// A file that is open.
-struct Source {
-    file: File,
-    reader: Box<dyn Read>,
-    identity: Identity,
-    packed: bool,
-    mark: Arc<Mark>,
-    head: Vec<u8>,
-    /// How much of it, unpacked, was read into the buffer.
-    read: u64,
-    /// It was read to its end after every shard had left it.
-    left: bool,
+    /// What is missing before the next line.
+    lost: VecDeque<Lost>,
 }
 
 impl Follower {
@@ -99,10 +85,11 @@ impl Follower {
             source: None,
             start: None,
             position: None,
+            last: None,
             buffer: Vec::new(),
             given: 0,
             skipped: 0,
-            lost: None,
+            lost: VecDeque::new(),
         })
     }
 
@@ -117,7 +104,7 @@ impl Follower {
             Some(archived) => follower.open_archive(archived)?,
             None => follower.open_current()?,
         };
-        follower.enter(source, 0)?;
+        follower.enter_at(source, 0)?;
         Ok(follower)
     }
 
@@ -131,33 +118,65 @@ impl Follower {
         self.position.as_ref()
     }
 
-    /// Goes on at another position. What lies between there and the file that is still there is [`Next::Lost`].
+    /// Goes on at another position. What lies between there and the file that is still there is [`Next::Lost`]. Where the
+    /// file was cut short meanwhile and written on, as by a power cut, goes on behind what is surely the same.
     ///
     /// # Errors
     /// The log cannot be read.
     pub(super) fn seek(&mut self, to: &Position) -> Result<(), AuditError> {
         let here = self.source.take_if(|source| !source.mark.first.is_empty() && source.mark.first == to.file.first);
         self.leave();
+        let fail = |error: io::Error| AuditError::reading(&self.path, &error);
         // A file that is open is gone on with, removed or not.
         let here = match here {
             Some(mut source) => {
-                source.rewind().map_err(|error| AuditError::reading(&self.path, &error))?;
+                source.rewind().map_err(fail)?;
                 Some(source)
             }
             None => self.find(&to.file)?,
         };
         self.reader.leaves();
-        let source = match here {
-            Some(source) => Some(source),
-            None => {
-                self.lost = Some(Lost::uncounted(&to.file, to.offset, "the file is not there any more"));
-                self.first_after(&to.file)?
+        let Some(mut source) = here else {
+            let (next, passed) = self.first_after(&to.file)?;
+            self.lost.push_back(Lost::uncounted(&to.file, to.offset, "the file is not there any more"));
+            self.lost.extend(passed);
+            if let Some(next) = next {
+                self.enter(next, None);
             }
+            self.position = Some(to.clone());
+            return Ok(());
         };
-        let found = source.as_ref().is_some_and(|source| source.mark.first == to.file.first);
-        self.enter(source, if found { to.offset } else { 0 })?;
-        self.position = Some(to.clone());
+        let mut to = to.clone();
+        let before = source.skip_to(to.offset).map_err(fail)?;
+        if before.is_none_or(|line| to.last.is_some() && to.last != id_of(&line)) {
+            let from = self.surely_delivered(&source, &to);
+            tracing::warn!(
+                sink = self.reader.name(),
+                file = to.file.archive,
+                cursor = to.offset,
+                from,
+                "the log was cut short before this sink's cursor, as by a power cut: what was written since is delivered from there on, some of it perhaps again"
+            );
+            source.rewind().map_err(fail)?;
+            let before = source.skip_to(from).map_err(fail)?;
+            to = Position { offset: from, last: before.as_deref().and_then(id_of), ..to };
+        }
+        self.enter(source, to.last);
+        self.position = Some(to);
         Ok(())
+    }
+
+    /// Up to where a file that was cut short before `to` is as it was.
+    fn surely_delivered(&self, source: &Source, to: &Position) -> u64 {
+        match self.readers.start() {
+            // What the node found when it started; nobody had written since the cut.
+            Some((identity, length))
+                if self.position.is_none() && identity == source.identity && length < to.offset =>
+            {
+                length
+            }
+            _ => 0,
+        }
     }
 
     fn begin(&mut self, from: From) -> Result<(), AuditError> {
@@ -168,20 +187,20 @@ impl Follower {
                 Some(oldest) => self.open_archive(&oldest)?,
                 None => current,
             };
-            return self.enter(source, 0);
+            return self.enter_at(source, 0);
         }
         let current = self.open_current()?;
-        let Some((identity, length)) = self.readers.start() else { return self.enter(current, 0) };
+        let Some((identity, length)) = self.readers.start() else { return self.enter_at(current, 0) };
         if current.as_ref().is_some_and(|source| source.identity == identity) {
-            return self.enter(current, length);
+            return self.enter_at(current, length);
         }
         // It was archived before this thread came to look.
         for archived in self.archive.list()? {
             if let Some(source) = self.open_archive(&archived)?.filter(|source| source.identity == identity) {
-                return self.enter(Some(source), length);
+                return self.enter_at(Some(source), length);
             }
         }
-        self.enter(current, 0)
+        self.enter_at(current, 0)
     }
 
     /// What comes next. Of an error the next call tries again.
@@ -190,7 +209,7 @@ impl Follower {
     /// The log cannot be read.
     pub(super) fn next(&mut self) -> Result<Next<'_>, AuditError> {
         loop {
-            if let Some(lost) = self.lost.take() {
+            if let Some(lost) = self.lost.pop_front() {
                 return Ok(Next::Lost(lost));
             }
             if let Some(line) = self.line() {
@@ -235,9 +254,12 @@ impl Follower {
             source.mark = Arc::new(mark(line, source.mark.archive.clone()));
             self.reader.reads(source.identity, self.reader.archive());
         }
-        self.start = Some(Position { file: Arc::clone(&source.mark), offset: end - size });
-        self.position = Some(Position { file: Arc::clone(&source.mark), offset: end });
-        if size > MAX_LINE as u64 { Some(Err(size)) } else { Some(Ok(range)) }
+        let long = size > MAX_LINE as u64;
+        let line = self.buffer.get(range.clone()).filter(|_| !long).unwrap_or_default();
+        let before = std::mem::replace(&mut self.last, id_of(line));
+        self.start = Some(Position { file: Arc::clone(&source.mark), offset: end - size, last: before });
+        self.position = Some(Position { file: Arc::clone(&source.mark), offset: end, last: self.last });
+        if long { Some(Err(size)) } else { Some(Ok(range)) }
     }
 
     /// Reads more into the buffer; how much.
@@ -264,13 +286,13 @@ impl Follower {
         let Some(source) = &mut self.source else {
             let source = self.open_current()?;
             let opened = source.is_some();
-            self.enter(source, 0)?;
+            self.enter_at(source, 0)?;
             return Ok(if opened { AtEnd::Again } else { AtEnd::Wait });
         };
         if !source.packed {
             if source.was_cut().map_err(|error| AuditError::reading(&self.path, &error))? {
                 let why = "another program cut the file short";
-                self.lost = self.position.as_ref().map(|at| Lost::uncounted(&at.file, at.offset, why));
+                self.lost.extend(self.position.as_ref().map(|at| Lost::uncounted(&at.file, at.offset, why)));
                 self.leave();
                 return Ok(AtEnd::Again);
             }
@@ -284,47 +306,50 @@ impl Follower {
                 return Ok(AtEnd::Again);
             }
         }
-        let torn = std::mem::take(&mut self.skipped) + (self.buffer.len() - self.given) as u64;
+        let torn = self.skipped + (self.buffer.len() - self.given) as u64;
         let mark = Arc::clone(&source.mark);
         let identity = source.identity;
-        let next = self.following(&mark, identity)?;
-        let Some(next) = next else { return Ok(AtEnd::Wait) };
-        self.leave();
-        self.enter(Some(next), 0)?;
+        let (Some(next), passed) = self.following(&mark, identity)? else { return Ok(AtEnd::Wait) };
+        self.lost.extend(passed);
+        self.enter(next, None);
         Ok(if torn > 0 { AtEnd::Torn(torn) } else { AtEnd::Again })
     }
 
-    /// Lets go of a file that was removed, so that its room is free; what of it is not read yet. One that was packed
-    /// instead is gone on with.
+    /// Lets go of a file that was removed, so that its room is free; what of it is not read yet, and what was passed. One that
+    /// was packed instead is gone on with.
     ///
     /// # Errors
     /// The log cannot be read.
-    pub(super) fn let_go(&mut self) -> Result<Option<Lost>, AuditError> {
+    pub(super) fn let_go(&mut self) -> Result<Vec<Lost>, AuditError> {
         let fail = |path: &Path, error: &io::Error| AuditError::reading(path, error);
-        let Some(source) = &mut self.source else { return Ok(None) };
+        let Some(source) = &mut self.source else { return Ok(Vec::new()) };
         let removed = source.file.metadata().map_err(|error| fail(&self.path, &error))?.nlink() == 0;
         if !removed || !(source.packed || self.readers.left(source.identity)) {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let mark = Arc::clone(&source.mark);
-        if self.find(&mark)?.is_some() {
-            self.leave();
-            if let Some(position) = self.position.clone() {
-                self.seek(&position)?;
-            }
-            return Ok(None);
-        }
+        let at = self.position.as_ref().filter(|position| position.file.first == mark.first);
+        let (read, last) = at.map_or((0, None), |position| (position.offset, position.last));
         // Found before anything is let go of: where that fails it is tried again from here.
-        let next = self.first_after(&mark)?;
-        let why = "it was removed to make room before this sink had read it";
-        let Some(source) = &mut self.source else { return Ok(None) };
+        if let Some(mut packed) = self.find(&mark)? {
+            packed.skip_to(read).map_err(|error| fail(&self.path, &error))?;
+            self.enter(packed, last);
+            return Ok(Vec::new());
+        }
+        let (next, passed) = self.first_after(&mark)?;
+        let Some(source) = &mut self.source else { return Ok(Vec::new()) };
         let rest = self.buffer.get(self.given..).unwrap_or_default().chain(&mut source.reader);
-        let read = self.position.as_ref().map_or(0, |position| position.offset);
-        let lost = Lost::counted(mark.archive.clone(), why, rest).unwrap_or_else(|_| Lost::uncounted(&mark, read, why));
+        let counted = Lost::counted(mark.archive.clone(), REMOVED, rest);
+        let mut lost = vec![counted.unwrap_or_else(|_| Lost::uncounted(&mark, read, REMOVED))];
+        lost.extend(passed);
         self.leave();
-        self.enter(next, 0)?;
-        self.position = self.source.as_ref().map(|source| Position { file: Arc::clone(&source.mark), offset: 0 });
-        Ok(Some(lost))
+        if let Some(next) = next {
+            self.position = Some(Position { file: Arc::clone(&next.mark), offset: 0, last: None });
+            self.enter(next, None);
+        } else {
+            self.position = None;
+        }
+        Ok(lost)
     }
 
     /// What was removed before it was come to.
@@ -354,25 +379,32 @@ impl Follower {
         self.buffer.clear();
         self.given = 0;
         self.skipped = 0;
+        self.last = None;
     }
 
     /// Goes on in a file that was just opened, at `offset` of it.
-    fn enter(&mut self, source: Option<Source>, offset: u64) -> Result<(), AuditError> {
+    fn enter_at(&mut self, source: Option<Source>, offset: u64) -> Result<(), AuditError> {
         let Some(mut source) = source else { return Ok(()) };
-        source.skip_to(offset).map_err(|error| AuditError::reading(&self.path, &error))?;
-        let archived = source.mark.archive.as_deref().and_then(|name| self.archive.named(name));
-        self.reader.reads(source.identity, archived);
-        self.source = Some(source);
+        let before = source.skip_to(offset).map_err(|error| AuditError::reading(&self.path, &error))?;
+        self.enter(source, before.as_deref().and_then(id_of));
         Ok(())
     }
 
-    /// The file that was begun after this one.
-    fn following(&self, mark: &Mark, identity: Identity) -> Result<Option<Source>, AuditError> {
+    /// Goes on in a file where it was skipped to, behind this record.
+    fn enter(&mut self, source: Source, last: Option<RecordId>) {
+        self.leave();
+        let archived = source.mark.archive.as_deref().and_then(|name| self.archive.named(name));
+        self.reader.reads(source.identity, archived);
+        self.source = Some(source);
+        self.last = last;
+    }
+
+    /// The file that was begun after this one, and what was passed.
+    fn following(&self, mark: &Mark, identity: Identity) -> Result<(Option<Source>, Vec<Lost>), AuditError> {
         // Opened before the archives are listed: what became one in between is found among them.
         let current = self.open_current()?;
         let archives = self.archive.list()?;
-        let named = mark.archive.as_deref().and_then(|name| self.archive.named(name));
-        let own = named.or_else(|| self.reader.archive()).or_else(|| {
+        let own = self.own(mark).or_else(|| self.reader.archive()).or_else(|| {
             let is = |archived: &&Archived| {
                 identity_of(&self.archive.path(&archived.name)).is_ok_and(|there| there == identity)
             };
@@ -380,40 +412,59 @@ impl Follower {
         });
         let Some(own) = own else { return self.first_after(mark) };
         // By name: times are those of a clock that may be set back.
-        match archives.iter().find(|archived| **archived > own) {
-            Some(next) => self.open_archive(next),
-            None => Ok(current),
-        }
+        let next = match archives.iter().find(|archived| **archived > own) {
+            Some(next) => self.open_archive(next)?,
+            None => current,
+        };
+        Ok((next, Vec::new()))
     }
 
-    /// The first file that was begun after one that is not there.
-    fn first_after(&self, mark: &Mark) -> Result<Option<Source>, AuditError> {
+    /// The first file that was begun after one that is not there. Whether an archive that cannot be read was, nobody knows:
+    /// it is passed, and lost unless it is surely older.
+    fn first_after(&self, mark: &Mark) -> Result<(Option<Source>, Vec<Lost>), AuditError> {
         let current = self.open_current()?;
+        let (own, began) = (self.own(mark), micros(&mark.began).map(Wall));
+        let mut passed = Vec::new();
         for archived in self.archive.list()? {
-            if let Some(source) = self.open_archive(&archived)?
-                && source.mark.began > mark.began
-            {
-                return Ok(Some(source));
+            match self.open_archive(&archived) {
+                Ok(Some(source)) if source.mark.began > mark.began => return Ok((Some(source), passed)),
+                Ok(_) => {}
+                Err(error) => {
+                    let by_name = own.as_ref().is_some_and(|own| archived <= *own);
+                    if !by_name && !began.is_some_and(|began| archived.closed_before(began)) {
+                        passed.push(Lost::of_file(archived.closed_as(), &format!("it cannot be read: {error}")));
+                    }
+                }
             }
         }
-        Ok(current)
+        Ok((current, passed))
     }
 
-    /// The file with this first line.
+    /// What a file is in the archive, where that is known.
+    fn own(&self, mark: &Mark) -> Option<Archived> {
+        mark.archive.as_deref().and_then(|name| self.archive.named(name))
+    }
+
+    /// The file with this first line. Of archives that cannot be read only the one of its name is waited for.
     fn find(&self, mark: &Mark) -> Result<Option<Source>, AuditError> {
         let is = |source: &Source| source.mark.first == mark.first;
         if let Some(source) = self.open_current()?.filter(is) {
             return Ok(Some(source));
         }
         let mut archives = self.archive.list()?;
+        let own = self.own(mark);
         // Where it was last, else the newest first.
         archives.reverse();
-        archives.sort_by_key(|archived| {
-            self.archive.named(mark.archive.as_deref().unwrap_or_default()).as_ref() != Some(archived)
-        });
+        archives.sort_by_key(|archived| own.as_ref() != Some(archived));
         for archived in archives {
-            if let Some(source) = self.open_archive(&archived)?.filter(is) {
-                return Ok(Some(source));
+            match self.open_archive(&archived) {
+                Ok(source) => {
+                    if let Some(source) = source.filter(is) {
+                        return Ok(Some(source));
+                    }
+                }
+                Err(error) if own.as_ref() == Some(&archived) => return Err(error),
+                Err(_) => {}
             }
         }
         Ok(None)
@@ -433,95 +484,4 @@ enum AtEnd {
     Wait,
     Again,
     Torn(u64),
-}
-
-impl Source {
-    /// Opens a file and reads its first line; `None` where it is not there.
-    fn open(path: &Path, archive: Option<String>) -> Result<Option<Self>, AuditError> {
-        let opened = || -> io::Result<Self> {
-            let file = File::open(path)?;
-            let metadata = file.metadata()?;
-            let mut magic = [0; 4];
-            let read = file.read_at(&mut magic, 0)?;
-            let packed = is_packed(magic.get(..read).unwrap_or_default());
-            let mut source = Self {
-                reader: Box::new(io::empty()),
-                identity: (metadata.dev(), metadata.ino()),
-                packed,
-                mark: Arc::new(Mark { archive: archive.clone(), ..Mark::default() }),
-                head: Vec::new(),
-                read: 0,
-                left: false,
-                file,
-            };
-            source.rewind()?;
-            let line = first_line(&mut source.reader)?;
-            if let Some(line) = line {
-                source.head = line.get(..HEAD.min(line.len())).unwrap_or_default().to_vec();
-                source.mark = Arc::new(mark(&line, archive.clone()));
-            }
-            source.rewind()?;
-            Ok(source)
-        };
-        match opened() {
-            Ok(source) => Ok(Some(source)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(AuditError::reading(path, &error)),
-        }
-    }
-
-    fn rewind(&mut self) -> io::Result<()> {
-        let mut file = self.file.try_clone()?;
-        file.seek(SeekFrom::Start(0))?;
-        self.reader = if self.packed { decoded(file)? } else { Box::new(file) };
-        self.read = 0;
-        Ok(())
-    }
-
-    /// Goes to an offset of what it holds, or to its end.
-    fn skip_to(&mut self, offset: u64) -> io::Result<()> {
-        if self.packed {
-            self.read = io::copy(&mut (&mut self.reader).take(offset), &mut io::sink())?;
-        } else {
-            self.read = offset.min(self.file.metadata()?.len());
-            // The reader's descriptor has the same offset.
-            self.file.seek(SeekFrom::Start(self.read))?;
-        }
-        Ok(())
-    }
-
-    /// Whether somebody cut it and, perhaps, others went on writing.
-    fn was_cut(&self) -> io::Result<bool> {
-        let mut head = [0; HEAD];
-        let known = head.get_mut(..self.head.len()).unwrap_or_default();
-        let read = self.file.read_at(known, 0)?;
-        Ok(known.get(..read) != Some(&self.head) || self.file.metadata()?.len() < self.read)
-    }
-}
-
-/// The first line, where it has an end; of one that is too long, its beginning.
-fn first_line(reader: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::with_capacity(MAX_LINE);
-    let mut piece = [0; 512];
-    while line.len() < MAX_LINE {
-        let read = reader.read(&mut piece)?;
-        let piece = piece.get(..read).unwrap_or_default();
-        if let Some(feed) = piece.iter().position(|byte| *byte == b'\n') {
-            line.extend_from_slice(piece.get(..feed).unwrap_or_default());
-            return Ok(Some(line));
-        }
-        if read == 0 {
-            return Ok(None);
-        }
-        line.extend_from_slice(piece);
-    }
-    line.truncate(MAX_LINE);
-    Ok(Some(line))
-}
-
-fn mark(line: &[u8], archive: Option<String>) -> Mark {
-    match Head::read(line) {
-        Some((head, id)) => Mark { first: id.to_string(), began: head.ts().to_owned(), archive },
-        None => Mark { first: digest(line), began: String::new(), archive },
-    }
 }

@@ -1,23 +1,25 @@
 //! What a sink missed: records of the log that retention, or another program, took away before they were read.
 
-use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::cursor::Mark;
 use crate::audit::RecordId;
+use crate::audit::archive::open;
 use crate::audit::decode::decoded;
 use crate::audit::read::{Head, Lines};
-use crate::time::Wall;
+use crate::time::{Clock, Tick, Wall};
 
+/// Why an archive is gone.
+pub(super) const REMOVED: &str = "it was removed to make room before this sink had read it";
 /// Shards that one record lists.
 const LISTED: usize = 48;
 
 /// What is known of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Lost {
+pub(in crate::audit) struct Lost {
     /// The file, as it was called last.
     pub(super) file: Option<String>,
     /// One clause.
@@ -65,7 +67,7 @@ impl Lost {
     }
 
     /// Of what is left to read: every record in it is counted.
-    pub(super) fn counted(file: Option<String>, why: &str, rest: impl Read) -> std::io::Result<Self> {
+    pub(super) fn counted(file: Option<String>, why: &str, rest: impl Read) -> io::Result<Self> {
         let mut lost = Self { file, why: why.to_owned(), records: Some(0), ..Self::default() };
         let mut shards: Vec<(RecordId, RecordId, u64)> = Vec::new();
         let mut lines = Lines::new(rest);
@@ -100,17 +102,31 @@ impl Lost {
         Ok(lost)
     }
 
-    /// Of an archive that is about to be removed.
-    pub(super) fn of_archive(path: &Path, name: &str) -> Self {
-        let why = "it was removed to make room before this sink had read it";
+    /// Of an archive that is about to be removed: counted, where that does not take longer than until then.
+    pub(super) fn of_archive(path: &Path, name: &str, (clock, until): (&Clock, Tick)) -> Self {
+        let opened = open(path).and_then(decoded);
         let counted =
-            File::open(path).and_then(decoded).and_then(|rest| Self::counted(Some(name.to_owned()), why, rest));
-        counted.unwrap_or_else(|_| Self {
-            file: Some(name.to_owned()),
-            why: why.to_owned(),
-            behind: name.to_owned(),
-            ..Self::default()
-        })
+            opened.and_then(|rest| Self::counted(Some(name.to_owned()), REMOVED, Until { rest, clock, until }));
+        counted.unwrap_or_else(|_| Self::of_gone(name))
+    }
+
+    /// Of an archive that was removed.
+    pub(super) fn of_gone(name: &str) -> Self {
+        Self::of_file(name, REMOVED)
+    }
+
+    /// Of a whole archive.
+    pub(super) fn of_file(name: &str, why: &str) -> Self {
+        Self { file: Some(name.to_owned()), why: why.to_owned(), behind: name.to_owned(), ..Self::default() }
+    }
+
+    /// Which they are, for people.
+    pub(super) fn listed(&self) -> String {
+        if self.ids.is_empty() {
+            return format!("unknown, behind {}", self.behind);
+        }
+        let listed = |(first, last, count): &(String, String, u64)| format!("{first} to {last} ({count})");
+        self.ids.iter().take(LISTED).map(listed).collect::<Vec<_>>().join(", ")
     }
 
     /// The `gap` record for the sink, as a line of the log without its line feed.
@@ -139,6 +155,22 @@ impl Lost {
             why: &self.why,
         };
         serde_json::to_string(&line).unwrap_or_default()
+    }
+}
+
+/// Reads until some time; then it is an error.
+struct Until<'a, R> {
+    rest: R,
+    clock: &'a Clock,
+    until: Tick,
+}
+
+impl<R: Read> Read for Until<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.clock.tick() < self.until {
+            true => self.rest.read(buffer),
+            false => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 }
 

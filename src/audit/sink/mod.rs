@@ -18,12 +18,14 @@ mod gauges;
 mod history;
 mod http;
 mod intake;
+mod limit;
 mod line;
 mod lost;
 mod readers;
 mod redact;
 mod run;
 mod settings;
+mod source;
 mod summary;
 mod syslog;
 
@@ -41,8 +43,8 @@ pub use self::settings::Settings;
 use super::format::{Format, Framing};
 use crate::document::Mistake;
 
-/// What delivers batches to one place. Called from the sink's own thread; may block up to its own timeouts, which must be
-/// some seconds at most: a node that stops waits for them.
+/// What delivers batches to one place. Called from the sink's own thread; may block up to its own timeouts. A node that stops
+/// waits some seconds for it, and then no more.
 pub(super) trait Deliver: Send {
     /// Delivers these records, in order. What was taken for good and what is to be offered again is in the answer; a record
     /// may be offered twice.
@@ -108,7 +110,8 @@ pub(super) enum Delivered {
         /// Indexes of those that will never be taken, and one clause why. They are counted, told in the journal, and
         /// passed.
         refused: Vec<(usize, String)>,
-        /// How long the other side asked to be left alone; `None`: as long as the engine thinks right.
+        /// How long the other side asked to be left alone; nothing: it takes the others now. `None`: as long as the engine
+        /// thinks right.
         wait: Option<Duration>,
     },
     /// No record was taken, or none can be said to be.

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::lost::Lost;
 use crate::audit::archive::{Archive, Archived};
 use crate::audit::file::Identity;
+use crate::time::{Clock, Tick};
 
 /// The readers of one log; cheap to clone.
 #[derive(Clone, Default)]
@@ -69,16 +70,24 @@ impl Readers {
         }
     }
 
-    /// Says that an archive is about to be removed. Whoever has not come to it misses all of it, and is told what that is;
-    /// who is reading it has it open. The names of those who have not read it to its end.
-    pub(in crate::audit) fn removing(&self, archived: &Archived, path: &Path) -> Vec<Box<str>> {
-        let mut all = None;
+    /// What is lost to those who have not come to an archive that is about to be removed; `None`: all have. Nobody waits
+    /// while it is counted, until this time at most.
+    pub(in crate::audit) fn lose(&self, archived: &Archived, path: &Path, until: (&Clock, Tick)) -> Option<Lost> {
+        let is_before =
+            |reader: &Arc<Reader>| reader.reading.lock().archived.as_ref().is_some_and(|here| here < archived);
+        let any = self.0.readers.lock().iter().any(is_before);
+        any.then(|| Lost::of_archive(path, archived.closed_as(), until))
+    }
+
+    /// Says that an archive was removed. Whoever has not come to it misses all of it, and is told what that is; who is
+    /// reading it has it open. The names of those who have not read it to its end.
+    pub(in crate::audit) fn removed(&self, archived: &Archived, lost: Option<Lost>) -> Vec<Box<str>> {
+        let lost = lost.unwrap_or_else(|| Lost::of_gone(archived.closed_as()));
         let mut names = Vec::new();
         for reader in self.0.readers.lock().iter() {
             let reading = reader.reading.lock();
             let Some(here) = reading.archived.as_ref().filter(|here| *here <= archived) else { continue };
             if here < archived {
-                let lost = all.get_or_insert_with(|| Lost::of_archive(path, archived.closed_as()));
                 reader.missed.lock().push(lost.clone());
             }
             names.push(reader.name.clone());
@@ -97,9 +106,17 @@ impl Readers {
 }
 
 impl Reader {
-    /// Says what it reads now.
+    pub(super) const fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Says what it reads now. That was opened before it was removed, where it was.
     pub(super) fn reads(&self, identity: Identity, archived: Option<Archived>) {
-        *self.reading.lock() = Reading { identity: Some(identity), archived };
+        let mut reading = self.reading.lock();
+        if let Some(archived) = &archived {
+            self.missed.lock().retain(|lost| lost.file.as_deref() != Some(archived.closed_as()));
+        }
+        *reading = Reading { identity: Some(identity), archived };
     }
 
     /// Says that it goes on elsewhere.
@@ -123,8 +140,35 @@ mod tests {
     use super::*;
     use crate::audit::fixture::{Directory, write};
     use crate::audit::{Log, Settings};
-    use crate::time::Clock;
     use std::time::Duration;
+
+    #[test]
+    fn what_is_lost_is_counted_in_time_or_not_at_all_and_what_is_open_is_not_lost() {
+        let directory = Directory::new();
+        let archive = Archive::beside(&directory.log()).unwrap();
+        archive.create().unwrap();
+        let names = ["query-20261121T035304Z-0.jsonl", "query-20261121T035305Z-0.jsonl"];
+        for name in names {
+            std::fs::write(archive.path(name), "{\"type\":\"log\",\"id\":\"1-0-1\",\"ts\":\"\"}\n").unwrap();
+        }
+        let [first, second] = names.map(|name| archive.named(name).unwrap());
+        let readers = Readers::default();
+        let reader = readers.join("siem");
+        let clock = Clock::manual();
+        let lose = |until: Duration| readers.lose(&second, &archive.path(names[1]), (&clock, clock.tick() + until));
+        assert_eq!(lose(Duration::from_secs(1)), None, "it is at the current file");
+        reader.reads((0, 0), Some(first));
+        for (until, records) in [(Duration::from_secs(1), Some(1)), (Duration::ZERO, None)] {
+            let lost = lose(until).unwrap();
+            assert_eq!((lost.records, lost.file.as_deref()), (records, Some(names[1])));
+            assert_eq!(readers.removed(&second, Some(lost)), ["siem".into()]);
+            assert_eq!(reader.missed().len(), 1);
+        }
+        // Opened before it was removed, and said so after.
+        readers.removed(&second, lose(Duration::from_secs(1)));
+        reader.reads((0, 1), Some(second.clone()));
+        assert_eq!(reader.missed(), []);
+    }
 
     #[test]
     fn what_a_sink_had_not_read_is_not_removed_in_silence() {
@@ -148,8 +192,8 @@ mod tests {
             Ok::<(), crate::audit::AuditError>(())
         };
         let error = go_on(1).and_then(|()| go_on(2)).unwrap_err().to_string();
-        let told = "was removed for max_size before siem had read it: a `gap` record there says so; raise [audit] max_size, or \
-                    see why it is behind";
+        let told = "was removed for max_size before siem had read it: a `gap` record there, or the journal, \
+                    says what it held; raise [audit] max_size, or see why it is behind";
         assert!(error.ends_with(told), "{error}");
         siem.reads((0, 0), None);
         go_on(40).unwrap();

@@ -84,6 +84,7 @@ impl Make {
             lines: 0,
             summing: None,
             unsure: VecDeque::new(),
+            doubted: Vec::new(),
             back: None,
             since: Tick::default(),
             retry_at: Tick::default(),
@@ -138,6 +139,8 @@ struct Engine {
     summing: Option<Reached>,
     /// Where deliveries that may still be lost began, and when they were made.
     unsure: VecDeque<(Tick, Position)>,
+    /// Gaps that were told and may have to be told again, and when.
+    doubted: Vec<(Tick, Lost)>,
     /// Where to go on instead, as soon as the log can be read.
     back: Option<Position>,
     /// When the first pending record was read.
@@ -276,17 +279,24 @@ impl Engine {
         self.save(self.clock.tick());
     }
 
-    /// Tells the sink of a gap.
+    /// Notes a gap: the sink is told of it, where its format has a form for that, and the journal.
     fn miss(&mut self, lost: Lost) {
         self.gauges.gaps.fetch_add(1, Ordering::Relaxed);
-        let Lost { file, records, why, .. } = &lost;
+        let (ids, Lost { file, records, why, .. }) = (lost.listed(), lost.clone());
+        let told = self.tell(lost);
         tracing::warn!(
             sink = self.settings.name,
             file,
             records,
+            ids,
             why,
-            "records are missing for this sink; a gap record tells it which"
+            "records are missing for this sink; {}",
+            if told { "a gap record tells it which" } else { "its format has no form to tell it: this line does" }
         );
+    }
+
+    /// Tells the sink of a gap; false where its format has no form for that.
+    fn tell(&mut self, lost: Lost) -> bool {
         let last = self.pending.iter().rposition(|one| one.start.is_none());
         let lost = match self.lost.pop() {
             Some(before) if self.lost.len() + 1 >= GAPS => {
@@ -301,10 +311,10 @@ impl Engine {
             }
         };
         let line = lost.line(&self.settings.name, &self.node, self.clock.now().wall);
-        if let Some(record) = self.intake.format(&line) {
-            self.push(record, None);
-            self.lost.push(lost);
-        }
+        let Some(record) = self.intake.format(&line) else { return false };
+        self.push(record, None);
+        self.lost.push(lost);
+        true
     }
 
     /// Offers the first records.
@@ -331,8 +341,7 @@ impl Engine {
         match deliver.deliver(&Batch { records: &records }) {
             Delivered::All => {
                 let unsure = deliver.unsure();
-                self.taken(records.len(), &[], &[]);
-                self.doubt(unsure, from);
+                self.taken(records.len(), &[], &[], (unsure, from));
             }
             Delivered::Some { again, refused, wait } => {
                 let told = self.gauges.refused.load(Ordering::Relaxed);
@@ -347,9 +356,8 @@ impl Engine {
                 }
                 let refused: Vec<usize> = refused.into_iter().map(|(index, _)| index).collect();
                 let unsure = deliver.unsure();
-                self.taken(records.len(), &again, &refused);
-                self.doubt(unsure, from);
-                if !again.is_empty() {
+                self.taken(records.len(), &again, &refused, (unsure, from));
+                if !again.is_empty() && wait != Some(Duration::ZERO) {
                     self.failed("it wants some records again later", wait);
                 }
             }
@@ -379,6 +387,7 @@ impl Engine {
         while self.unsure.front().is_some_and(|(at, _)| now.since(*at) >= over) {
             self.unsure.pop_front();
         }
+        self.doubted.retain(|(at, _)| now.since(*at) < over);
     }
 
     /// Offers again what may be lost.
@@ -388,18 +397,46 @@ impl Engine {
             self.summing = None;
             self.intake.again();
             self.pending.retain(|one| one.start.is_none());
-            self.octets = self.pending.iter().map(|one| one.record.bytes.len()).sum();
             self.back = Some(position);
         }
+        if !self.doubted.is_empty() {
+            self.pending.retain(|one| one.start.is_some());
+            let told = self.doubted.drain(..).map(|(_, lost)| lost);
+            for lost in told.chain(self.lost.drain(..)).collect::<Vec<_>>() {
+                self.tell(lost);
+            }
+        }
+        self.octets = self.pending.iter().map(|one| one.record.bytes.len()).sum();
     }
 
-    /// Forgets the first `count` but for those to be offered again.
-    fn taken(&mut self, count: usize, again: &[usize], refused: &[usize]) {
+    /// Forgets the first `count` but for those to be offered again. For how long the others may still be lost, and from
+    /// where on, is noted.
+    fn taken(
+        &mut self,
+        count: usize,
+        again: &[usize],
+        refused: &[usize],
+        (unsure, from): (Duration, Option<Position>),
+    ) {
         let offered: Vec<_> = self.pending.drain(..count.min(self.pending.len())).collect();
         let summed = offered.iter().any(|one| &*one.record.kind == "summary");
-        let gaps =
-            offered.iter().enumerate().filter(|(index, one)| one.start.is_none() && !again.contains(index)).count();
-        self.lost.drain(..gaps.min(self.lost.len()));
+        // Those that were offered are the first of all, in the same order.
+        let gaps = offered.iter().enumerate().filter(|(_, one)| one.start.is_none());
+        let mut waits = gaps.map(|(index, _)| again.contains(&index));
+        let now = self.clock.tick();
+        let mut told = Vec::new();
+        self.lost.retain(|lost| {
+            let waits = waits.next() != Some(false);
+            told.extend((!waits).then(|| (now, lost.clone())));
+            waits
+        });
+        let gaps = told.len();
+        for (at, lost) in told {
+            match self.doubted.pop() {
+                Some((_, before)) if self.doubted.len() + 1 >= GAPS => self.doubted.push((at, before.and(lost))),
+                before => self.doubted.extend(before.into_iter().chain([(at, lost)])),
+            }
+        }
         for (_, one) in offered.into_iter().enumerate().rev().filter(|(index, _)| again.contains(index)) {
             self.pending.push_front(one);
         }
@@ -411,6 +448,7 @@ impl Engine {
         if self.gauges.down.swap(false, Ordering::Relaxed) {
             tracing::info!(sink = self.settings.name, "the sink takes records again");
         }
+        self.doubt(unsure, from);
         if summed || gaps > 0 {
             // Read again, the lines of a window could make other sums.
             self.save(self.clock.tick());
@@ -466,10 +504,11 @@ impl Engine {
         self.gauges.pending.store(pending.count() as u64, Ordering::Relaxed);
         self.gauges.behind.store(self.follower.behind(), Ordering::Relaxed);
         let position = self.unsure.front().map(|(_, position)| position.clone()).or_else(|| self.reached());
-        if position.is_none() && self.lost.is_empty() {
+        if position.is_none() && self.lost.is_empty() && self.doubted.is_empty() {
             return;
         }
-        if let Err(error) = self.cursor.save(Saved { v: 1, position, lost: self.lost.clone() }) {
+        let lost = self.doubted.iter().map(|(_, lost)| lost).chain(&self.lost).cloned().collect();
+        if let Err(error) = self.cursor.save(Saved { v: 1, position, lost }) {
             tracing::warn!(sink = self.settings.name, %error, "the cursor cannot be saved; what is delivered from here on is delivered again after a restart");
         }
     }

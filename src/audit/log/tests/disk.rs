@@ -151,6 +151,45 @@ fn a_disk_that_does_not_keep_a_file_loses_no_answer_and_is_given_up() {
     assert_eq!((report.faults, report.notes), (vec![], vec![lost(1, 8), lost(2, 1)]));
 }
 
+/// What would be answered meanwhile is in a file that has its name on the disk.
+#[test]
+fn a_file_whose_name_the_disk_does_not_keep_is_not_written_to() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let settings = Settings { durability: Durability::Disk, ..directory.settings() };
+    let (mut log, mut shards) = Log::open(settings, "node", clock.clone(), 1, 1).unwrap();
+    log.keep_names = |directory| Err(AuditError::at(directory, &nix::errno::Errno::EIO.into()));
+    let mut errors = Vec::new();
+    for _ in 0..10 {
+        write(&mut shards[0], &clock, 10);
+        clock.advance(SECOND);
+        errors.extend(log.tick().err());
+    }
+    assert!(fs::metadata(directory.log()).unwrap().len() > 20 << 10);
+    assert_eq!(errors.len(), 1, "it is told, and left alone for a while: {errors:?}");
+    assert!(errors[0].to_string().contains("archive: Input/output error"), "{errors:?}");
+    assert_eq!((log.counts().rotations, archives(&directory).len()), (0, 0));
+    let files = || fs::read_dir(directory.path()).unwrap().count();
+    assert_eq!(files(), 2, "the log and its archive");
+    // Nor to one that took the place of a file which another program moved away.
+    let moved = directory.path().join("moved");
+    fs::rename(directory.log(), &moved).unwrap();
+    log.tick().unwrap_err();
+    write(&mut shards[0], &clock, 1);
+    assert_eq!(fs::metadata(directory.log()).unwrap().len(), 0);
+    fs::rename(&moved, directory.log()).unwrap();
+    // Tried again.
+    log.keep_names = keep_names;
+    clock.advance(RETRY);
+    log.tick().unwrap();
+    assert_eq!(log.counts().rotations, 1);
+    write(&mut shards[0], &clock, 1);
+    drop(shards);
+    log.close().unwrap();
+    let report = check(&directory);
+    assert!(report.is_clean() && report.notes.is_empty(), "{report}");
+}
+
 #[test]
 fn what_the_disk_says_to_a_write_is_told_and_declared() {
     let directory = Directory::new();

@@ -310,6 +310,57 @@ fn a_file_that_was_moved_or_cut_by_others_is_noticed() {
     assert!(matches!(&report.notes[..], [Finding::Reopened { .. }]), "{report}");
 }
 
+/// A write is in the file before it is counted: what is looked at between the two is not to be missed for ever.
+#[test]
+fn a_file_that_was_cut_while_a_shard_writes_is_cut_once() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let (mut log, mut shards) = directory.open(&clock, 1, 1);
+    write(&mut shards[0], &clock, 5);
+    log.tick().unwrap();
+    File::options().write(true).open(directory.log()).unwrap().set_len(0).unwrap();
+    let seats = Arc::clone(log.meter.seats());
+    let mut writing = seats[1].handle.lock();
+    writing.write_all(b"\n").unwrap();
+    std::thread::scope(|scope| {
+        let looks = scope.spawn(|| log.tick().unwrap());
+        // It waits for the count; where it does not, it is through.
+        let end = Clock::system().tick() + Duration::from_millis(200);
+        while !looks.is_finished() && Clock::system().tick() < end {
+            std::thread::yield_now();
+        }
+        seats[1].bytes.fetch_add(1, Ordering::Relaxed);
+        drop(writing);
+        looks.join().unwrap();
+    });
+    log.tick().unwrap();
+    write(&mut shards[0], &clock, 1);
+    log.tick().unwrap();
+    assert_eq!(directory.text().matches("cut short by another program").count(), 1);
+}
+
+#[test]
+fn a_log_is_closed_though_nobody_seals_any_more() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    let (mut log, mut shards) = directory.open(&clock, 1, 1);
+    log.sealer = Sealer::ended();
+    while log.counts().rotations < 1 {
+        write(&mut shards[0], &clock, 10);
+        clock.advance(SECOND);
+        log.tick().unwrap();
+    }
+    drop(shards);
+    let error = log.close().unwrap_err().to_string();
+    assert!(error.ends_with("not sealed: what reads closed files has ended; the next start seals it"), "{error}");
+    assert!(directory.text().lines().last().unwrap().contains("\"op\":\"close\""));
+    let (log, shards) = directory.open(&clock, 2, 1);
+    drop(shards);
+    log.close().unwrap();
+    let report = check(&directory);
+    assert!(report.is_clean() && report.notes.is_empty(), "{report}");
+}
+
 #[test]
 fn heartbeats_name_every_shard() {
     let directory = Directory::new();

@@ -104,6 +104,32 @@ fn archives_are_packed_once_they_are_sealed_and_old_enough() {
     assert!(report.is_clean() && report.notes.is_empty() && report.files == 4, "{report}");
 }
 
+/// Retention lists archives and then removes them; in between one may be packed.
+#[test]
+fn an_archive_that_is_packed_just_before_it_is_removed_is_removed_and_told_once() {
+    let directory = Directory::new();
+    let clock = Clock::manual();
+    rotated(&directory, &clock, 1, 3);
+    let (mut log, shards) = directory.open(&clock, 2, 1);
+    let listed = log.archive.list().unwrap();
+    pack(&archives(&directory)[0], |packed| packed);
+    let size = archives(&directory)[0].metadata().unwrap().len();
+    log.remove(listed[0].clone(), "max_size", clock.tick() + SECOND).unwrap();
+    assert_eq!((archives(&directory).len(), log.counts().removed), (2, 1));
+    // One that is gone was removed by somebody else, who is to say so.
+    log.remove(listed[0].clone(), "max_size", clock.tick() + SECOND).unwrap();
+    assert_eq!(log.counts().removed, 1);
+    log.tell_removed().unwrap();
+    assert!(
+        directory
+            .text()
+            .contains(&format!("\"op\":\"removed\",\"file\":\"{}\",\"bytes\":{size}", listed[0].closed_as()))
+    );
+    drop(shards);
+    log.close().unwrap();
+    assert!(check(&directory).is_clean());
+}
+
 #[test]
 fn tail_goes_on_in_archives_that_were_packed_meanwhile() {
     let directory = Directory::new();

@@ -2,11 +2,12 @@
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread;
 
 use super::*;
-use crate::audit::fixture::Directory;
+use crate::audit::fixture::{self, Directory};
 use crate::audit::sink::Record;
 
 /// Longer than anything here takes on a busy machine.
@@ -19,7 +20,7 @@ trait Stream: Read + Write + Send + 'static {}
 impl<T: Read + Write + Send + 'static> Stream for T {}
 
 fn receiver(place: Place, clock: &Clock) -> Receiver {
-    Receiver { place, clock: clock.clone(), patience: LONG, link: None, rest: Vec::new() }
+    Receiver { place, clock: clock.clone(), stop: Arc::default(), patience: LONG, link: None, rest: Vec::new() }
 }
 
 /// What a receiver says to READY.
@@ -128,6 +129,32 @@ fn what_was_confirmed_is_in_doubt_no_more() {
     assert_eq!(sender.end(), Ok(()));
     assert_eq!(sender.unsure(), Duration::ZERO);
     assert_eq!(reader.join().unwrap(), [b"one".as_slice(), b"two", b"three"]);
+}
+
+#[test]
+fn hostile_names_are_a_query_and_a_response_each() {
+    let format = crate::audit::format::FORMATS.iter().find(|format| format.name == "dnstap").unwrap();
+    let clock = Clock::system();
+    let (_directory, listener, mut sender) = local(&clock);
+    let reader = thread::spawn(move || good(listener.accept().unwrap().0).join().unwrap());
+    let record = |line: &str| {
+        let mut bytes = Vec::new();
+        assert!((format.write)(line, &mut bytes), "{line}");
+        Record { bytes, ..records(&[b""]).remove(0) }
+    };
+    let (names, records): (Vec<_>, Vec<_>) =
+        fixture::hostile().into_iter().map(|(name, line)| (name, record(&line))).unzip();
+    assert_eq!(sender.deliver(&Batch { records: &records }), Delivered::All);
+    assert_eq!(sender.end(), Ok(()));
+    let frames = reader.join().unwrap();
+    assert_eq!(frames.len(), 2 * names.len());
+    for (name, frames) in names.iter().zip(frames.chunks(2)) {
+        // The question, with type and class.
+        let question = [name.as_wire(), &[0, 1, 0, 1]].concat();
+        for frame in frames {
+            assert!(frame.windows(question.len()).any(|part| part == question), "{name}");
+        }
+    }
 }
 
 #[test]
@@ -253,6 +280,35 @@ fn who_does_not_speak_it_is_told_by_what_it_lacks() {
             other => panic!("{reason}: {other:?}"),
         }
         assert_eq!(sender.unsure(), Duration::ZERO);
+        drop(done);
+        reader.join().unwrap();
+    }
+}
+
+#[test]
+fn a_node_that_stops_waits_for_no_receiver() {
+    for greets in [false, true] {
+        let clock = Clock::system();
+        let (_directory, listener, mut sender) = local(&clock);
+        let stop = Arc::<AtomicBool>::default();
+        sender.heed(&stop);
+        let (done, wait) = mpsc::channel::<()>();
+        let raised = Arc::clone(&stop);
+        let reader = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            if greets {
+                greet(&mut stream);
+            }
+            raised.store(true, Ordering::Relaxed);
+            let _ = wait.recv();
+        });
+        let begin = clock.tick();
+        let octets = vec![0; 1 << 22];
+        let delivered = sender.deliver(&Batch { records: &records(&[&octets]) });
+        // Of the frame that was begun the rest is kept: it was taken, for as long as the connection lasts.
+        assert_eq!(matches!(delivered, Delivered::All), greets, "{delivered:?}");
+        assert_eq!(sender.end().is_err(), greets);
+        assert!(clock.tick().since(begin) < LONG);
         drop(done);
         reader.join().unwrap();
     }

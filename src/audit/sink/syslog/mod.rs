@@ -7,18 +7,25 @@
 mod connection;
 mod message;
 
+use std::io::Write as _;
 use std::net::UdpSocket;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use self::connection::{Connection, resolve};
+use self::connection::{Connection, Fault, resolve};
 use self::message::Header;
+use super::limit::{Limit, Limited};
 use super::settings::Keys;
 use super::{Batch, Deliver, Delivered, Plan};
+use crate::document::write_duration;
+use crate::time::Clock;
 use crate::trust::ClientTls;
 
 /// How long a message that was sent over a stream may still be lost.
 const UNSURE: Duration = Duration::from_secs(5);
+/// How long a server may take to let us in, and for a batch.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// RFC 5425 §4.3.1: "receivers SHOULD be able to process messages with lengths up to and including 8192 octets".
 const UDP_LIMIT: u64 = 8192;
 const STREAM_LIMIT: u64 = 65_536;
@@ -155,13 +162,20 @@ impl Plan for Settings {
             _ => None,
         };
         Ok(match self.server.transport {
-            Transport::Udp => {
-                Box::new(Datagrams { server: self.server.clone(), header, socket: None, message: Vec::new() })
-            }
+            Transport::Udp => Box::new(Datagrams {
+                server: self.server.clone(),
+                header,
+                limit: Limit::new(Clock::system()),
+                socket: None,
+                message: Vec::new(),
+            }),
             _ => Box::new(Stream {
                 server: self.server.clone(),
                 header,
                 tls,
+                limit: Limit::new(Clock::system()),
+                patience: PATIENCE,
+                largest: usize::MAX,
                 connection: None,
                 message: Vec::new(),
                 frames: Vec::new(),
@@ -174,40 +188,41 @@ impl Plan for Settings {
 struct Datagrams {
     server: Server,
     header: Header,
+    limit: Limit,
     socket: Option<UdpSocket>,
     message: Vec<u8>,
 }
 
-impl Datagrams {
-    fn socket(&mut self) -> Result<&UdpSocket, String> {
-        match &mut self.socket {
-            Some(socket) => Ok(socket),
-            none => {
-                let to = resolve(&self.server)?;
-                let any: std::net::IpAddr = if to.is_ipv4() {
-                    std::net::Ipv4Addr::UNSPECIFIED.into()
-                } else {
-                    std::net::Ipv6Addr::UNSPECIFIED.into()
-                };
-                let bound = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(to).map(|()| socket));
-                let bound = bound.and_then(|socket| socket.set_write_timeout(Some(UNSURE)).map(|()| socket));
-                Ok(none.insert(bound.map_err(|error| error.to_string())?))
-            }
-        }
-    }
+/// One that is connected to the server.
+fn datagrams(server: &Server) -> Result<UdpSocket, String> {
+    let to = resolve(server)?;
+    let any: std::net::IpAddr =
+        if to.is_ipv4() { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let bound = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(to).map(|()| socket));
+    bound.map_err(|error| error.to_string())
 }
 
 impl Deliver for Datagrams {
+    fn heed(&mut self, stop: &Arc<AtomicBool>) {
+        self.limit.heed(stop);
+    }
+
     fn deliver(&mut self, batch: &Batch<'_>) -> Delivered {
-        let mut message = std::mem::take(&mut self.message);
+        let Self { server, header, limit, socket, message } = self;
+        limit.begin(PATIENCE);
         for (index, record) in batch.records.iter().enumerate() {
             message.clear();
-            self.header.write(record, &mut message);
-            let sent = self.socket().and_then(|socket| socket.send(&message).map_err(|error| error.to_string()));
+            header.write(record, message);
+            let bound = match &mut *socket {
+                Some(socket) => Ok(&*socket),
+                none => datagrams(server).map(|bound| &*none.insert(bound)),
+            };
+            let sent =
+                bound.and_then(|bound| Limited::new(bound, limit).write(message).map_err(|error| error.to_string()));
             if let Err(why) = sent {
                 // A refusal tells of a datagram before: which of them arrived is not known.
-                self.socket = None;
-                let why = format!("{}:{}: {why}", self.server.host, self.server.port);
+                *socket = None;
+                let why = format!("{}:{}: {why}", server.host, server.port);
                 if index == 0 {
                     return Delivered::Failed { why, wait: None };
                 }
@@ -215,7 +230,6 @@ impl Deliver for Datagrams {
                 return Delivered::Some { again, refused: Vec::new(), wait: None };
             }
         }
-        self.message = message;
         Delivered::All
     }
 }
@@ -225,33 +239,72 @@ struct Stream {
     server: Server,
     header: Header,
     tls: Option<Arc<tokio_rustls::rustls::ClientConfig>>,
+    limit: Limit,
+    patience: Duration,
+    /// The most octets that are sent at once, where it is more than one message: half of what the server did not take in
+    /// time, and slowly more.
+    largest: usize,
     connection: Option<Connection>,
     message: Vec<u8>,
     frames: Vec<u8>,
 }
 
+impl Stream {
+    /// Sends the frames.
+    fn send(&mut self) -> Result<(), Fault> {
+        self.limit.begin(self.patience);
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => {
+                let opened = Connection::open(&self.server, self.tls.as_ref(), &mut self.limit);
+                self.limit.begin(self.patience);
+                none.insert(opened.map_err(Fault::Broken)?)
+            }
+        };
+        connection.send(&self.frames, &mut self.limit)
+    }
+}
+
 impl Deliver for Stream {
+    fn heed(&mut self, stop: &Arc<AtomicBool>) {
+        self.limit.heed(stop);
+    }
+
     fn deliver(&mut self, batch: &Batch<'_>) -> Delivered {
         self.frames.clear();
+        let mut count = 0;
         for record in batch.records {
             self.message.clear();
             self.header.write(record, &mut self.message);
+            let before = self.frames.len();
             // RFC 6587 §3.4.1: SYSLOG-FRAME = MSG-LEN SP SYSLOG-MSG
             self.frames.extend_from_slice(self.message.len().to_string().as_bytes());
             self.frames.push(b' ');
             self.frames.extend_from_slice(&self.message);
+            if self.frames.len() > self.largest && count > 0 {
+                self.frames.truncate(before);
+                break;
+            }
+            count += 1;
         }
-        let sent = match &mut self.connection {
-            Some(connection) => connection.send(&self.frames),
-            none => match Connection::open(&self.server, self.tls.as_ref()) {
-                Ok(connection) => none.insert(connection).send(&self.frames),
-                Err(why) => Err(why),
-            },
-        };
-        match sent {
-            Ok(()) => Delivered::All,
-            Err(why) => {
+        match self.send() {
+            Ok(()) => {
+                self.largest = self.largest.saturating_add(self.largest / 16 + 1);
+                match (count..batch.records.len()).collect::<Vec<_>>() {
+                    again if again.is_empty() => Delivered::All,
+                    again => Delivered::Some { again, refused: Vec::new(), wait: Some(Duration::ZERO) },
+                }
+            }
+            Err(fault) => {
                 self.connection = None;
+                let why = match fault {
+                    Fault::Broken(why) => why,
+                    Fault::Slow => {
+                        let octets = self.frames.len();
+                        self.largest = octets / 2;
+                        format!("it does not take {octets} octets within {}", write_duration(self.patience))
+                    }
+                };
                 Delivered::Failed { why: format!("{}:{}: {why}", self.server.host, self.server.port), wait: None }
             }
         }
@@ -272,7 +325,14 @@ impl Deliver for Stream {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::net::TcpListener;
+    use std::sync::atomic::Ordering;
+    use std::sync::mpsc::{self, RecvTimeoutError};
+    use std::thread;
+
     use super::*;
+    use crate::audit::sink::Record;
 
     #[test]
     fn reads_where_messages_go() {
@@ -294,5 +354,99 @@ mod tests {
         ] {
             assert_eq!(Server::parse(text), expected, "{text}");
         }
+    }
+
+    fn record(number: usize) -> Record {
+        Record {
+            id: format!("1-1-{number}").into(),
+            kind: "query".into(),
+            ts: "2026-11-21T03:53:04.117302Z".into(),
+            node: "n".into(),
+            segment: None,
+            verdict: None,
+            bytes: vec![b'x'; 60_000],
+        }
+    }
+
+    fn stream(listener: &TcpListener, patience: Duration) -> Stream {
+        let port = listener.local_addr().unwrap().port();
+        Stream {
+            server: Server { transport: Transport::Tcp, host: "127.0.0.1".into(), port },
+            header: Header { facility: 16, app_name: "outgate".into(), limit: 65_536 },
+            tls: None,
+            limit: Limit::new(Clock::system()),
+            patience,
+            largest: usize::MAX,
+            connection: None,
+            message: Vec::new(),
+            frames: Vec::new(),
+        }
+    }
+
+    /// Longer than anything here takes on a busy machine.
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// One that takes a little now and then, so that each write succeeds in time; it raises the flag at its first connection.
+    fn drip(listener: TcpListener, flag: &Arc<AtomicBool>) -> impl FnOnce() + use<> {
+        let (end, ended) = mpsc::channel::<()>();
+        let flag = Arc::clone(flag);
+        listener.set_nonblocking(true).unwrap();
+        let server = thread::spawn(move || {
+            let mut streams = Vec::new();
+            while ended.recv_timeout(Duration::from_millis(20)) == Err(RecvTimeoutError::Timeout) {
+                if let Ok((stream, _)) = listener.accept() {
+                    stream.set_nonblocking(true).unwrap();
+                    streams.push(stream);
+                    flag.store(true, Ordering::Relaxed);
+                }
+                for stream in &mut streams {
+                    let _ = stream.read(&mut [0; 20_000]);
+                }
+            }
+        });
+        move || {
+            drop(end);
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_slow_is_sent_less_at_once() {
+        let clock = Clock::system();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sink = stream(&listener, Duration::from_millis(300));
+        let end = drip(listener, &Arc::default());
+        let records: Vec<Record> = (0..400).map(record).collect();
+        let begin = clock.tick();
+        let mut sizes = Vec::new();
+        let taken = loop {
+            match sink.deliver(&Batch { records: &records }) {
+                Delivered::All => break records.len(),
+                Delivered::Some { again, wait, .. } => {
+                    assert_eq!(wait, Some(Duration::ZERO), "it is not at fault");
+                    break again[0];
+                }
+                Delivered::Failed { why, .. } => assert!(why.ends_with(" octets within 300ms"), "{why}"),
+            }
+            assert!(clock.tick().since(begin) < LONG);
+            sizes.push(sink.largest);
+        };
+        end();
+        assert!((1..400).contains(&taken) && sizes.is_sorted_by(|one, next| one > next), "{taken} {sizes:?}");
+    }
+
+    #[test]
+    fn a_node_that_stops_waits_for_no_server() {
+        let clock = Clock::system();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sink = stream(&listener, LONG);
+        let stop = Arc::<AtomicBool>::default();
+        sink.heed(&stop);
+        let end = drip(listener, &stop);
+        let begin = clock.tick();
+        let records: Vec<Record> = (0..800).map(record).collect();
+        assert!(matches!(sink.deliver(&Batch { records: &records }), Delivered::Failed { .. }));
+        assert!(clock.tick().since(begin) < LONG);
+        end();
     }
 }

@@ -1,4 +1,7 @@
-//! Sinks of kind `file` behind a log that is written, rotated and stopped.
+//! Sinks behind a log that is written, rotated, cut and stopped; most of them of kind `file`.
+
+mod broken;
+mod hostile;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -42,6 +45,13 @@ fn ids(text: &str) -> Vec<String> {
 
 fn copy(directory: &Directory) -> String {
     fs::read_to_string(directory.path().join("copy.jsonl")).unwrap_or_default()
+}
+
+/// A record of that minute.
+fn line(id: &str, minute: u32) -> String {
+    format!(
+        "{{\"v\":1,\"type\":\"log\",\"id\":\"{id}\",\"ts\":\"2026-11-21T03:{minute:02}:00.000000Z\",\"node\":\"n\"}}\n"
+    )
 }
 
 /// Every line of the log, archives first.
@@ -132,11 +142,6 @@ fn the_next_file_is_found_though_this_one_is_packed_and_the_clock_was_set_back()
     let directory = Directory::new();
     let archived = directory.path().join("archive");
     fs::create_dir(&archived).unwrap();
-    let line = |id: &str, minute: u32| {
-        format!(
-            "{{\"v\":1,\"type\":\"log\",\"id\":\"{id}\",\"ts\":\"2026-11-21T03:{minute:02}:00.000000Z\",\"node\":\"n\"}}\n"
-        )
-    };
     fs::write(directory.log(), line("1-0-1", 50)).unwrap();
     let readers = Readers::default();
     let mut follower = Follower::open(&directory.log(), (&readers, "siem"), None, From::Oldest).unwrap();
