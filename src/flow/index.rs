@@ -9,6 +9,7 @@ use foldhash::fast::RandomState;
 use super::gaps::Gaps;
 use super::intern::Table;
 use super::interval::{Asked, Span};
+use super::room::Room;
 use super::statics::{Static, Statics};
 use super::track::{Put, Track};
 use super::{Denied, Detail, Ended, For, Opened, Told, Unlisted};
@@ -28,10 +29,14 @@ pub struct Limits {
     pub all: usize,
     /// Clients.
     pub clients: usize,
+    /// Names that addresses were told for; as many names that clients were denied.
+    pub said: usize,
+    /// Bytes of names, rules and segments.
+    pub texts: usize,
 }
 
 impl Default for Limits {
-    /// An hour; 4,096 and 65,536; four million, some 220 MB; a million clients.
+    /// An hour; 4,096 and 65,536; four million, some 220 MB; a million clients; two million names each; 256 MiB.
     fn default() -> Self {
         Self {
             lookback: Duration::from_secs(3600),
@@ -39,6 +44,8 @@ impl Default for Limits {
             of_segment: 65_536,
             all: 4_000_000,
             clients: 1_000_000,
+            said: 2_000_000,
+            texts: 256 << 20,
         }
     }
 }
@@ -61,6 +68,12 @@ pub struct Holds {
     pub evicted: u64,
     /// Clients that were not taken in, likewise.
     pub refused: u64,
+    /// Names, rules and segments, those that are of no use any more among them.
+    pub texts: usize,
+    /// Addresses, likewise.
+    pub addresses: usize,
+    /// Names that addresses were told for, and names that clients were denied.
+    pub said: [usize; 2],
 }
 
 /// A name, and when it was said first and last.
@@ -79,6 +92,13 @@ pub(super) struct Client {
     pub(super) denied: Vec<Said>,
     /// It was told addresses that nobody knows: since when, and until when they were open; 0: none.
     pub(super) unlisted: (u64, u64),
+}
+
+impl Client {
+    /// Nothing is known of it that would be missed.
+    fn is_idle(&self) -> bool {
+        self.track.len() == 0 && self.track.forgotten() == 0 && self.denied.is_empty() && self.unlisted.1 == 0
+    }
 }
 
 /// The history of who was told what, for as long as flows are explained by it.
@@ -102,7 +122,10 @@ pub struct Index {
     pub(super) since: Option<u64>,
     /// What ended before may be gone.
     pub(super) horizon: u64,
-    intervals: usize,
+    /// A name for an address was not noted, or is forgotten, that was told then.
+    pub(super) unheard: u64,
+    pub(super) room: Room,
+    pub(super) intervals: usize,
     evicted: u64,
     pub(super) refused: u64,
 }
@@ -131,6 +154,8 @@ impl Index {
             statics: Statics::default(),
             since: None,
             horizon: 0,
+            unheard: 0,
+            room: Room::default(),
             intervals: 0,
             evicted: 0,
             refused: 0,
@@ -150,31 +175,26 @@ impl Index {
 
     /// A client was told a name's addresses.
     pub fn told(&mut self, told: &Told<'_>) {
-        let segment = told.segment.map(|segment| self.texts.number(segment));
-        let reason = self.reason(told.qname, told.rule, told.services);
-        let (name, ..) = self.reasons.get(reason).copied().unwrap_or_default();
+        self.make_room();
+        let segment = told.segment.map(|segment| self.segment(segment));
         let query = Asked::new(&mut self.writers, told.query);
         let at = told.at.0;
-        for address in told.addresses {
+        let (until, open) = (told.told_until.0.max(at), told.open_until.max(told.told_until).0.max(at));
+        let some = !told.addresses.is_empty();
+        let reason = some.then(|| self.reason(told.qname, told.rule, told.services)).flatten();
+        if some && reason.is_none() {
+            self.forgo(For::Client(told.client), segment, open);
+            self.unheard = self.unheard.max(at);
+        }
+        for (address, (reason, name)) in told.addresses.iter().filter_map(|address| Some((address, reason?))) {
             let address = self.address(canonical(*address));
-            if let Some(heard) = self.heard.get_mut(address as usize) {
-                say(heard, name, at, HEARD);
-            }
-            let span = Span {
-                address,
-                reason,
-                from: at,
-                told: told.told_until.0.max(at),
-                open: told.open_until.max(told.told_until).0.max(at),
-                last: at,
-                first_query: query,
-                last_query: query,
-            };
+            self.hear(address, name, at);
+            let span =
+                Span { address, reason, from: at, told: until, open, last: at, first_query: query, last_query: query };
             self.put(For::Client(told.client), segment, &span);
         }
         let client = self.client(told.client, segment).filter(|_| told.unlisted != Unlisted::None);
         let Some(client) = client else { return };
-        let (until, open) = (told.told_until.0.max(at), told.open_until.max(told.told_until).0.max(at));
         if told.unlisted == Unlisted::Unknown {
             let (from, to) = client.unlisted;
             client.unlisted = if to == 0 { (at, open) } else { (from.min(at), to.max(open)) };
@@ -189,11 +209,13 @@ impl Index {
 
     /// A firewall was opened, or holds open for longer.
     pub fn opened(&mut self, opened: &Opened<'_>) {
-        let segment = self.texts.number(opened.segment);
+        self.make_room();
+        let segment = self.segment(opened.segment);
         let (at, until) = (opened.at.0, opened.until.0.max(opened.at.0));
+        let (Some(name), Some(rule)) = (self.text(opened.qname), self.text(opened.rule)) else {
+            return self.forgo(opened.to, Some(segment), until);
+        };
         let address = self.address(canonical(opened.address));
-        let name = self.texts.number(opened.qname);
-        let rule = self.texts.number(opened.rule);
         let query = Asked::new(&mut self.writers, opened.query);
         // Of a client, the query's own record says what was told; the grant alone that it was open.
         let told = if opened.adopted || opened.to == For::Segment { until } else { at };
@@ -287,10 +309,15 @@ impl Index {
 
     /// A client was refused a name.
     pub fn denied(&mut self, denied: &Denied<'_>) {
-        let segment = denied.segment.map(|segment| self.texts.number(segment));
-        let name = denied.qname.map(|qname| self.texts.number(qname));
+        self.make_room();
+        let segment = denied.segment.map(|segment| self.segment(segment));
+        // Where there is no room for the name, a flow that it would explain is told less exactly.
+        let name = denied.qname.and_then(|qname| self.text(qname));
+        let full = self.room.denied >= self.limits.said;
         if let (Some(client), Some(name)) = (self.client(denied.client, segment), name) {
-            say(&mut client.denied, name, denied.at.0, DENIED);
+            let cap = if full { DENIED.min(client.denied.len()) } else { DENIED };
+            let said = say(&mut client.denied, name, denied.at.0, cap);
+            self.room.denied += usize::from(said == Noted::New);
         }
     }
 
@@ -298,30 +325,6 @@ impl Index {
     /// flows are.
     pub fn gap(&mut self, from: Wall, to: Wall, what: Detail) {
         self.gaps.add(from.0, to.0, what);
-    }
-
-    /// Forgets what no flow that began after `now`, less a quarter of the look-back, is explained by. Call it now and then;
-    /// it costs little where a short time passed.
-    pub fn prune(&mut self, now: Wall) {
-        let lookback = micros(self.limits.lookback);
-        let horizon = now.0.saturating_sub(lookback + lookback / 4);
-        if horizon < self.horizon + lookback / 8 {
-            return;
-        }
-        self.horizon = horizon;
-        let tracks = self.clients.values_mut().map(|client| &mut client.track).chain(self.wide.values_mut());
-        self.intervals -= tracks.map(|track| track.prune(horizon)).sum::<usize>();
-        for client in self.clients.values_mut() {
-            client.denied.retain(|said| said.last >= horizon);
-            if client.unlisted.1 < horizon {
-                client.unlisted = (0, 0);
-            }
-        }
-        for heard in &mut self.heard {
-            heard.retain(|said| said.last >= horizon);
-        }
-        self.gaps.prune(horizon);
-        self.renumber();
     }
 
     /// What it holds.
@@ -337,12 +340,42 @@ impl Index {
             bytes: tracks + self.clients.capacity() * place * 8 / 7,
             evicted: self.evicted,
             refused: self.refused,
+            texts: self.texts.len(),
+            addresses: self.addresses.len(),
+            said: [self.room.heard, self.room.denied],
         }
     }
 
-    fn reason(&mut self, qname: &str, rule: &str, services: &[Services]) -> u32 {
-        let reason = (self.texts.number(qname), self.texts.number(rule), self.services.number(services));
-        self.reasons.number(&reason)
+    /// The number of a reason, and that of its name; `None`: there is no room for its texts.
+    fn reason(&mut self, qname: &str, rule: &str, services: &[Services]) -> Option<(u32, u32)> {
+        let (name, rule) = (self.text(qname)?, self.text(rule)?);
+        let services = self.services.number(services);
+        Some((self.reasons.number(&(name, rule, services)), name))
+    }
+
+    /// Notes for which name an address was told.
+    fn hear(&mut self, address: u32, name: u32, at: u64) {
+        let full = self.room.heard >= self.limits.said;
+        let Some(heard) = self.heard.get_mut(address as usize) else { return };
+        let cap = if full { HEARD.min(heard.len()) } else { HEARD };
+        match say(heard, name, at, cap) {
+            Noted::New => self.room.heard += 1,
+            Noted::Known => {}
+            Noted::No => self.unheard = self.unheard.max(at),
+        }
+    }
+
+    /// Something was open until then that there is no room for: what it would explain is not known.
+    fn forgo(&mut self, to: For, segment: Option<u32>, open: u64) {
+        self.evicted += 1;
+        match to {
+            For::Client(client) => {
+                if let Some(client) = self.client(client, segment) {
+                    client.track.forgo(open);
+                }
+            }
+            For::Segment => self.wide.entry(segment.unwrap_or(u32::MAX)).or_default().forgo(open),
+        }
     }
 
     fn address(&mut self, address: IpAddr) -> u32 {
@@ -357,7 +390,10 @@ impl Index {
     fn client(&mut self, client: IpAddr, segment: Option<u32>) -> Option<&mut Client> {
         let client = canonical(client);
         if self.clients.len() >= self.limits.clients && !self.clients.contains_key(&client) {
-            self.clients.retain(|_, client| client.track.len() > 0 || !client.denied.is_empty());
+            // Once until the next pruning: it looks at every one.
+            if !std::mem::replace(&mut self.room.crowded, true) {
+                self.clients.retain(|_, client| !client.is_idle());
+            }
             if self.clients.len() >= self.limits.clients {
                 self.refused += 1;
                 return None;
@@ -388,72 +424,28 @@ impl Index {
             Put::Replaced => self.evicted += 1,
         }
     }
-
-    /// Gives up numbers of what is in no interval any more, once they are as many as those in use.
-    fn renumber(&mut self) {
-        let Self { clients, wide, texts, services, reasons, addresses, heard, .. } = self;
-        let mut used = [vec![false; addresses.len()], vec![false; reasons.len()]];
-        let [used_addresses, used_reasons] = &mut used;
-        for span in clients.values().map(|client| &client.track).chain(wide.values()).flat_map(Track::all) {
-            mark(used_addresses, span.address);
-            mark(used_reasons, span.reason);
-        }
-        for (used, heard) in used_addresses.iter_mut().zip(heard.iter()) {
-            *used |= !heard.is_empty();
-        }
-        let half = |used: &[bool]| used.iter().filter(|used| **used).count() * 2 < used.len();
-        let mut used_texts = vec![false; texts.len()];
-        let mut used_services = vec![false; services.len()];
-        for (number, _) in (0..).zip(used_reasons.iter()).filter(|(_, used)| **used) {
-            let (name, rule, set) = reasons.get(number).copied().unwrap_or_default();
-            mark(&mut used_texts, name);
-            mark(&mut used_texts, rule);
-            mark(&mut used_services, set);
-        }
-        wide.keys().for_each(|segment| mark(&mut used_texts, *segment));
-        for client in clients.values() {
-            mark(&mut used_texts, client.segment);
-            client.denied.iter().for_each(|said| mark(&mut used_texts, said.name));
-        }
-        heard.iter().flatten().for_each(|said| mark(&mut used_texts, said.name));
-        if !(half(used_addresses) || half(used_reasons) || half(&used_texts)) {
-            return;
-        }
-        let texts_at = texts.keep::<str>(&used_texts, |text| text);
-        let services_at = services.keep::<[Services]>(&used_services, |set| set);
-        let at = |places: &[u32], number: u32| places.get(number as usize).copied().unwrap_or(u32::MAX);
-        let addresses_at = addresses.keep::<IpAddr>(used_addresses, |address| address);
-        let reasons_at = reasons.keep::<(u32, u32, u32)>(used_reasons, |(name, rule, set)| {
-            (at(&texts_at, name), at(&texts_at, rule), at(&services_at, set))
-        });
-        let mut kept = used_addresses.iter();
-        heard.retain(|_| *kept.next().unwrap_or(&false));
-        heard.iter_mut().flatten().for_each(|said| said.name = at(&texts_at, said.name));
-        for client in clients.values_mut() {
-            client.track.renumber(&addresses_at, &reasons_at);
-            client.segment = at(&texts_at, client.segment);
-            client.denied.iter_mut().for_each(|said| said.name = at(&texts_at, said.name));
-        }
-        let old = std::mem::take(wide);
-        wide.extend(old.into_iter().map(|(segment, mut track)| {
-            track.renumber(&addresses_at, &reasons_at);
-            (at(&texts_at, segment), track)
-        }));
-    }
 }
 
-fn mark(used: &mut [bool], number: u32) {
-    if let Some(used) = used.get_mut(number as usize) {
-        *used = true;
-    }
+/// What became of a name that was said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Noted {
+    New,
+    /// As one that was there already, or in the place of another one.
+    Known,
+    /// There is no room for any.
+    No,
 }
 
 /// Notes that a name was said; beyond the cap, the one said longest ago is forgotten.
-fn say(said: &mut Vec<Said>, name: u32, at: u64, cap: usize) {
+fn say(said: &mut Vec<Said>, name: u32, at: u64, cap: usize) -> Noted {
     if let Some(known) = said.iter_mut().find(|said| said.name == name) {
         (known.first, known.last) = (known.first.min(at), known.last.max(at));
-        return;
+        return Noted::Known;
     }
+    if cap == 0 {
+        return Noted::No;
+    }
+    let before = said.len();
     if said.len() >= cap
         && let Some(oldest) = (0..said.len()).min_by_key(|at| said.get(*at).map(|said| said.last))
     {
@@ -462,6 +454,7 @@ fn say(said: &mut Vec<Said>, name: u32, at: u64, cap: usize) {
     // Nearly always one.
     said.reserve_exact(usize::from(said.len() == said.capacity()));
     said.push(Said { name, first: at, last: at });
+    if said.len() > before { Noted::New } else { Noted::Known }
 }
 
 /// What is left of services without others.

@@ -54,6 +54,10 @@ impl<T: Hash + Eq> Table<T> {
         self.values.get(number as usize)
     }
 
+    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+        self.values.iter()
+    }
+
     pub(super) const fn len(&self) -> usize {
         self.values.len()
     }

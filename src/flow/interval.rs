@@ -34,7 +34,11 @@ impl Asked {
 
     pub(super) fn new(writers: &mut Table<(u64, u16)>, query: Option<QueryId>) -> Self {
         let Some(QueryId { boot, shard, sequence }) = query else { return Self::NONE };
-        match u16::try_from(writers.number(&(boot, shard))) {
+        // Those beyond have no number: their queries are not told.
+        let known = writers.find(&(boot, shard));
+        let room = writers.len() < usize::from(u16::MAX);
+        let number = known.or_else(|| room.then(|| writers.number(&(boot, shard))));
+        match u16::try_from(number.unwrap_or(u32::MAX)) {
             Ok(writer) if writer < u16::MAX => Self(u64::from(writer) << 48 | (sequence & LOW)),
             _ => Self::NONE,
         }

@@ -262,6 +262,8 @@ impl Index {
                 judgement.elsewhere = self.text_of(heard.name);
                 none(Detail::PeerName)
             }
+            // It may have been told to others, and there was no room to note it.
+            None if self.unheard >= begin && self.unheard > 0 => unknown(Detail::Young),
             None => none(Detail::UnknownAddress),
         }
     }

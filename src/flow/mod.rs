@@ -28,6 +28,7 @@ mod index;
 mod intern;
 mod interval;
 mod judge;
+mod room;
 pub mod source;
 mod statics;
 #[cfg(test)]

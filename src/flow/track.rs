@@ -42,6 +42,11 @@ impl Track {
         self.forgotten
     }
 
+    /// Something that ended then was never here.
+    pub(super) fn forgo(&mut self, open: u64) {
+        self.forgotten = self.forgotten.max(open);
+    }
+
     /// Heap bytes.
     pub(super) const fn weight(&self) -> usize {
         self.intervals.capacity() * size_of::<Interval>()
@@ -119,6 +124,9 @@ impl Track {
         let before = self.intervals.len();
         self.intervals.retain(|interval| interval.open() >= horizon);
         let gone = before - self.intervals.len();
+        if self.forgotten < horizon {
+            self.forgotten = 0;
+        }
         if gone > 0 && self.intervals.capacity() > self.intervals.len() * 5 / 4 + 8 {
             self.intervals.shrink_to(self.intervals.len() * 9 / 8);
         }

@@ -369,3 +369,57 @@ fn what_is_old_is_forgotten_and_numbers_are_given_anew() {
     assert_says(&index, &Flow { address: ip("198.51.100.190"), ..flow(19_301.0) }, "stale/cached n190.example");
     assert_says(&index, &Flow { address: ip("198.51.100.1"), ..flow(19_901.0) }, "none/unknown_address");
 }
+
+/// Names that nobody will ask for again are given up long before the look-back ends.
+#[test]
+fn random_names_take_no_more_room_than_what_is_kept() {
+    let mut index = index();
+    for number in 0..200_000_u32 {
+        let (qname, name) = (format!("{number:08x}.a.example"), format!("{number:08x}.b.example"));
+        let address = IpAddr::from(number.to_be_bytes());
+        index.denied(&Denied { at: at(1.0), client: ip(CLIENT), segment: Some("a"), qname: Some(&qname) });
+        if number % 4 == 0 {
+            tell(&mut index, 1.0, CLIENT, &name, &address.to_string());
+        }
+    }
+    let holds = index.holds();
+    assert!(holds.texts < 150_000 && holds.intervals == 4096 && holds.said[1] == 256, "{holds:?}");
+    assert_says(
+        &index,
+        &Flow { address: IpAddr::from(199_996_u32.to_be_bytes()), ..flow(2.0) },
+        "exact 00030d3c.b.example",
+    );
+}
+
+#[test]
+fn what_there_is_no_room_for_is_unknown_and_not_guessed() {
+    // Room for the names of some look-ups.
+    let mut index = Index::new(Limits { texts: 500, ..Limits::default() });
+    index.begin(at(-50_000.0), true);
+    for number in 0..20 {
+        tell(&mut index, 1.0, CLIENT, &format!("{number}.example"), &format!("198.51.100.{number}"));
+    }
+    let address = |last: u8| IpAddr::from([198, 51, 100, last]);
+    assert_says(&index, &Flow { address: address(0), ..flow(2.0) }, "exact 0.example");
+    assert_says(&index, &Flow { address: address(19), ..flow(2.0) }, "unknown/young");
+    index.denied(&Denied { at: at(1.0), client: ip(OTHER), segment: Some("a"), qname: None });
+    assert_says(&index, &Flow { client: ip(OTHER), address: address(0), ..flow(2.0) }, "none/peer_name");
+    assert_says(&index, &Flow { client: ip(OTHER), address: address(19), ..flow(2.0) }, "unknown/young");
+    assert!(index.holds().texts < 20, "{:?}", index.holds());
+    // When what is kept has ended, there is room again.
+    index.prune(at(6000.0));
+    index.prune(at(12_000.0));
+    tell(&mut index, 12_000.0, CLIENT, "new.example", "198.51.100.19");
+    assert_says(&index, &Flow { address: address(19), ..flow(12_001.0) }, "exact new.example");
+    // Room for what one address was told for.
+    let mut index = Index::new(Limits { said: 1, ..Limits::default() });
+    index.begin(at(-50_000.0), true);
+    for (seconds, qname, last) in [(1.0, "a.example", 1), (2.0, "b.example", 2)] {
+        tell(&mut index, seconds, CLIENT, qname, &address(last).to_string());
+        index.denied(&Denied { at: at(1.0), client: ip(OTHER), segment: Some("a"), qname: Some(qname) });
+    }
+    assert_eq!(index.holds().said, [1, 1]);
+    assert_says(&index, &Flow { client: ip(OTHER), address: address(1), ..flow(3.0) }, "none/peer_name");
+    assert_says(&index, &Flow { client: ip(OTHER), address: address(2), ..flow(3.0) }, "unknown/young");
+    assert_says(&index, &Flow { address: address(2), ..flow(3.0) }, "exact b.example");
+}
