@@ -55,7 +55,7 @@
 //! | level | room | what it is |
 //! |---|---|---|
 //! | app | [`app`] | wiring: configuration, start, reload, stop; one file per verb of the command line, `probe` for a client's place |
-//! | serve | [`serve`] | doors: UDP workers, TCP, TLS, HTTPS, QUIC, the admin socket, health and metrics |
+//! | serve | [`serve`] | doors: UDP workers, TCP, TLS, HTTPS, QUIC, the admin socket, health and metrics; sockets that are given |
 //! | gate | [`gate`] | the two paths, the reply, and the granter with its journal |
 //! | edge | [`upstream`] | forwarders over UDP, TCP, TLS and HTTPS; DNSSEC |
 //! | edge | [`zones`] | local authoritative data |

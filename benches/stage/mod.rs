@@ -14,7 +14,7 @@ use outgate::audit::{Log, Settings as AuditSettings, Transport};
 use outgate::cache::{Answers, Cover, Failures, Named};
 use outgate::firewall::Memory;
 use outgate::gate::{
-    Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Outbox, Passed, Refreshes, Rulebook, Slots, WORDS,
+    Arrival, Deadlines, Fast, Gate, Granter, GranterParts, Hurry, Outbox, Passed, Refreshes, Rulebook, Slots, WORDS,
     WarmCounts,
 };
 use outgate::grant::{Caps, Ledger, Terms};
@@ -120,6 +120,7 @@ impl Stage {
             passed: Passed::default(),
             terms: Terms::default(),
             deadlines: Deadlines { query: Duration::from_secs(10), firewall: Duration::from_secs(10) },
+            hurry: Hurry::default(),
             clock,
         };
         let ports = gate.upstreams.ports();

@@ -1,7 +1,6 @@
 //! From a configuration to a node that serves: everything that can fail is tried before a door opens.
 
 use std::fs::{DirBuilder, OpenOptions};
-use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,20 +19,21 @@ use crate::app::flow;
 use crate::app::load::{self, Loaded};
 use crate::app::node::{Beside, Doors, Found, NodeParts, RunningNode};
 use crate::app::promotion::Promotion;
+use crate::app::sockets::{Sockets, judge};
 use crate::audit::{Log, Meter, Shard, Sinks};
 use crate::cache::{Answers, Cover, Failures, LOCAL_BYTES, Named};
 use crate::document::Mistake;
 use crate::firewall;
 use crate::gate::{
-    Deadlines, Gate, Granter, GranterParts, Outbox, Passed, Refresher, Refreshes, Rulebook, Secrets, Slots, WORDS,
-    WarmCounts,
+    Deadlines, Gate, Granter, GranterParts, Hurry, Outbox, Passed, Refresher, Refreshes, Rulebook, Secrets, Slots,
+    WORDS, WarmCounts,
 };
 use crate::grant::{Caps, Ledger};
 use crate::metric::{self, Registry};
 use crate::serve::tcp::{Limits, Streams};
 use crate::serve::tls::Tls;
-use crate::serve::udp::{BindError, Bound, LISTEN, Worker, bind};
-use crate::serve::{StreamDoor, admin, quic};
+use crate::serve::udp::{Bound, Worker};
+use crate::serve::{Given, StreamDoor, admin, quic};
 use crate::time::Clock;
 use crate::upstream::Upstreams;
 
@@ -57,6 +57,8 @@ pub(super) struct Started {
     pub(super) quic: Vec<quic::Door>,
     pub(super) health: Option<tokio::net::TcpListener>,
     pub(super) admin: admin::Socket,
+    /// The service manager holds sockets: what waits in them is for the next process.
+    pub(super) followed: bool,
     pub(super) stop: (watch::Sender<bool>, watch::Receiver<bool>),
     /// Held for the life of the process: one node per state directory.
     pub(super) lock: Flock<std::fs::File>,
@@ -85,7 +87,7 @@ struct Parts {
     secrets: Secrets,
     book: Book,
     feed: Option<Feed>,
-    sockets: Bound,
+    udp: Bound,
     doors: Doors,
     meter: Meter,
     sinks: Arc<Sinks>,
@@ -93,7 +95,7 @@ struct Parts {
 }
 
 /// Tries everything that can fail, in the order in which it can be undone. Called inside the runtime.
-pub(super) async fn start(config: Config) -> Result<Started, Failure> {
+pub(super) async fn start(config: Config, given: Given) -> Result<Started, Failure> {
     raise_file_limit();
     let clock = Clock::system();
     let (upstream_settings, no_upstream) = load::upstreams(&config);
@@ -101,6 +103,8 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
     let promotion = Promotion::read(&config.state).map_err(Failure::Mistakes)?;
     let loaded = load::load(&config, &upstreams, promotion, clock.now().wall).map_err(Failure::Mistakes)?;
     check_sinks(&config).map_err(Failure::Mistakes)?;
+    judge(&given, &config).map_err(Failure::Mistakes)?;
+    let followed = !given.is_empty();
     let lock = lock_state(&config.state)?;
     let secrets = cookies::secrets(&config.state).map_err(|mistake| Failure::Failed(mistake.to_string()))?;
     let mut book = Book::open(&config.state, clock.now().wall).map_err(Failure::Failed)?;
@@ -110,31 +114,11 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
         book.contents.fed = fed.map_err(Failure::Mistakes)?;
     }
 
-    // The stream listeners first: unlike the UDP sockets they do not share their port, so that a second process on
-    // the same port is found out here.
-    let listen = |addresses: &[SocketAddr], key| {
-        let bound = addresses.iter().map(|address| listen_tcp(*address, key)).collect::<Result<Vec<_>, _>>();
-        bound.map_err(|error| Failure::Failed(error.to_string()))
-    };
-    let streams = listen(&config.listen.dns, LISTEN)?;
-    let tls_streams = listen(&config.listen.tls, "[listen].tls")?;
-    let https_streams = listen(&config.listen.https, "[listen].https")?;
-    let over_quic = |addresses: &[SocketAddr], key, speech| {
-        let bound = addresses.iter().map(|address| quic::Door::bind(*address, key, speech));
-        bound.collect::<Result<Vec<_>, _>>().map_err(|error| Failure::Failed(error.to_string()))
-    };
-    let doq = over_quic(&config.listen.quic, "[listen].quic", quic::Speech::Doq)?;
-    let h3 = over_quic(&config.listen.h3, "[listen].h3", quic::Speech::H3)?;
+    let sockets = Sockets::open(&config, given)?;
+    let doors = sockets.doors();
     // The workers, the runtime that the streams share, what refreshes answers and what keeps names warm have ports
     // of their own.
     let files = upstreams.sockets() * (config.listen.workers + 3) + OTHER_FILES;
-    let udp: Vec<SocketAddr> =
-        config.listen.dns.iter().zip(&streams).map(|(wanted, bound)| same_port(*wanted, bound)).collect();
-    let sockets = bind(&udp, config.listen.workers).map_err(|error| Failure::Failed(error.to_string()))?;
-    let health = match config.health {
-        Some(address) => listen(&[address], "[health].listen")?.pop(),
-        None => None,
-    };
     let admin = admin::Socket::bind(&config.admin_socket).await.map_err(|error| Failure::Failed(error.to_string()))?;
 
     let boot = random()?;
@@ -151,18 +135,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
             return Err(Failure::Failed(why));
         }
     };
-    // Port 0 asks the kernel for a port: what it gave is what is shown.
-    let bound = |listeners: &[tokio::net::TcpListener]| {
-        listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
-    };
-    let over_quic = |doors: &[quic::Door]| doors.iter().filter_map(quic::Door::address).collect();
-    let doors = Doors {
-        dns: sockets.addresses(),
-        tls: bound(&tls_streams),
-        https: bound(&https_streams),
-        quic: over_quic(&doq),
-        h3: over_quic(&h3),
-    };
+    let Sockets { udp, streams, tls: tls_streams, https: https_streams, quic, h3, health } = sockets;
     let parts = Parts {
         config,
         clock,
@@ -172,7 +145,7 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
         secrets,
         book,
         feed,
-        sockets,
+        udp,
         doors,
         meter,
         sinks: Arc::clone(&sinks),
@@ -188,9 +161,10 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
                 streams,
                 tls_streams,
                 https_streams,
-                quic: doq.into_iter().chain(h3).collect(),
+                quic: quic.into_iter().chain(h3).collect(),
                 health,
                 admin,
+                followed,
                 stop: watch::channel(false),
                 lock,
             })
@@ -206,21 +180,8 @@ pub(super) async fn start(config: Config) -> Result<Started, Failure> {
 
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
-    let Parts {
-        config,
-        clock,
-        upstreams,
-        no_upstream,
-        loaded,
-        secrets,
-        book,
-        feed,
-        sockets,
-        doors,
-        meter,
-        sinks,
-        boot,
-    } = parts;
+    let Parts { config, clock, upstreams, no_upstream, loaded, secrets, book, feed, udp, doors, meter, sinks, boot } =
+        parts;
     let Loaded { policy: files, zones, identity, mut warnings, candidate, promotion } = loaded;
     if promotion.is_none() {
         Promotion::forget(&config.state);
@@ -280,6 +241,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         passed: Passed::default(),
         terms: config.terms,
         deadlines: Deadlines { query: QUERY_DEADLINE, firewall: firewall_deadline },
+        hurry: Hurry::default(),
         clock,
     });
     let stream_door = StreamDoor::new(Arc::clone(&gate), Outbox::new(shard()?, registry.tallies().register()));
@@ -287,7 +249,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
     for _ in 0..config.listen.workers {
         outboxes.push((shard()?, registry.tallies().register()));
     }
-    let workers = sockets
+    let workers = udp
         .workers(&gate, outboxes)
         .map_err(|error| Failure::Failed(format!("no runtime for a worker: {error}; raise the limit of open files")))?;
     let flows = config.flow.as_ref().map(|settings| {
@@ -322,31 +284,6 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         refresher,
         watcher,
     })
-}
-
-/// Port 0 asks the kernel for a port: UDP takes the one that TCP got.
-fn same_port(wanted: SocketAddr, bound: &tokio::net::TcpListener) -> SocketAddr {
-    match bound.local_addr() {
-        Ok(local) if wanted.port() == 0 => SocketAddr::new(wanted.ip(), local.port()),
-        _ => wanted,
-    }
-}
-
-fn listen_tcp(address: SocketAddr, key: &'static str) -> Result<tokio::net::TcpListener, BindError> {
-    let listen = || -> std::io::Result<tokio::net::TcpListener> {
-        let domain = socket2::Domain::for_address(address);
-        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        // A restart must not wait for the old process's connections to be forgotten.
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(1024)?;
-        socket.set_nonblocking(true)?;
-        tokio::net::TcpListener::from_std(TcpListener::from(socket))
-    };
-    listen().map_err(|error| BindError::of(address, key, error))
 }
 
 /// Makes the state directory and takes its lock.

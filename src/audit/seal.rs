@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -70,9 +70,12 @@ impl Sealer {
         self.done.try_iter()
     }
 
-    /// The next file, as soon as it is done; `None`: the thread has ended.
-    pub(super) fn wait(&self) -> Option<Sealed> {
-        self.done.recv().ok()
+    /// The next file, as soon as it is done.
+    ///
+    /// # Errors
+    /// That takes longer, or the thread has ended.
+    pub(super) fn wait(&self, longest: Duration) -> Result<Sealed, RecvTimeoutError> {
+        self.done.recv_timeout(longest)
     }
 }
 

@@ -11,6 +11,7 @@ mod cookie;
 mod designation;
 mod fast;
 mod granter;
+mod hurry;
 mod inflight;
 mod pointer;
 mod refresh;
@@ -35,6 +36,7 @@ pub use granter::{
     Closed, EnforcerCounts, GrantCounts, GrantEntry, GrantQuery, Granter, GranterError, GranterParts, GrantsOf,
     NotGranted,
 };
+pub use hurry::Hurry;
 pub use inflight::{Slot, Slots};
 pub use refresh::{Refresher, Refreshes};
 pub use reply::{Conclusion, Failure, Outbox, Prepared, Released};
@@ -115,6 +117,8 @@ pub struct Gate {
     pub terms: Terms,
     /// Deadlines.
     pub deadlines: Deadlines,
+    /// Raised when the node stops and those who wait have had their time.
+    pub hurry: Hurry,
     /// Time.
     pub clock: Clock,
 }

@@ -1,6 +1,9 @@
 //! The slow path: five steps in a row, two of them waits, one deadline for all of it.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -76,11 +79,21 @@ struct Source {
 }
 
 impl Gate {
-    /// Settles what the fast path could not. Always concludes, closed where anything fails. `ports` are those of the
-    /// runtime that this runs on.
+    /// Settles what the fast path could not. Always concludes, closed where anything fails, and where it is polled after
+    /// [`Gate::hurry`] was raised at once. `ports` are those of the runtime that this runs on.
     pub async fn slow(&self, mut job: Job, ports: &Ports) -> Finished {
         let permit = job.permit.take();
-        let walked = self.walk(&job, permit, ports).await;
+        let walked = {
+            let mut walk = pin!(self.walk(&job, permit, ports));
+            poll_fn(|context| match walk.as_mut().poll(context) {
+                Poll::Pending if self.hurry.is_raised() => {
+                    let why = "the server is stopping; ask again";
+                    Poll::Ready(Err(Failure::new(Reason::Shutdown, ExtendedError::NOT_READY, why)))
+                }
+                polled => polled,
+            })
+            .await
+        };
         let (conclusion, rulebook) =
             walked.unwrap_or_else(|failure| (Conclusion::Failed(failure), self.rulebook.load_full()));
         Finished { job, conclusion, rulebook }

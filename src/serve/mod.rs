@@ -1,9 +1,10 @@
 //! Doors: where queries, operators and monitoring come in.
 //!
-//! Each door takes a listener that the app has bound and runs until the `stop` channel says true (or its sender is
+//! Each door takes a listener that the app has bound, or was [`Given`], and runs until the `stop` channel says true (or its sender is
 //! gone): then it takes nothing new, finishes what it has begun and returns.
 
 pub mod admin;
+mod given;
 pub mod health;
 mod http;
 mod https;
@@ -16,6 +17,7 @@ pub mod tcp;
 pub mod tls;
 pub mod udp;
 
+pub use given::Given;
 pub use node::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, PromoteOrder, Readiness, Who, encode};
 pub use order::{ChangeAction, ChangeOrder, ClientRow, ForgetOrder, PlaceOrder, RevokeOrder};
 pub use stream::StreamDoor;

@@ -1,6 +1,7 @@
 //! The gate as the stream doors see it: one outbox, one shard of the log, for all of them.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -69,7 +70,12 @@ impl StreamGate for StreamDoor {
     }
 
     async fn wait(&self, job: Job) -> Finished {
-        self.gate.slow(job, &self.ports).await
+        let mut slow = pin!(self.gate.slow(job, &self.ports));
+        tokio::select! {
+            biased;
+            finished = &mut slow => finished,
+            () = self.gate.hurry.raised() => slow.await,
+        }
     }
 
     fn finish(&self, finished: Vec<Finished>, round: &mut Round<Job>) {

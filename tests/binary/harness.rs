@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use socket2::Socket;
 
 use crate::programs::{Running, skip};
 
@@ -172,9 +174,44 @@ impl Site {
     }
 
     pub(crate) fn spawn_command(&self, command: &mut Command) -> Node {
-        let stderr = self.path("stderr");
-        let running = Running::start(command.stdout(Stdio::null()).stderr(File::create(&stderr).unwrap()));
-        Node { running, stderr }
+        let stderr = File::create(self.path("stderr")).unwrap();
+        self.spawn_as_is(command.stdout(Stdio::null()).stderr(stderr))
+    }
+
+    /// Starts one that says what it says to the file `stderr`.
+    fn spawn_as_is(&self, command: &mut Command) -> Node {
+        Node { running: Running::start(command), stderr: self.path("stderr") }
+    }
+
+    /// Starts `outgate run` as a service manager does that holds these sockets, and waits until it is ready.
+    pub(crate) fn start_given(&self, sockets: &[&Socket]) -> Node {
+        let mut node = self.spawn_given(sockets);
+        let ready = || self.get("/health/ready").is_some_and(|(status, _)| status == 200);
+        until("outgate is ready", || node.has_ended() || ready());
+        assert!(!node.has_ended(), "outgate ended instead of serving: {}", node.stderr());
+        node
+    }
+
+    /// The same, and waits for nothing.
+    pub(crate) fn spawn_given(&self, sockets: &[&Socket]) -> Node {
+        self.spawn_as_is(&mut self.given(sockets))
+    }
+
+    /// `outgate run`, given these sockets, three at most, as descriptors 3 and on. They come to a shell as its standard
+    /// streams, and what it says goes to the file `stderr`.
+    pub(crate) fn given(&self, sockets: &[&Socket]) -> Command {
+        let places = ["3<&0", "4<&1", "5<&2"];
+        let script = format!(
+            "exec env LISTEN_PID=$$ LISTEN_FDS={} {OUTGATE} run {} </dev/null >/dev/null 2>stderr",
+            sockets.len(),
+            places[..sockets.len()].join(" "),
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).current_dir(&self.directory).env_remove("RUST_LOG");
+        let mut streams = sockets.iter().map(|socket| Stdio::from(OwnedFd::from(socket.try_clone().unwrap())));
+        let mut next = || streams.next().unwrap_or_else(Stdio::null);
+        command.stdin(next()).stdout(next()).stderr(next());
+        command
     }
 
     /// One request to the health door: status and body.

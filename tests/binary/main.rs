@@ -58,6 +58,7 @@ mod policing;
 mod probe;
 mod reload;
 mod report;
+mod restart;
 mod rotation;
 mod serving;
 mod streams;

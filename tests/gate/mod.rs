@@ -21,8 +21,8 @@ use outgate::cache::{self, Answers, Cover, Failures, Named};
 use outgate::document::Mistake;
 use outgate::firewall::{Memory, MemoryHandle};
 use outgate::gate::{
-    Arrival, Candidate, Deadlines, Fast, Finished, Gate, GrantQuery, Granter, GranterParts, Outbox, Passed, Refreshes,
-    Rulebook, Secrets, Slots, WORDS, WarmCounts, Warmer,
+    Arrival, Candidate, Deadlines, Fast, Finished, Gate, GrantQuery, Granter, GranterParts, Hurry, Outbox, Passed,
+    Refreshes, Rulebook, Secrets, Slots, WORDS, WarmCounts, Warmer,
 };
 use outgate::grant::{Caps, Ledger, Terms};
 use outgate::metric::Registry;
@@ -224,6 +224,7 @@ impl World {
             passed: Passed::default(),
             terms,
             deadlines: Deadlines { query: QUERY_DEADLINE, firewall: BOUND },
+            hurry: Hurry::default(),
             clock: clock.clone(),
         };
         let gate = Arc::new(gate);

@@ -7,25 +7,39 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::cli::{ConfigFile, Failure};
 use crate::app::config::Config;
 use crate::app::flow;
 use crate::app::node::{Doors, RunningNode};
+use crate::app::notify;
 use crate::app::start::{Built, Started, start};
 use crate::app::watch::Watch;
 use crate::audit::Log;
 use crate::gate::Warmer;
 use crate::net::local_addresses;
 use crate::serve::tcp::Speech;
-use crate::serve::{admin, health, tcp};
+use crate::serve::{Given, admin, health, tcp};
 
 /// How often the log looks after itself.
 const LOG_TICK: Duration = Duration::from_secs(1);
 
-/// How long stream doors may take to finish what they have: a query's deadline and a write's.
-const DRAIN: Duration = Duration::from_secs(6);
+/// How long queries that wait for others may go on waiting when the node stops; then they end with SERVFAIL, and their
+/// clients ask again. Meanwhile nobody else is answered: an upstream that hangs must not make that felt.
+const WAIT: Duration = Duration::from_millis(500);
+
+/// Doors that are still there so long after the node began to stop are cut. Every query has been concluded before: what
+/// waits is given up after [`WAIT`], and a client that does not take its answer then is left alone by its connection.
+const DRAIN: Duration = Duration::from_millis(1500);
+
+/// How long a reload that was begun may take when the node is to stop. Queries are answered meanwhile.
+const RELOAD: Duration = Duration::from_secs(6);
+
+/// How long sinks may take for what is in the log and to say farewell, and no more for one that hangs in the resolver of names
+/// or in a file system; and where a next process is expected, which goes on with it.
+const SINKS: [Duration; 2] = [Duration::from_secs(8), Duration::from_millis(500)];
 
 /// What is shown where RUST_LOG does not say. The validator prints whole messages of whoever sends forged ones; records tell
 /// of those. What peers send wrong over QUIC is counted.
@@ -33,6 +47,8 @@ const DIAGNOSTICS: &str = "info,hickory_net=off,hickory_proto=off,quinn_proto=er
 
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
+    // First of all: these are known by the numbers of their descriptors.
+    let given = Given::take().map_err(Failure::Mistakes)?;
     // RUST_LOG chooses what is shown of the diagnostics; queries are in the audit log, never here.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DIAGNOSTICS));
     tracing_subscriber::fmt()
@@ -52,7 +68,7 @@ pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
     let signals = runtime.block_on(async { Signals::new() })?;
     // Before anything is loaded: what changes meanwhile is seen.
     let watch = runtime.block_on(async { Watch::new(&config) }).map_err(Failure::Failed)?;
-    let started = runtime.block_on(start(config))?;
+    let started = runtime.block_on(start(config, given))?;
     let ended = serve(&runtime, started, signals, watch);
     // Dropped, it would wait for a reload that hangs.
     runtime.shutdown_background();
@@ -83,7 +99,8 @@ fn serve(
     mut signals: Signals,
     mut watch: Option<Watch>,
 ) -> Result<ExitCode, Failure> {
-    let Started { built, log, sinks, streams, tls_streams, https_streams, quic, health, admin, stop, lock } = started;
+    let Started { built, log, sinks, streams, tls_streams, https_streams, quic, health, admin, followed, stop, lock } =
+        started;
     let Built { node, workers, granter, stream_door, stream_limits, tls, refresher, watcher } = built;
     announce(&node);
     runtime.block_on(node.record_start());
@@ -121,24 +138,35 @@ fn serve(
     let (end_log, log_ends) = tokio::sync::oneshot::channel();
     let log = runtime.spawn(look_after_log(log, log_ends));
 
+    notify::tell(notify::READY);
     runtime.block_on(obey(&node, &mut signals, watch.as_mut()));
 
     tracing::info!("stopping: no new work is taken, what was taken is answered");
+    notify::tell(notify::STOPPING);
     node.stopping();
+    let cut = Instant::now() + DRAIN;
     let _ = stop_doors.send(true);
+    let gate = Arc::clone(node.gate());
+    let hurry = runtime.spawn(async move {
+        sleep(WAIT).await;
+        gate.hurry.raise();
+    });
     for worker in workers {
         if worker.join().is_err() {
             tracing::error!("a worker had panicked");
         }
     }
     runtime.block_on(async {
-        let drain = async {
-            for door in doors {
+        let mut are_cut = false;
+        for mut door in doors {
+            if timeout_at(cut, &mut door).await.is_err() {
+                are_cut = true;
+                door.abort();
                 let _ = door.await;
             }
-        };
-        if tokio::time::timeout(DRAIN, drain).await.is_err() {
-            tracing::warn!("a stream door did not drain in time and is cut");
+        }
+        if are_cut {
+            tracing::warn!("connections whose clients did not take their answers in time are cut");
         }
         drop(stop_side_doors);
         for door in side_doors.into_iter().flatten() {
@@ -148,6 +176,7 @@ fn serve(
     });
     refresher.abort();
     warmer.abort();
+    hurry.abort();
     tender.abort();
     // It holds the node, and with it a shard of the log.
     let _ = runtime.block_on(tender);
@@ -170,7 +199,8 @@ fn serve(
         }
     };
     // Its last record is delivered too.
-    sinks.stop();
+    let [last, next] = SINKS;
+    sinks.stop(if followed { next } else { last });
     drop(lock);
     closed?;
     tracing::info!("stopped; the firewall keeps what is open until it ends");
@@ -207,7 +237,7 @@ async fn changed(watch: Option<&mut Watch>) {
 /// A reload that was begun is finished before the node stops, unless its files cannot be read to the end (a network
 /// file system that hangs).
 async fn finish<T>(reload: impl Future<Output = T>) {
-    if tokio::time::timeout(DRAIN, reload).await.is_err() {
+    if timeout(RELOAD, reload).await.is_err() {
         tracing::warn!("a reload did not end in time and is given up; the policy before stays in force");
     }
 }
@@ -217,7 +247,7 @@ async fn look_after_log(mut log: Log, mut end: tokio::sync::oneshot::Receiver<()
     loop {
         tokio::select! {
             _ = &mut end => return Some(log),
-            () = tokio::time::sleep(LOG_TICK) => {}
+            () = sleep(LOG_TICK) => {}
         }
         let ticked = tokio::task::spawn_blocking(move || {
             let result = log.tick();

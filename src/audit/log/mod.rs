@@ -11,6 +11,7 @@ use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use crate::audit::archive::{Archive, Archived};
@@ -33,6 +34,8 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(30);
 /// Closed files that may wait for their seal before no more are closed; bounds the `open` record that names them.
 const UNSEALED: usize = 16;
+/// How long the end waits for seals: a file of 256 MiB takes about as long.
+const SEALS: Duration = Duration::from_secs(1);
 /// The shards that one record names: 200 × 29 bytes fit its line.
 const SEQUENCES: usize = 200;
 
@@ -174,20 +177,25 @@ impl Log {
         result.and(self.unread.take().map_or(Ok(()), Err))
     }
 
-    /// Waits for the seals of closed files, then writes the last record. The shards must have been dropped: what
-    /// they write later is not under the final sequences.
+    /// Waits for the seals of closed files, but not long: those that are still to come are made by the next start. Then
+    /// writes the last record. The shards must have been dropped: what they write later is not under the final
+    /// sequences.
     ///
     /// # Errors
-    /// The last records could not be written, or a file is left to be sealed by the next start.
+    /// The last records could not be written, or what seals has ended.
     pub fn close(mut self) -> Result<(), AuditError> {
         self.tell_sealed()?;
+        let until = self.shared.clock.tick() + SEALS;
         let mut sealed = Ok(());
         while let Some(name) = self.unsealed.first() {
-            let Some(next) = self.sealer.wait() else {
-                sealed = Err(AuditError::Unsealed(self.archive.path(name)));
-                break;
-            };
-            self.sealed.push_back(next);
+            match self.sealer.wait(until.since(self.shared.clock.tick())) {
+                Ok(next) => self.sealed.push_back(next),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => {
+                    sealed = Err(AuditError::Unsealed(self.archive.path(name)));
+                    break;
+                }
+            }
             self.tell_sealed()?;
         }
         self.tell_removed()?;

@@ -16,10 +16,6 @@ use super::settings::Settings;
 use crate::audit::meter::Meter;
 use crate::time::Clock;
 
-/// How long a stop waits for all of them: what they deliver then and say farewell with, and no more for one that hangs, in
-/// the resolver of names or in a file system.
-const PATIENCE: Duration = Duration::from_secs(8);
-
 /// The sinks that run.
 pub struct Sinks {
     running: Vec<Running>,
@@ -82,13 +78,9 @@ impl Sinks {
         self.running.iter().map(|running| (&running.settings, &running.gauges))
     }
 
-    /// Delivers what is in the log, for some seconds at most, and saves the cursors. A sink that hangs is left: what it has
-    /// not delivered is delivered after the next start.
-    pub fn stop(&self) {
-        self.stop_within(PATIENCE);
-    }
-
-    pub(super) fn stop_within(&self, patience: Duration) {
+    /// Delivers what is in the log and saves the cursors. A sink that takes longer is left as a crash would leave it: what it
+    /// has not delivered is delivered after the next start, and perhaps a little of what it has.
+    pub fn stop(&self, patience: Duration) {
         self.stop.store(true, Ordering::Relaxed);
         let take = |running: &Running| Some((running.settings.name.clone(), running.thread.lock().take()?));
         let threads: Vec<_> = self.running.iter().filter_map(take).collect();

@@ -190,6 +190,7 @@ impl World {
             passed: Passed::default(),
             terms: Terms::default(),
             deadlines: Deadlines { query: BOUND, firewall: BOUND },
+            hurry: Hurry::default(),
             clock: clock.clone(),
         };
         Self {

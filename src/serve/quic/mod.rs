@@ -59,22 +59,32 @@ pub struct Door {
 }
 
 impl Door {
-    /// Binds `address`, which is written at `key`; called within the runtime.
+    /// At `address`, which is written at `key`: on the socket that is `given`, or on one that is bound here. Called within
+    /// the runtime.
     ///
     /// # Errors
     /// Why it cannot be bound.
-    pub fn bind(address: SocketAddr, key: &'static str, speech: Speech) -> Result<Self, BindError> {
+    pub fn new(
+        address: SocketAddr,
+        given: Option<Socket>,
+        key: &'static str,
+        speech: Speech,
+    ) -> Result<Self, BindError> {
         let bind = || {
             let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
             if address.is_ipv6() {
                 socket.set_only_v6(true)?;
             }
             socket.bind(&address.into())?;
+            Ok(socket)
+        };
+        let open = |socket: Socket| {
             let mut config = EndpointConfig::default();
             config.supported_versions(vec![VERSION]);
             Endpoint::new(config, None, socket.into(), Arc::new(TokioRuntime))
         };
-        let endpoint = bind().map_err(|error| BindError::of(address, key, error))?;
+        let endpoint =
+            given.map_or_else(bind, Ok).and_then(open).map_err(|error| BindError::of(address, key, error))?;
         Ok(Self { endpoint, speech })
     }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use socket2::Socket;
 use tokio::sync::watch;
 
 use super::tcp::{StreamGate, Streams};
@@ -22,11 +23,11 @@ pub enum Speech {
 pub enum Door {}
 
 impl Door {
-    /// Binds nothing.
+    /// There is none.
     ///
     /// # Errors
     /// Always.
-    pub fn bind(address: SocketAddr, _: &'static str, _: Speech) -> Result<Self, BindError> {
+    pub fn new(address: SocketAddr, _: Option<Socket>, _: &'static str, _: Speech) -> Result<Self, BindError> {
         Err(BindError::Other(address, std::io::ErrorKind::Unsupported.into()))
     }
 

@@ -3,11 +3,12 @@
 use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::frames::Frames;
 use super::{Caller, Ending, Limits, Round, StreamGate};
@@ -15,6 +16,9 @@ use crate::serve::stopped;
 
 /// The room for replies that a connection keeps, in octets.
 const KEPT: usize = 8 * 1024;
+
+/// How long the client of a node that stops may take to make room for one answer.
+const LAST: Duration = Duration::from_millis(400);
 
 /// Serves `stream` to its end. Whatever ends the reading, the queries that were read are answered first, or at
 /// least decided and recorded where the client cannot be written to any more.
@@ -57,7 +61,7 @@ where
             queries.spawn(async move { gate.wait(job).await });
         }
         if !round.replies().is_empty() {
-            if writable && let Err(error) = write(&mut stream, round.replies(), limits).await {
+            if writable && let Err(error) = write(&mut stream, round.replies(), limits, &mut stop).await {
                 ending = Some(error);
                 writable = false;
             }
@@ -125,15 +129,28 @@ where
 
 /// RFC 7766 §8: "DNS clients and servers SHOULD pass the two-octet length field, and the message described by that
 /// length field, to the TCP layer at the same time (e.g., in a single "write" system call)"; so do several of them.
-async fn write<S: AsyncWrite + Unpin>(stream: &mut S, replies: &[u8], limits: &Limits) -> Result<(), Ending> {
+async fn write<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    replies: &[u8],
+    limits: &Limits,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(), Ending> {
     let written = async {
         stream.write_all(replies).await?;
         // TLS keeps what it has encrypted and the socket has not taken yet.
         stream.flush().await
     };
-    match timeout(limits.send, written).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Ending::Broken),
-        Err(_) => Err(Ending::Stalled),
+    let last = async {
+        stopped(stop).await;
+        sleep(LAST).await;
+    };
+    tokio::select! {
+        biased;
+        written = timeout(limits.send, written) => match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Ending::Broken),
+            Err(_) => Err(Ending::Stalled),
+        },
+        () = last => Err(Ending::Stalled),
     }
 }

@@ -101,6 +101,11 @@ impl<F: Future> Jobs<F> {
         }
     }
 
+    /// Wakes every job.
+    pub(super) fn wake_all(&self) {
+        self.places.iter().for_each(|place| Wake::wake_by_ref(&place.bell));
+    }
+
     /// Sees to it that `context` is woken when a job is: at once where one is woken already.
     pub(super) fn sleep(&self, context: &Context<'_>) {
         let mut woken = self.woken.lock();

@@ -71,20 +71,49 @@ struct Door {
 #[derive(Debug)]
 pub struct Bound(Vec<Vec<socket::Bound>>);
 
-/// Binds `workers` sockets to each address.
+/// Where queries come in.
+#[derive(Debug)]
+pub enum Place {
+    /// An address to be bound.
+    Own(SocketAddr),
+    /// One that is bound, and all its sockets.
+    Given(SocketAddr, Vec<Socket>),
+}
+
+/// Binds `workers` sockets to each address. Of sockets that are given each has a worker at least, and each worker one:
+/// where they are fewer than the workers, several wait at the same one, and who wakes first takes what is there.
 ///
 /// # Errors
 /// The first address that cannot be bound, and the remedy.
-pub fn bind(addresses: &[SocketAddr], workers: usize) -> Result<Bound, BindError> {
-    let worker = |_| addresses.iter().map(|address| socket::Bound::new(*address)).collect::<Result<Vec<_>, _>>();
-    (0..workers).map(worker).collect::<Result<Vec<_>, _>>().map(Bound)
+pub fn bind(places: Vec<Place>, workers: usize) -> Result<Bound, BindError> {
+    let mut bound: Vec<Vec<socket::Bound>> = (0..workers).map(|_| Vec::new()).collect();
+    for place in places {
+        match place {
+            Place::Own(address) => {
+                for sockets in &mut bound {
+                    sockets.push(socket::Bound::new(address)?);
+                }
+            }
+            Place::Given(address, given) => {
+                let turns = given.len().max(workers);
+                for (socket, worker) in given.iter().cycle().zip((0..workers).cycle()).take(turns) {
+                    if let Some(sockets) = bound.get_mut(worker) {
+                        sockets.push(socket::Bound::given(address, socket)?);
+                    }
+                }
+            }
+        }
+    }
+    Ok(Bound(bound))
 }
 
 impl Bound {
     /// The addresses bound, as the kernel gave them.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.0.first().into_iter().flatten().map(|bound| bound.local).collect()
+        let mut addresses: Vec<_> = self.0.first().into_iter().flatten().map(|bound| bound.local).collect();
+        addresses.dedup();
+        addresses
     }
 
     /// Makes a worker of each set of sockets, each with its own shard and tally.
@@ -115,7 +144,8 @@ fn watch(socket::Bound { socket, local }: socket::Bound) -> io::Result<(AsyncFd<
 }
 
 impl Worker {
-    /// Serves until `stop`, and then until nothing of this worker is on the slow path.
+    /// Serves until `stop`, and then until nothing of this worker is on the slow path. What has come to its sockets and was
+    /// not received stays there: where they are given, for the next process.
     pub fn run(self, mut stop: watch::Receiver<bool>) {
         let Self { gate, sockets, outbox, passed, runtime } = self;
         let door = |(socket, local)| Door { socket, datagrams: Datagrams::new(local), finished: Vec::new() };
@@ -134,6 +164,12 @@ impl Worker {
                     serving.serve(context)
                 }) => {}
             }
+            tokio::select! {
+                biased;
+                () = poll_fn(|context| serving.drain(context)) => return,
+                () = gate.hurry.raised() => {}
+            }
+            serving.jobs.wake_all();
             poll_fn(|context| serving.drain(context)).await;
         }));
     }

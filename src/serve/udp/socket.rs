@@ -88,18 +88,8 @@ impl Bound {
             if address.is_ipv6() {
                 socket.set_only_v6(true)?;
             }
-            if is_any(address) {
-                if address.is_ipv6() {
-                    setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
-                } else {
-                    setsockopt(&socket, Ipv4PacketInfo, &true)?;
-                }
-            }
-            ignore_path_mtu(&socket, address.is_ipv6())?;
+            prepare(&socket, address)?;
             socket.set_reuse_port(true)?;
-            // The kernel caps them at rmem_max and wmem_max; less room is no error.
-            let _ = socket.set_recv_buffer_size(BUFFER);
-            let _ = socket.set_send_buffer_size(BUFFER);
             socket.bind(&address.into())?;
             Ok(socket)
         };
@@ -107,6 +97,33 @@ impl Bound {
         let local = socket.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
         Ok(Self { socket, local })
     }
+
+    /// A descriptor of our own for a socket that is bound to `local`; others may have theirs.
+    pub(super) fn given(local: SocketAddr, socket: &Socket) -> Result<Self, BindError> {
+        let prepared = prepare(socket, local).and_then(|()| socket.set_nonblocking(true));
+        let socket = prepared.and_then(|()| socket.try_clone());
+        Ok(Self { socket: socket.map_err(|error| BindError::of(local, LISTEN, error))?, local })
+    }
+}
+
+/// Sets what a socket at this address needs.
+fn prepare(socket: &Socket, address: SocketAddr) -> std::io::Result<()> {
+    if is_any(address) {
+        if address.is_ipv6() {
+            setsockopt(socket, Ipv6RecvPacketInfo, &true)?;
+        } else {
+            setsockopt(socket, Ipv4PacketInfo, &true)?;
+        }
+    }
+    ignore_path_mtu(socket, address.is_ipv6())?;
+    // The kernel caps them at rmem_max and wmem_max; less room is no error. A service manager may give more than that.
+    if socket.recv_buffer_size().is_ok_and(|size| size < BUFFER) {
+        let _ = socket.set_recv_buffer_size(BUFFER);
+    }
+    if socket.send_buffer_size().is_ok_and(|size| size < BUFFER) {
+        let _ = socket.set_send_buffer_size(BUFFER);
+    }
+    Ok(())
 }
 
 /// Whether a socket on this address is sent datagrams for any of ours, and must say which with every one of them.

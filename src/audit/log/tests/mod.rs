@@ -253,7 +253,7 @@ fn an_archive_that_vanished_is_missed_and_one_that_was_removed_is_not() {
         log.tick().unwrap();
         // What is not sealed yet is kept, for as long as that takes.
         while !log.unsealed.is_empty() {
-            log.sealed.extend(log.sealer.wait());
+            log.sealed.extend(log.sealer.wait(Duration::from_secs(20)));
             log.tell_sealed().unwrap();
         }
     }

@@ -37,7 +37,7 @@ fn a_log_that_a_power_cut_shortened_is_gone_on_with_where_it_was_cut() {
             write(&mut shards[0], &clock, 40);
             drop(shards);
             log.close().unwrap();
-            sinks.inspect(Sinks::stop);
+            sinks.inspect(|sinks| sinks.stop(PATIENCE));
         };
         run(1, true);
         let length = directory.text().len() as u64;
@@ -167,7 +167,7 @@ fn a_gap_that_was_told_over_a_connection_that_broke_is_told_again() {
     // Nor is it forgotten by a node that stops before it is sure.
     drop(shards);
     log.close().unwrap();
-    sinks.stop();
+    sinks.stop(PATIENCE);
     let saved = fs::read_to_string(state.join("siem.json")).unwrap();
     assert!(saved.contains("\"ids\":[[\"1-1-1\",\"1-1-3\",3]]"), "{saved}");
 }
@@ -186,7 +186,7 @@ fn a_stop_leaves_a_sink_that_hangs() {
     // It waits for an answer to READY.
     let (mut stream, _) = listener.accept().unwrap();
     stream.read_exact(&mut [0; 8]).unwrap();
-    sinks.stop_within(Duration::from_millis(10));
+    sinks.stop(Duration::from_millis(10));
     stream.set_nonblocking(true).unwrap();
     let mut rest = [0; 256];
     let mut read = stream.read(&mut rest);

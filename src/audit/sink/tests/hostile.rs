@@ -27,7 +27,7 @@ fn deliver(directory: &Directory, keys: &str, mut arrived: impl FnMut() -> bool)
     until("all of them arrive", &mut arrived);
     drop(shards);
     log.close().unwrap();
-    sinks.stop();
+    sinks.stop(PATIENCE);
 }
 
 fn count() -> usize {

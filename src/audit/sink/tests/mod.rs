@@ -89,7 +89,7 @@ fn everything_arrives_once_across_rotations_and_restarts() {
         }
         drop(shards);
         log.close().unwrap();
-        sinks.stop();
+        sinks.stop(PATIENCE);
     }
     assert!(fs::read_dir(directory.path().join("archive")).unwrap().count() > 3);
     assert_eq!(copy(&directory), whole(&directory));
@@ -109,7 +109,7 @@ fn a_sink_that_starts_late_begins_where_the_node_did() {
     let sinks = start(&directory, SINK, &log);
     drop(shards);
     log.close().unwrap();
-    sinks.stop();
+    sinks.stop(PATIENCE);
     assert_eq!(copy(&directory).len(), whole(&directory).len());
 }
 
@@ -125,7 +125,7 @@ fn a_record_without_a_form_is_passed_and_a_format_of_frames_needs_a_kind() {
     assert!(sinks.each().all(|(_, gauges)| gauges.damaged.load(std::sync::atomic::Ordering::Relaxed) == 0));
     drop(shards);
     log.close().unwrap();
-    sinks.stop();
+    sinks.stop(PATIENCE);
     for (kind, format) in [("file", "dnstap"), ("dnstap", "json")] {
         let text = format!(
             "[[sink]]\nname = \"a\"\nkind = \"{kind}\"\nformat = \"{format}\"\nfile = \"a\"\nurl = \"unix:///a\"\n"
@@ -176,7 +176,7 @@ fn a_record_arrives_while_the_log_goes_on() {
         write(&mut shards[0], &clock, 1);
         until("the record arrives", || ids(&copy(&directory)).len() == count + 1);
     }
-    sinks.stop();
+    sinks.stop(PATIENCE);
     let ids: BTreeSet<_> = ids(&copy(&directory)).into_iter().collect();
     assert_eq!(ids.len(), 4);
 }
@@ -210,7 +210,7 @@ fn a_sink_that_was_down_too_long_is_told_what_it_missed() {
     drop(shards);
     log.close().unwrap();
     until("it is up again", || sinks.each().next().unwrap().1.up());
-    sinks.stop();
+    sinks.stop(PATIENCE);
     let text = copy(&directory);
     let (gaps, records): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.contains("\"sink\":\"copy\""));
     let mut have: BTreeSet<String> = ids(&records.join("\n")).into_iter().collect();
@@ -259,7 +259,7 @@ fn what_nobody_must_look_at_is_summed_and_nothing_is_lost() {
         let sinks = start(&directory, &text, &log);
         drop(shards);
         log.close().unwrap();
-        sinks.stop();
+        sinks.stop(PATIENCE);
     }
     let mut alone = BTreeSet::new();
     let mut sums = std::collections::BTreeMap::new();
@@ -294,7 +294,7 @@ fn no_client_leaves_through_a_redacted_sink() {
         let sinks = start(&directory, &format!("{sink}from = \"oldest\"\nclient = \"{client}\"\n"), &log);
         drop(shards);
         log.close().unwrap();
-        sinks.stop();
+        sinks.stop(PATIENCE);
         let text = fs::read_to_string(directory.path().join(format!("{client}.jsonl"))).unwrap();
         let first = text.lines().next().unwrap();
         let record: serde_json::Value = serde_json::from_str(first).unwrap();
