@@ -57,6 +57,7 @@
 //! | app | [`app`] | wiring: configuration, start, reload, stop; one file per verb of the command line, `probe` for a client's place |
 //! | serve | [`serve`] | doors: UDP workers, TCP, TLS, HTTPS, QUIC, the admin socket, health and metrics; sockets that are given |
 //! | gate | [`gate`] | the two paths, the reply, and the granter with its journal |
+//! | gate | [`enforce`] | the enforcer of a gateway: what each of several resolvers holds open there |
 //! | edge | [`upstream`] | forwarders over UDP, TCP, TLS and HTTPS; DNSSEC |
 //! | edge | [`zones`] | local authoritative data |
 //! | edge | [`firewall`] | one trait, one table of backends: nftables, memory |
@@ -82,6 +83,7 @@ pub mod audit;
 pub mod cache;
 pub mod document;
 pub mod draft;
+pub mod enforce;
 pub mod firewall;
 pub mod flow;
 pub mod gate;

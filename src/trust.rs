@@ -11,7 +11,9 @@ use std::sync::Arc;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::document::{Found, Mistake, Place, Table, read_file, read_text};
 
@@ -121,6 +123,12 @@ impl ClientTls {
         Self { ca, own: certificate.zip(key) }
     }
 
+    /// All of the keys are there: both sides show a certificate.
+    #[must_use]
+    pub const fn is_mutual(&self) -> bool {
+        self.ca.is_some() && self.own.is_some()
+    }
+
     /// None of the keys is there.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -132,27 +140,64 @@ impl ClientTls {
     /// # Errors
     /// A file cannot be read or used, or nobody is trusted.
     pub fn config(&self) -> Result<ClientConfig, Mistake> {
-        let unusable = |error| Mistake::general(format!("TLS cannot be spoken: {error}"), "report it");
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(unusable)?
             .with_root_certificates(authorities(self.ca.as_ref())?);
-        let Some((certificate, key)) = &self.own else { return Ok(builder.with_no_client_auth()) };
-        let pem = read_file(&certificate.path).map_err(|error| certificate.unreadable(&error))?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-        let chain = chain.unwrap_or_default();
-        if chain.is_empty() {
-            return Err(certificate.mistake("holds no certificate", "write the chain in PEM: BEGIN CERTIFICATE"));
-        }
-        key.closed()?;
-        let pem = read_file(&key.path).map_err(|error| key.unreadable(&error))?;
-        let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
-            key.mistake("holds no private key", "write it in PEM and without a passphrase: BEGIN PRIVATE KEY")
-        })?;
-        builder.with_client_auth_cert(chain, private).map_err(|error| {
-            key.mistake(format_args!("cannot be used: {error}"), "name the key that `certificate` was made for")
-        })
+        let Some(own) = &self.own else { return Ok(builder.with_no_client_auth()) };
+        let (chain, private) = read_own(own)?;
+        builder.with_client_auth_cert(chain, private).map_err(|error| mismatch(own, &error))
     }
+
+    /// Reads the files for the other side: a server that takes nobody whom `ca` did not issue a certificate for. TLS 1.3
+    /// alone.
+    ///
+    /// # Errors
+    /// A file cannot be read or used, or is not named.
+    pub fn server_config(&self) -> Result<ServerConfig, Mistake> {
+        let Some(own) = self.own.as_ref().filter(|_| self.ca.is_some()) else {
+            return Err(Mistake::general(
+                "TLS with certificates of both sides cannot be spoken",
+                "name ca, certificate and key",
+            ));
+        };
+        let provider = Arc::new(default_provider());
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(authorities(self.ca.as_ref())?, Arc::clone(&provider));
+        let (chain, private) = read_own(own)?;
+        ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(unusable)?
+            .with_client_cert_verifier(clients.build().map_err(unusable)?)
+            .with_single_cert(chain, private)
+            .map_err(|error| mismatch(own, &error))
+    }
+}
+
+fn unusable(error: impl std::fmt::Display) -> Mistake {
+    Mistake::general(format!("TLS cannot be spoken: {error}"), "report it")
+}
+
+fn mismatch((_, key): &(Named, Named), error: &impl std::fmt::Display) -> Mistake {
+    key.mistake(format_args!("cannot be used: {error}"), "name the key that `certificate` was made for")
+}
+
+/// A chain and its key.
+fn read_own(
+    (certificate, key): &(Named, Named),
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Mistake> {
+    let pem = read_file(&certificate.path).map_err(|error| certificate.unreadable(&error))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain = chain.unwrap_or_default();
+    if chain.is_empty() {
+        return Err(certificate.mistake("holds no certificate", "write the chain in PEM: BEGIN CERTIFICATE"));
+    }
+    key.closed()?;
+    let pem = read_file(&key.path).map_err(|error| key.unreadable(&error))?;
+    let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        key.mistake("holds no private key", "write it in PEM and without a passphrase: BEGIN PRIVATE KEY")
+    })?;
+    Ok((chain, private))
 }
 
 #[cfg(test)]

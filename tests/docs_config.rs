@@ -243,7 +243,8 @@ fn documented_defaults_are_the_programs_own() {
     let audit = with_defaults("[audit]", "", |root| audit::Settings::parse(root.table("audit").unwrap()));
     assert_eq!(audit, audit::Settings::default());
     let required = "name = \"gateway\"\nkind = \"nftables\"\nhook = \"sets\"";
-    let firewalls = with_defaults("[[firewall]]", required, |root| firewall::Settings::read_all(&root));
+    let firewalls =
+        with_defaults("[[firewall]]", required, |root| firewall::Settings::read_all(&root, std::path::Path::new("")));
     let [found] = firewalls.as_slice() else { unreachable!("one firewall") };
     assert_eq!(found.common, firewall::Common::new("gateway"));
     let own = firewall::nftables::Settings::new(firewall::nftables::Hook::Sets);

@@ -39,6 +39,7 @@ const ROOMS: &[(&str, Level)] = &[
     ("firewall", Level::Edge),
     ("audit", Level::Edge),
     ("gate", Level::Gate),
+    ("enforce", Level::Gate),
     ("serve", Level::Serve),
     ("app", Level::App),
     ("main", Level::Main),

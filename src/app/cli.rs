@@ -40,6 +40,9 @@ enum Verb {
     /// Serve DNS until SIGTERM or SIGINT; SIGHUP loads policy and zones again
     #[command(after_help = "Example:\n  outgate run -c /etc/outgate/outgate.toml")]
     Run(ConfigFile),
+    /// Open on this gateway what resolvers on other machines say, until SIGTERM or SIGINT; SIGHUP reads certificates again
+    #[command(after_help = verb::enforce::AFTER_HELP)]
+    Enforce(verb::enforce::Arguments),
     /// Say every mistake in configuration, policy and zones; changes nothing and opens no port
     #[command(after_help = verb::check::AFTER_HELP)]
     Check(verb::check::Arguments),
@@ -220,6 +223,7 @@ fn limit(text: &str) -> Result<usize, String> {
 #[must_use]
 pub fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
+        Verb::Enforce(arguments) => verb::enforce::enforce(&arguments),
         Verb::Run(config) => verb::run::run(&config),
         Verb::Check(arguments) => verb::check::run(&arguments),
         Verb::Explain(arguments) => verb::explain::run(&arguments),

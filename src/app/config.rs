@@ -15,6 +15,9 @@ use crate::{audit, cache, firewall, policy, upstream, zones};
 /// The file that is read where none is named.
 const DEFAULT_FILE: &str = "outgate.toml";
 
+/// Where state lies that is kept.
+pub(super) const DEFAULT_STATE: &str = ".outgate";
+
 /// The whole configuration. Paths are relative to the file's directory.
 pub(super) struct Config {
     /// The file it came from; `None`: the built-in defaults.
@@ -87,7 +90,7 @@ impl Config {
         let base = file.as_deref().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
         let path = |path: PathBuf| if path.is_relative() { base.join(path) } else { path };
         let node = root.string("node").map_or_else(host_name, |node| node.value);
-        let state = root.string("state").map_or_else(|| PathBuf::from(".outgate"), |state| state.value.into());
+        let state = root.string("state").map_or_else(|| PathBuf::from(DEFAULT_STATE), |state| state.value.into());
         let tls = tls::Settings::read(&root, &base);
         let listen = read_listen(&root);
         let forwarders = read_forwarders(&root);
@@ -98,7 +101,7 @@ impl Config {
         let upstreams = upstream::Settings::read_all(&root, &base);
         let terms = Terms::read(&root);
         let cache = cache::Settings::read(&root);
-        let firewalls = firewall::Settings::read_all(&root);
+        let firewalls = firewall::Settings::read_all(&root, &base);
         let mut audit = root.table("audit").map_or_else(audit::Settings::default, audit::Settings::parse);
         audit.file = path(audit.file);
         let sinks = audit::SinkSettings::read_all(&root, &base, &audit.file);
@@ -135,7 +138,7 @@ impl Config {
     }
 }
 
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     name.unwrap_or_else(|| "outgate".into())
 }
@@ -263,7 +266,7 @@ fn read_clients(root: &Table) -> Option<PathBuf> {
     file.map(|file| file.value.into())
 }
 
-fn read_health(root: &Table) -> Option<SocketAddr> {
+pub(super) fn read_health(root: &Table) -> Option<SocketAddr> {
     let table = root.table("health")?;
     let listen = table.parsed("listen", "write an address with its port: \"127.0.0.1:9953\"");
     table.finish(&[]);

@@ -31,7 +31,7 @@ use crate::serve::tcp::Streams;
 use crate::serve::tls::{Identity, Tls};
 use crate::serve::{
     ChangeOrder, ClientRow, FlushOrder, Flushed, ForgetOrder, GrantFilter, GrantRow, Node, PlaceOrder, PromoteOrder,
-    Readiness, RevokeOrder, Who,
+    Readiness, RevokeOrder, Who, health::Health,
 };
 use crate::time::Wall;
 use crate::upstream::ServerHealth;
@@ -374,6 +374,7 @@ impl Node for Arc<RunningNode> {
             json!({
                 "name": &*firewall.name, "kind": settings.kind, "required": firewall.required,
                 "ready": firewall.usable.load(Ordering::Relaxed),
+                "fenced": firewall.fenced.load(Ordering::Relaxed),
                 "elements": elements, "capacity": capacity,
                 "last_ack_us": load(&firewall.last_ack_us), "errors": load(&firewall.errors),
                 "repairs": load(&firewall.repairs),
@@ -492,7 +493,9 @@ impl Node for Arc<RunningNode> {
         tracing::info!(%who, name = %order.name, below = order.below, answers, failures, replies, "cache flushed");
         Flushed { answers, failures, replies }
     }
+}
 
+impl Health for Arc<RunningNode> {
     fn readiness(&self) -> Readiness {
         let mut waiting = Vec::new();
         if self.stopping.load(Ordering::Relaxed) {
@@ -548,6 +551,9 @@ impl Node for Arc<RunningNode> {
             if let Some(capacity) = capacity {
                 registry.set_gauge(metric::FIREWALL_CAPACITY, label, number(elements) / number(capacity));
             }
+            let is = |flag: &AtomicBool| f64::from(u8::from(flag.load(Ordering::Relaxed)));
+            registry.set_gauge(metric::FIREWALL_READY, label, is(&firewall.usable));
+            registry.set_gauge(metric::FIREWALL_FENCED, label, is(&firewall.fenced));
             registry.absolute(metric::FIREWALL_ERRORS, label, load(&firewall.errors));
             registry.absolute(metric::FIREWALL_DRIFT_REPAIRS, label, load(&firewall.repairs));
             registry.absolute(metric::ANSWERS_FAILED_CLOSED, label, load(&firewall.failed_closed));

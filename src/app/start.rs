@@ -287,7 +287,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
 }
 
 /// Makes the state directory and takes its lock.
-fn lock_state(state: &Path) -> Result<Flock<std::fs::File>, Failure> {
+pub(super) fn lock_state(state: &Path) -> Result<Flock<std::fs::File>, Failure> {
     let failed = |error: std::io::Error| {
         let remedy = match error.kind() {
             std::io::ErrorKind::PermissionDenied => {

@@ -6,9 +6,11 @@
 mod cut;
 mod memory;
 pub mod nftables;
+pub mod remote;
 mod witness;
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,11 +49,17 @@ pub trait Firewall: Send {
         Ok(false)
     }
 
+    /// Is told that it has now all that it is to have: it may count from here on.
+    fn caught_up(&mut self) {}
+
     /// Replaces the layout, atomically; elements stay.
     ///
     /// # Errors
     /// The old layout is still in force.
     fn arrange(&mut self, layout: &Layout) -> Result<(), FirewallError>;
+
+    /// Is told what the next [`Firewall::apply`] will be called with, so that it is under way while others are waited for.
+    fn begin(&mut self, _changes: &[Change], _now: Tick) {}
 
     /// Applies changes, atomically where the backend can; the indexes of those that failed, in order. A failing
     /// change never takes another one down with it.
@@ -69,6 +77,19 @@ pub trait Firewall: Send {
     /// # Errors
     /// It cannot be told; the caller adopts again.
     fn drifted(&mut self) -> Result<bool, FirewallError>;
+
+    /// True where it is on another machine: it may be away for a time, also when the node starts.
+    fn is_away(&self) -> bool {
+        false
+    }
+
+    /// Whether it lets nothing new through since it was last heard, so that no answer has to wait for it.
+    ///
+    /// # Errors
+    /// Why answers wait for it.
+    fn is_fenced(&self, _now: Tick) -> Result<(), String> {
+        Err("it is of this machine".into())
+    }
 
     /// How full the fullest of its tables is; `None` where it cannot tell.
     ///
@@ -158,16 +179,26 @@ pub struct Settings {
     pub plan: Arc<dyn Plan>,
 }
 
-type Read = fn(&Table) -> Option<Arc<dyn Plan>>;
+/// What a kind reads its keys with: where relative paths begin, and what the remote ones share.
+#[derive(Clone, Debug)]
+pub struct Around<'a> {
+    /// The directory of the configuration.
+    pub base: &'a Path,
+    /// All gateways on other machines.
+    pub fleet: Arc<remote::Fleet>,
+}
+
+type Read = fn(&Table, &Around<'_>) -> Option<Arc<dyn Plan>>;
 
 /// Every kind of firewall: its word in `kind`, and what reads its keys.
 pub const BACKENDS: &[(&str, Read)] = &[
-    ("memory", |_| Some(Arc::new(memory::Settings))),
-    ("nftables", |table| Some(Arc::new(nftables::Settings::read(table)?))),
+    ("memory", |_, _| Some(Arc::new(memory::Settings))),
+    ("nftables", |table, _| Some(Arc::new(nftables::Settings::read(table)?))),
+    ("remote", |table, around| Some(Arc::new(remote::Settings::read(table, around.base, &around.fleet)?))),
 ];
 
 /// Keys that the interface names and no kind here has.
-const PLANNED: &[&str] = &["servers", "certificate", "key", "flowtable"];
+const PLANNED: &[&str] = &["flowtable"];
 
 impl Settings {
     /// The firewall that is used where none is configured: it opens nothing.
@@ -176,15 +207,16 @@ impl Settings {
         Self { kind: "memory", common: Common::new("memory"), plan: Arc::new(memory::Settings) }
     }
 
-    /// Reads every `[[firewall]]` of the root table; without any, the memory firewall.
+    /// Reads every `[[firewall]]` of the root table; without any, the memory firewall. Relative paths begin at `base`.
     #[must_use]
-    pub fn read_all(root: &Table) -> Vec<Self> {
+    pub fn read_all(root: &Table, base: &Path) -> Vec<Self> {
+        let around = Around { base, fleet: Arc::default() };
         let mut all: Vec<Self> = Vec::new();
         let tables = root.tables("firewall");
         let none = tables.is_empty();
         for table in tables {
             let (document, span) = (table.document().clone(), table.span_of("name"));
-            let Some(settings) = Self::read(table) else { continue };
+            let Some(settings) = Self::read(table, &around) else { continue };
             if all.iter().any(|known| known.common.name == settings.common.name) {
                 let fact = format!("a second firewall is named \"{}\"", settings.common.name);
                 document.note(&span, fact, "give it another name");
@@ -196,7 +228,7 @@ impl Settings {
 
     /// Reads one `[[firewall]]`; mistakes are noted in its document.
     #[must_use]
-    pub fn read(table: Table) -> Option<Self> {
+    pub fn read(table: Table, around: &Around<'_>) -> Option<Self> {
         let name = table.required_string("name");
         let required = table.boolean("required").unwrap_or(true);
         let deadline = table
@@ -209,7 +241,7 @@ impl Settings {
                 let fact = format!("`kind` cannot be \"{}\"", kind.value);
                 table.document().note(&kind.span, fact, format!("write one of {}", words.join(", ")));
             }
-            backend.and_then(|(kind, read)| Some((*kind, read(&table)?)))
+            backend.and_then(|(kind, read)| Some((*kind, read(&table, around)?)))
         });
         table.finish(PLANNED);
         let (kind, plan) = plan?;
@@ -257,6 +289,12 @@ pub enum FirewallError {
     /// It was used before it was adopted.
     #[error("the firewall is not set up yet; adopt it first")]
     NotAdopted,
+    /// It is on another machine and cannot be reached.
+    #[error("the enforcer cannot be reached: {0}")]
+    Away(String),
+    /// The enforcer on another machine said no.
+    #[error("the enforcer refused: {0}")]
+    Refused(String),
     /// The kernel said no.
     #[error("{what}: {why}")]
     Kernel {
@@ -272,22 +310,34 @@ mod tests {
     use super::*;
     use crate::document::Document;
 
+    fn around() -> Around<'static> {
+        Around { base: Path::new("/etc/outgate"), fleet: Arc::default() }
+    }
+
     fn read(text: &str) -> (Option<Settings>, Vec<String>) {
         let (document, table) = Document::parse("f.toml", text);
-        let settings = Settings::read(table);
+        let settings = Settings::read(table, &around());
         (settings, document.take_mistakes().iter().map(ToString::to_string).collect())
     }
 
     #[test]
     fn every_kind_is_found_by_its_word() {
+        let remote = "server = \"gw1\"\nca = \"ca.pem\"\ncertificate = \"own.pem\"\nkey = \"own.key\"\n";
         for (kind, _) in BACKENDS {
-            let (settings, mistakes) = read(&format!("name = \"a\"\nkind = \"{kind}\"\nhook = \"sets\"\n"));
+            let keys = if *kind == "remote" { remote } else { "hook = \"sets\"\n" };
+            let (settings, mistakes) = read(&format!("name = \"a\"\nkind = \"{kind}\"\n{keys}"));
             let settings = settings.unwrap();
-            if *kind == "nftables" {
+            if *kind != "memory" {
                 assert_eq!(mistakes, [""; 0]);
             }
             assert_eq!(settings.common, Common::new("a"));
-            let mut firewall = settings.build(&Clock::manual()).unwrap();
+            let mut firewall = match settings.build(&Clock::manual()) {
+                Ok(firewall) => firewall,
+                Err(error) => {
+                    assert!(*kind == "remote" && error.to_string().contains("/etc/outgate/ca.pem"), "{error}");
+                    continue;
+                }
+            };
             assert_eq!((firewall.name(), firewall.required()), ("a", true));
             if *kind != "memory" {
                 assert_eq!(firewall.drifted(), Err(FirewallError::NotAdopted));
@@ -340,6 +390,9 @@ mod tests {
             ]
         );
         let (_, mistakes) = read("name = \"a\"\nkind = \"pf\"\n");
-        assert_eq!(mistakes, ["f.toml:2:8: `kind` cannot be \"pf\"\n  write one of \"memory\", \"nftables\""]);
+        assert_eq!(
+            mistakes,
+            ["f.toml:2:8: `kind` cannot be \"pf\"\n  write one of \"memory\", \"nftables\", \"remote\""]
+        );
     }
 }

@@ -72,6 +72,20 @@ metrics! {
         "Live elements in a firewall.";
     FIREWALL_CAPACITY = Gauge "firewall_capacity_ratio" ["backend"] Ratio
         "Share of a firewall's room that is taken.";
+    FIREWALL_READY = Gauge "firewall_ready" ["backend"] Count
+        "1 while it is known what is in force in a firewall, 0 while it cannot be used.";
+    FIREWALL_FENCED = Gauge "firewall_fenced" ["backend"] Count
+        "1 while no answer waits for a gateway that is silent, since it must have stopped to let new flows through.";
+    ENFORCE_READY = Gauge "enforce_ready" [] Count
+        "1 while new flows may be led through this gateway.";
+    ENFORCE_DRIVEN = Gauge "enforce_driven" ["resolver"] Count
+        "1 while a resolver is heard that has all that it tells open on this gateway.";
+    ENFORCE_HELD = Gauge "enforce_held" ["resolver"] Count
+        "Elements that a resolver holds open on this gateway.";
+    ENFORCE_LAYOUTS = Gauge "enforce_layouts" [] Count
+        "Different layouts that the resolvers gave: more than 1 while their policies differ.";
+    ENFORCE_REFUSED = Counter "enforce_refused_total" ["why"] Count
+        "Connections, messages and changes that an enforcer refused, by why.";
     GRANTS = Gauge "grants" [] Count
         "Live grants.";
 

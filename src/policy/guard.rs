@@ -174,6 +174,24 @@ impl Guard {
     }
 }
 
+/// What is never granted, for those who do not know the policy: enforcers.
+#[derive(Debug, Default)]
+pub struct NeverGranted(Guard);
+
+impl NeverGranted {
+    /// The built-in table and what is never granted here besides.
+    #[must_use]
+    pub fn new(never_grant: Vec<Prefix>) -> Self {
+        Self(Guard::new(&Settings { never_grant, ..Settings::default() }))
+    }
+
+    /// Why `address` is never granted, whoever asks.
+    #[must_use]
+    pub fn refuses(&self, address: IpAddr) -> Option<impl fmt::Display + use<>> {
+        self.0.refuses(address, |_| true)
+    }
+}
+
 /// The address and every IPv4 address that it carries.
 fn faces(address: IpAddr) -> SmallVec<[IpAddr; 4]> {
     let mut faces = SmallVec::new();

@@ -51,6 +51,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+pub use self::guard::NeverGranted;
 use crate::document::Warning;
 use crate::net::{Prefix, PrefixMap, SegmentId, Services};
 use crate::time::Wall;

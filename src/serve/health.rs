@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::http::{self, Accept, Limits, Reply};
-use super::node::{Node, Readiness};
+use super::node::Readiness;
 
 const LIMITS: Limits = Limits { connections: 64, finish: Duration::from_secs(5) };
 
@@ -25,16 +25,6 @@ pub trait Health: Send + Sync + 'static {
 
     /// All metrics in Prometheus text format.
     fn metrics(&self) -> String;
-}
-
-impl<N: Node> Health for N {
-    fn readiness(&self) -> Readiness {
-        Node::readiness(self)
-    }
-
-    fn metrics(&self) -> String {
-        Node::metrics(self)
-    }
 }
 
 /// Serves one listener until `stop`.

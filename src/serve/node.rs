@@ -8,11 +8,12 @@ use std::net::IpAddr;
 pub use promote::PromoteOrder;
 use serde::{Deserialize, Serialize};
 
+use super::health::Health;
 use super::order::{ChangeOrder, ClientRow, ForgetOrder, PlaceOrder, RevokeOrder};
 use crate::name::Name;
 
 /// The running node.
-pub trait Node: Send + Sync + 'static {
+pub trait Node: Health {
     /// The state of everything, in the shape of docs/admin.md.
     fn status(&self) -> serde_json::Value;
 
@@ -79,12 +80,6 @@ pub trait Node: Send + Sync + 'static {
 
     /// Drops what is cached of some names.
     fn flush(&self, who: &Who, order: &FlushOrder) -> Flushed;
-
-    /// Whether queries can be answered.
-    fn readiness(&self) -> Readiness;
-
-    /// All metrics in Prometheus text format.
-    fn metrics(&self) -> String;
 }
 
 /// What keeps the node from answering queries.

@@ -124,7 +124,9 @@ impl Node for Fake {
     fn flush(&self, _: &Who, order: &FlushOrder) -> Flushed {
         Flushed { answers: order.name.label_count(), failures: order.below.into(), replies: 3 }
     }
+}
 
+impl health::Health for Fake {
     fn readiness(&self) -> Readiness {
         Readiness { waiting: self.waiting.lock().clone() }
     }

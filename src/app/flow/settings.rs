@@ -78,7 +78,7 @@ mod tests {
     fn read(text: &str) -> (Option<Settings>, Vec<String>) {
         let text = format!("[[firewall]]\nname = \"a\"\nkind = \"nftables\"\nhook = \"sets\"\n{text}");
         let (document, root) = Document::parse("outgate.toml", text);
-        let firewalls = firewall::Settings::read_all(&root);
+        let firewalls = firewall::Settings::read_all(&root, std::path::Path::new(""));
         let settings = Settings::read(&root, &firewalls);
         (settings, document.take_mistakes().iter().map(ToString::to_string).collect())
     }
@@ -111,7 +111,7 @@ mod tests {
             assert!(mistakes.len() == 1 && mistakes[0].contains(part), "{text}: {mistakes:?}");
         }
         let (document, root) = Document::parse("outgate.toml", "[flow]\n");
-        Settings::read(&root, &firewall::Settings::read_all(&root));
+        Settings::read(&root, &firewall::Settings::read_all(&root, std::path::Path::new("")));
         let mistakes = document.take_mistakes();
         assert!(mistakes[0].to_string().contains("[flow] has no firewall that tells of flows\n  add a [[firewall]]"));
     }

@@ -4,6 +4,7 @@ pub(super) mod change;
 pub(super) mod check;
 pub(super) mod correlate;
 pub(super) mod diff;
+pub(super) mod enforce;
 pub(super) mod explain;
 pub(super) mod import;
 pub(super) mod learn;

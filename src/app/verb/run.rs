@@ -49,17 +49,7 @@ const DIAGNOSTICS: &str = "info,hickory_net=off,hickory_proto=off,quinn_proto=er
 pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
     // First of all: these are known by the numbers of their descriptors.
     let given = Given::take().map_err(Failure::Mistakes)?;
-    // RUST_LOG chooses what is shown of the diagnostics; queries are in the audit log, never here.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DIAGNOSTICS));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        // Without it, a message that cannot be written is told by eprintln!, which panics where standard error is
-        // gone: no reason for a node to end.
-        .log_internal_errors(false)
-        .init();
+    diagnose();
     let config = Config::read(file).map_err(Failure::Mistakes)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("slow").build();
     let runtime =
@@ -75,21 +65,45 @@ pub(crate) fn run(file: &ConfigFile) -> Result<ExitCode, Failure> {
     ended
 }
 
+/// Shows diagnostics on the standard error.
+pub(super) fn diagnose() {
+    // RUST_LOG chooses what is shown of the diagnostics; queries are in the audit log, never here.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DIAGNOSTICS));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        // Without it, a message that cannot be written is told by eprintln!, which panics where standard error is
+        // gone: no reason for a node to end.
+        .log_internal_errors(false)
+        .init();
+}
+
 /// The signals that the node obeys.
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, Failure> {
         let on = |kind| signal(kind).map_err(|error| Failure::Failed(format!("no signals: {error}")));
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
             hangup: on(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for the next one: whether it is to read its files again, and not to stop.
+    pub(super) async fn wants_reload(&mut self) -> bool {
+        tokio::select! {
+            _ = self.terminate.recv() => false,
+            _ = self.interrupt.recv() => false,
+            _ = self.hangup.recv() => true,
+        }
     }
 }
 

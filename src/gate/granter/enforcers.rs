@@ -33,6 +33,8 @@ pub struct EnforcerCounts {
     pub required: bool,
     /// Whether it took its last order.
     pub usable: AtomicBool,
+    /// It cannot be used, and lets nothing new through: no answer waits for it.
+    pub fenced: AtomicBool,
     /// Elements in its fullest table, and the room there.
     pub load: [AtomicU64; 2],
     /// Changes that it did not take.
@@ -49,7 +51,7 @@ pub struct EnforcerCounts {
 
 impl EnforcerCounts {
     pub(super) fn ready(&self) -> bool {
-        !self.required || self.usable.load(Ordering::Relaxed)
+        !self.required || self.usable.load(Ordering::Relaxed) || self.fenced.load(Ordering::Relaxed)
     }
 }
 
@@ -86,6 +88,7 @@ impl Enforcers {
             name: Arc::from(firewall.name()),
             required: firewall.required(),
             usable: AtomicBool::new(true),
+            fenced: AtomicBool::new(false),
             load: [AtomicU64::new(0), AtomicU64::new(0)],
             errors: AtomicU64::new(0),
             failed_closed: AtomicU64::new(0),
@@ -133,10 +136,14 @@ impl Enforcers {
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
             let found = match take_over(&mut **firewall, layout, recalled, now) {
                 Ok(live) => live,
-                Err(error) if counts.required => return Err((Arc::clone(&counts.name), error)),
+                Err(error) if counts.required && !firewall.is_away() => return Err((Arc::clone(&counts.name), error)),
                 Err(error) => {
                     counts.usable.store(false, Ordering::Relaxed);
-                    tracing::warn!(firewall = %counts.name, %error, "an advisory firewall cannot be used");
+                    if counts.required {
+                        tracing::error!(firewall = %counts.name, %error, "a required firewall cannot be used yet; answers fail closed until it can");
+                    } else {
+                        tracing::warn!(firewall = %counts.name, %error, "an advisory firewall cannot be used");
+                    }
                     Found::default()
                 }
             };
@@ -163,10 +170,12 @@ impl Enforcers {
             }
             let changes = ledger.repair(found, now);
             if changes.is_empty() {
+                firewall.caught_up();
                 continue;
             }
             let error = match firewall.apply(&changes, now) {
                 Ok(failed) if failed.is_empty() => {
+                    firewall.caught_up();
                     closed += changes.iter().filter(|change| matches!(change, Change::Close { .. })).count();
                     continue;
                 }
@@ -176,11 +185,11 @@ impl Enforcers {
                 },
                 Err(error) => error,
             };
-            if counts.required {
+            if counts.required && !firewall.is_away() {
                 return Err((Arc::clone(&counts.name), error));
             }
             counts.usable.store(false, Ordering::Relaxed);
-            tracing::warn!(firewall = %counts.name, %error, "an advisory firewall cannot be used");
+            tracing::warn!(firewall = %counts.name, %error, "a firewall cannot be used yet");
         }
         Ok(closed)
     }
@@ -208,12 +217,20 @@ impl Enforcers {
         if changes.is_empty() {
             return applied;
         }
+        for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
+            if counts.required && counts.usable.load(Ordering::Relaxed) {
+                firewall.begin(changes, now);
+            }
+        }
         let firewalls = self.firewalls.iter_mut().zip(&self.counts.enforcers).zip(&mut self.quiet_until);
         for (place, ((firewall, counts), quiet_until)) in firewalls.enumerate() {
             if !counts.required {
                 continue;
             }
             if !counts.usable.load(Ordering::Relaxed) {
+                if counts.fenced.load(Ordering::Relaxed) {
+                    continue;
+                }
                 // It is told all when it is repaired; to ask it now would cost another deadline.
                 applied.by.get_or_insert_with(|| (place, "it cannot be used".into()));
                 applied.failed.extend(0..changes.len());
@@ -314,6 +331,13 @@ impl Enforcers {
             if usable && matches!(firewall.drifted(), Ok(false)) || !usable && now < *rest {
                 continue;
             }
+            let (is_fenced, was_fenced) = (firewall.is_fenced(now), counts.fenced.load(Ordering::Relaxed));
+            if is_fenced.is_ok() != was_fenced {
+                counts.fenced.store(is_fenced.is_ok(), Ordering::Relaxed);
+                if !was_fenced {
+                    tracing::warn!(firewall = %counts.name, "a gateway is silent and must have fenced; answers do not wait for it until it is back");
+                }
+            }
             let in_force = if ledger.len() < RESTORED { Vec::new() } else { ledger.in_force(now) };
             let repaired = take_over(&mut **firewall, &layout(), &in_force, now).and_then(|found| {
                 let changes = ledger.repair(&found, now);
@@ -321,6 +345,10 @@ impl Enforcers {
             });
             // What it did not take is missing there, or open although it should not be.
             let whole = matches!(repaired, Ok((_, 0)));
+            if whole {
+                firewall.caught_up();
+                counts.fenced.store(false, Ordering::Relaxed);
+            }
             counts.usable.store(whole, Ordering::Relaxed);
             if !whole && !counts.required {
                 *rest = now + REST;
@@ -329,10 +357,10 @@ impl Enforcers {
                 Ok(_) if !whole && !usable => {}
                 Ok((changes, failed)) => {
                     counts.repairs.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(firewall = %counts.name, changes, failed, "the firewall was changed by somebody else, or had failed; it is repaired");
+                    tracing::warn!(firewall = %counts.name, changes, failed, "the firewall was changed by somebody else, had failed or was away; it is repaired");
                 }
                 Err(error) if usable => {
-                    tracing::error!(firewall = %counts.name, %error, "the firewall was changed by somebody else and cannot be repaired; answers fail closed until it can");
+                    tracing::error!(firewall = %counts.name, %error, "the firewall was changed by somebody else, or is away, and cannot be repaired; answers fail closed until it can");
                 }
                 Err(_) => {}
             }

@@ -1,0 +1,268 @@
+//! `outgate enforce`: the enforcer of a gateway, a process of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::app::cli::{Failure, print};
+use crate::app::config::{DEFAULT_STATE, host_name, read_health};
+use crate::app::start::lock_state;
+use crate::app::verb::run::{Signals, diagnose};
+use crate::document::{Document, Mistake, Table, read_text};
+use crate::enforce::{DeskParts, Door, RESOLVERS};
+use crate::firewall;
+use crate::gate::WORDS;
+use crate::metric::{self, Registry};
+use crate::net::Prefix;
+use crate::policy::NeverGranted;
+use crate::serve::Readiness;
+use crate::serve::health::{self, Health};
+use crate::time::Clock;
+use crate::trust::ClientTls;
+
+pub(crate) const AFTER_HELP: &str = "It opens nothing by itself: resolvers whose certificates it knows do, by `kind = \"remote\"`. See docs/gateways.md.\n\
+    Exit code: 0 stopped by a signal, 1 it cannot run, 2 mistakes in the file.\n\n\
+    Example:\n  outgate enforce -c /etc/outgate/enforce.toml";
+
+/// The options.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Arguments {
+    /// Configuration file
+    #[arg(short, long = "config", value_name = "FILE", default_value = "enforce.toml")]
+    config: PathBuf,
+    /// Say every mistake in the file and end
+    #[arg(long)]
+    check: bool,
+}
+
+/// `enforce.toml`.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    node: String,
+    state: PathBuf,
+    listen: SocketAddr,
+    resolvers: Vec<String>,
+    tls: ClientTls,
+    never_grant: Vec<Prefix>,
+    max_grants: usize,
+    health: Option<SocketAddr>,
+    firewall: firewall::Settings,
+}
+
+impl Settings {
+    /// Reads the text of `file`.
+    ///
+    /// # Errors
+    /// Every mistake.
+    fn parse(file: &Path, text: &str) -> Result<Self, Vec<Mistake>> {
+        let (document, root) = Document::parse(&file.display().to_string(), text);
+        let base = file.parent().map(Path::to_owned).unwrap_or_default();
+        let node = root.string("node").map_or_else(host_name, |node| node.value);
+        let state = root.string("state").map_or_else(|| PathBuf::from(DEFAULT_STATE), |state| state.value.into());
+        let max_grants = root.integer("max_grants", 1..=16_000_000).and_then(|most| usize::try_from(most).ok());
+        let never_grant = root.parsed_list("never_grant", "write a prefix, e.g. \"10.0.0.0/8\"").unwrap_or_default();
+        let door = Self::read_door(&root, &base);
+        let health = read_health(&root);
+        let mut firewalls = firewall::Settings::read_all(&root, &base);
+        if !root.has("firewall") {
+            document.note(
+                &root.span_of("node"),
+                "there is no [[firewall]]",
+                "add the one of this gateway, kind = \"nftables\"",
+            );
+        } else if firewalls.len() > 1 {
+            document.note(
+                &root.span_of("firewall"),
+                "there is more than one [[firewall]]",
+                "run one enforcer for each",
+            );
+        }
+        if firewalls.iter().any(|firewall| firewall.kind == "remote") {
+            let remedy = "let the resolvers drive that enforcer themselves";
+            document.note(&root.span_of("firewall"), "an enforcer cannot drive another one", remedy);
+        }
+        root.finish(&[]);
+        let mistakes = document.take_mistakes();
+        match (door, firewalls.pop()) {
+            (Some((listen, resolvers, tls)), Some(firewall)) if mistakes.is_empty() => Ok(Self {
+                node,
+                state: if state.is_relative() { base.join(state) } else { state },
+                listen,
+                resolvers,
+                tls,
+                never_grant: never_grant.into_iter().map(|found| found.value).collect(),
+                max_grants: max_grants.unwrap_or(1_000_000),
+                health,
+                firewall,
+            }),
+            _ => Err(mistakes),
+        }
+    }
+
+    /// Who may drive it, and where.
+    fn read_door(root: &Table, base: &Path) -> Option<(SocketAddr, Vec<String>, ClientTls)> {
+        let Some(table) = root.table("enforce") else {
+            root.document().note(
+                &root.span_of("enforce"),
+                "`[enforce]` is missing",
+                "add it, with listen, resolvers, ca, certificate and key",
+            );
+            return None;
+        };
+        let note = |key, fact: &str, remedy: &str| table.document().note(&table.span_of(key), fact, remedy);
+        let listen = table.parsed("listen", "write an address with its port: \"192.0.2.1:8953\"");
+        if !table.has("listen") {
+            note("listen", "`listen` is missing", "add listen = \"192.0.2.1:8953\", where the resolvers reach it");
+        }
+        let resolvers: Vec<_> = table.strings("resolvers").unwrap_or_default();
+        if !table.has("resolvers") || resolvers.is_empty() {
+            let remedy = "add resolvers = [\"ns1.corp.example\"]: the names in their certificates";
+            note("resolvers", "`resolvers` names nobody", remedy);
+        }
+        if resolvers.len() > RESOLVERS {
+            note("resolvers", "`resolvers` names more than 16", "drive this gateway by fewer");
+        }
+        for (place, resolver) in resolvers.iter().enumerate() {
+            let fact = match &resolver.value {
+                name if tokio_rustls::rustls::pki_types::ServerName::try_from(name.as_str()).is_err() => {
+                    "no name that a certificate could have"
+                }
+                name if name.contains(char::is_whitespace) => "no name that a certificate could have",
+                name if resolvers.iter().take(place).any(|known| known.value == *name) => "there twice",
+                _ => continue,
+            };
+            let fact = format!("\"{}\" is {fact}", resolver.value);
+            table.document().note(&resolver.span, fact, "write each resolver's name once, as in its certificate");
+        }
+        let tls = ClientTls::read(&table, base);
+        if !tls.is_mutual() {
+            note(
+                "listen",
+                "the door needs TLS",
+                "add ca, certificate and key: both sides know each other by their certificates",
+            );
+        }
+        table.finish(&[]);
+        Some((listen?.value, resolvers.into_iter().map(|found| found.value).collect(), tls))
+    }
+}
+
+/// Serves until SIGTERM or SIGINT; SIGHUP reads the certificates again.
+pub(crate) fn enforce(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let text = read_text(&arguments.config).map_err(|error| {
+        let fact = format!("{} cannot be read: {error}", arguments.config.display());
+        Failure::Mistakes(vec![Mistake::general(
+            fact,
+            "name the configuration with -c, or make it readable for this user",
+        )])
+    })?;
+    let settings = Settings::parse(&arguments.config, &text).map_err(Failure::Mistakes)?;
+    let tls = settings.tls.server_config().map_err(|mistake| Failure::Mistakes(vec![mistake]))?;
+    if arguments.check {
+        print("no mistakes\n")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    diagnose();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| Failure::Failed(format!("no runtime: {error}; raise the limit of threads")))?;
+    runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let _lock = lock_state(&settings.state)?;
+        let listener = listen(settings.listen, "[enforce].listen").await?;
+        let monitoring = match settings.health {
+            Some(address) => Some(listen(address, "[health].listen").await?),
+            None => None,
+        };
+        let clock = Clock::system();
+        let name = settings.firewall.common.name.clone();
+        let firewall = settings.firewall.build(&clock);
+        let firewall = firewall.map_err(|error| Failure::Failed(format!("firewall \"{name}\": {error}")))?;
+        let parts = DeskParts {
+            firewall,
+            resolvers: settings.resolvers.clone(),
+            state: settings.state.clone(),
+            never: NeverGranted::new(settings.never_grant.clone()),
+            max_grants: settings.max_grants,
+            clock,
+        };
+        let door = Door::open(parts, tls).map_err(Failure::Failed)?;
+        let (stop, stopped) = watch::channel(false);
+        if let Some(listener) = monitoring {
+            let registry = Registry::new(WORDS);
+            let gateway = Arc::new(Gateway { door: Arc::clone(&door), registry, firewall: name });
+            tokio::spawn(health::serve(listener, gateway, stopped.clone()));
+        }
+        let serving = tokio::spawn(Arc::clone(&door).serve(listener, stopped));
+        tracing::info!(node = settings.node, listen = %settings.listen, "the enforcer waits for resolvers; what is open stays open until its end");
+        while signals.wants_reload().await {
+            match settings.tls.server_config() {
+                Ok(tls) => {
+                    door.renew(tls);
+                    tracing::info!("certificates read again");
+                }
+                Err(mistake) => tracing::error!(%mistake, "the certificates before stay in use"),
+            }
+        }
+        tracing::info!("stopping: what is open stays open until its end");
+        let _ = stop.send(true);
+        drop(serving.await);
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn listen(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::Failed(format!("{key} {address} cannot be bound: {error}; stop who uses it, or correct {key}"))
+    })
+}
+
+/// What monitoring sees.
+struct Gateway {
+    door: Arc<Door>,
+    registry: Registry,
+    firewall: String,
+}
+
+impl Health for Gateway {
+    fn readiness(&self) -> Readiness {
+        Readiness { waiting: self.door.waiting().into_iter().collect() }
+    }
+
+    fn metrics(&self) -> String {
+        let (registry, figures, refusals) = (&self.registry, self.door.figures(), self.door.refusals());
+        let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        registry.set_info(metric::BUILD, [env!("CARGO_PKG_VERSION")]);
+        registry.set_gauge(metric::ENFORCE_READY, [], f64::from(u8::from(self.door.waiting().is_none())));
+        registry.set_gauge(metric::ENFORCE_LAYOUTS, [], number(figures.layouts.load(Ordering::Relaxed)));
+        for (resolver, drives, held) in self.door.resolvers() {
+            registry.set_gauge(metric::ENFORCE_DRIVEN, [&resolver], f64::from(u8::from(drives)));
+            registry.set_gauge(metric::ENFORCE_HELD, [&resolver], number(held));
+        }
+        for (why, count) in [
+            ("tls", &refusals.tls),
+            ("stranger", &refusals.stranger),
+            ("version", &refusals.version),
+            ("message", &refusals.message),
+            ("never_granted", &figures.never),
+            ("max_grants", &figures.full),
+        ] {
+            registry.absolute(metric::ENFORCE_REFUSED, [why], count.load(Ordering::Relaxed));
+        }
+        let label = [self.firewall.as_str()];
+        let [elements, capacity] = figures.load.each_ref().map(|count| number(count.load(Ordering::Relaxed)));
+        registry.set_gauge(metric::FIREWALL_ELEMENTS, label, elements);
+        if capacity > 0.0 {
+            registry.set_gauge(metric::FIREWALL_CAPACITY, label, elements / capacity);
+        }
+        registry.absolute(metric::FIREWALL_ERRORS, label, figures.failed.load(Ordering::Relaxed));
+        registry.absolute(metric::FIREWALL_DRIFT_REPAIRS, label, figures.repairs.load(Ordering::Relaxed));
+        registry.render()
+    }
+}

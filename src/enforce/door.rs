@@ -1,0 +1,292 @@
+//! The enforcer's door: mutual TLS, one connection of each resolver.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, split};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::client::verify_server_name;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::server::ParsedCertificate;
+use tokio_rustls::server::TlsStream;
+
+use super::desk::{Figures, Task};
+use super::hearing::Hearing;
+use super::holds::Holder;
+use crate::firewall::remote::FENCE;
+use crate::firewall::remote::message::{Became, CHUNK, Hello, Order, Report, Standing, VERSION, What, read, write};
+use crate::time::Clock;
+
+/// How long a connection may take until it is known who it is.
+const HELLO: Duration = Duration::from_secs(5);
+/// Connections of which it is not known yet.
+const STRANGERS: usize = 32;
+/// Orders of one connection that may be under way.
+const UNDER_WAY: usize = 256;
+
+/// What was refused at the door, by why.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    /// No TLS, or no certificate that is believed.
+    pub tls: AtomicU64,
+    /// A certificate of nobody who is configured.
+    pub stranger: AtomicU64,
+    /// Another version of the protocol.
+    pub version: AtomicU64,
+    /// What is no frame, no message, or out of turn.
+    pub message: AtomicU64,
+}
+
+/// See the module.
+pub struct Door {
+    /// Names and their form in certificates; the place is the [`Holder`].
+    pub(super) resolvers: Vec<(String, ServerName<'static>)>,
+    pub(super) tls: Mutex<Arc<ServerConfig>>,
+    pub(super) hearing: Mutex<Hearing>,
+    pub(super) tasks: SyncSender<Task>,
+    pub(super) figures: Arc<Figures>,
+    pub(super) refusals: Refusals,
+    /// The connection of each resolver that counts.
+    pub(super) connections: Mutex<Vec<Option<Arc<AtomicBool>>>>,
+    pub(super) clock: Clock,
+}
+
+impl Door {
+    /// Serves a listener until `stop`.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        loop {
+            let accepted = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Ok(seat) = Arc::clone(&strangers).try_acquire_owned() else { continue };
+            let (door, stop) = (Arc::clone(&self), stop.clone());
+            tokio::spawn(async move {
+                let welcomed = timeout(HELLO, door.welcome(stream, peer)).await;
+                drop(seat);
+                if let Ok(Some((who, stream))) = welcomed {
+                    door.attend(who, stream, peer, stop).await;
+                }
+            });
+        }
+    }
+
+    /// Finds out who it is.
+    async fn welcome(&self, stream: TcpStream, peer: SocketAddr) -> Option<(usize, TlsStream<TcpStream>)> {
+        // A frame is written whole: to wait for more would be to wait for nothing.
+        let _ = stream.set_nodelay(true);
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls.lock()));
+        let mut stream = match acceptor.accept(stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                self.refuse(&self.refusals.tls, peer, &error);
+                return None;
+            }
+        };
+        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
+        let who = certificate.and_then(|certificate| self.name_of(&certificate));
+        let refused = |why: &str| Report { number: 0, became: Some(Became::Refused(why.into())) };
+        let Some(who) = who else {
+            let why = "your certificate has the name of no resolver that is configured here";
+            self.refuse(&self.refusals.stranger, peer, &why);
+            drop(write(&mut stream, &refused(why)).await);
+            return None;
+        };
+        match read::<Order>(&mut stream).await {
+            Ok(Order { what: Some(What::Hello(Hello { version: VERSION })), .. }) => {}
+            Ok(Order { what: Some(What::Hello(Hello { version })), .. }) => {
+                let why = format!("you speak version {version}, this enforcer speaks {VERSION}; upgrade the older one");
+                self.refuse(&self.refusals.version, peer, &why);
+                drop(write(&mut stream, &refused(&why)).await);
+                return None;
+            }
+            Ok(_) => {
+                self.refuse(&self.refusals.message, peer, &"its first message is no hello");
+                return None;
+            }
+            Err(error) => {
+                self.refuse(&self.refusals.message, peer, &error);
+                return None;
+            }
+        }
+        let standing = Report { number: 0, became: Some(Became::Standing(self.standing(who))) };
+        write(&mut stream, &standing).await.ok()?;
+        Some((who, stream))
+    }
+
+    fn refuse(&self, count: &AtomicU64, peer: SocketAddr, why: &dyn std::fmt::Display) {
+        count.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%peer, %why, "a connection was refused");
+    }
+
+    fn name_of(&self, certificate: &CertificateDer<'_>) -> Option<usize> {
+        let certificate = ParsedCertificate::try_from(certificate).ok()?;
+        self.resolvers.iter().position(|(_, name)| verify_server_name(&certificate, name).is_ok())
+    }
+
+    /// Obeys one resolver until its connection ends.
+    async fn attend(
+        &self,
+        who: usize,
+        stream: TlsStream<TcpStream>,
+        peer: SocketAddr,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let (name, connection) = (self.name(who), Arc::new(AtomicBool::new(true)));
+        let before = self.connections.lock().get_mut(who).and_then(|of_it| of_it.replace(Arc::clone(&connection)));
+        if let Some(before) = before {
+            before.store(false, Ordering::Release);
+        }
+        tracing::info!(resolver = name, %peer, "a resolver is connected");
+        let (from, to) = split(stream);
+        let (reply, reports) = mpsc::unbounded_channel();
+        let ended = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => Ok(()),
+            ended = self.read(who, from, &connection, &reply) => ended,
+            ended = send(to, reports) => ended,
+        };
+        let was_current = connection.swap(false, Ordering::AcqRel);
+        if was_current {
+            self.hearing.lock().left(who);
+        }
+        match ended {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.refuse(&self.refusals.message, peer, &error);
+            }
+            Err(error) => tracing::info!(resolver = name, %peer, why = %error, "the connection of a resolver ended"),
+            Ok(()) => {}
+        }
+    }
+
+    /// Takes orders. A resolver that was silent for long enough to count as gone has to begin anew: so has one that waited
+    /// while this process did not run.
+    async fn read(
+        &self,
+        who: usize,
+        mut from: impl AsyncRead + Unpin,
+        connection: &Arc<AtomicBool>,
+        reply: &mpsc::UnboundedSender<Report>,
+    ) -> io::Result<()> {
+        let out_of_turn = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        let holder = Holder::try_from(who).unwrap_or(Holder::MAX);
+        let (mut last, mut adopted, mut heard) = (0, false, self.clock.tick());
+        loop {
+            let silent = || io::Error::new(io::ErrorKind::TimedOut, "it was silent for 2 s");
+            let order: Order = timeout(FENCE, read(&mut from)).await.map_err(|_| silent())??;
+            let now = self.clock.tick();
+            if now.since(heard) >= FENCE {
+                return Err(silent());
+            }
+            heard = now;
+            if !connection.load(Ordering::Acquire) {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the resolver has a newer connection"));
+            }
+            let Order { number, what: Some(what) } = order else {
+                return out_of_turn("an order that this version does not know");
+            };
+            if number <= last {
+                return out_of_turn("an order came twice, or in another order");
+            }
+            last = number;
+            match what {
+                What::Hello(_) => return out_of_turn("a second hello"),
+                What::Beat(beat) => {
+                    let drives = beat.caught_up && adopted && self.figures.usable.load(Ordering::Relaxed);
+                    self.hearing.lock().heard(who, drives, beat.alive, now);
+                    let became = Some(Became::Standing(self.standing(who)));
+                    drop(reply.send(Report { number, became }));
+                    continue;
+                }
+                What::Apply(_) if !adopted => return out_of_turn("changes before a layout"),
+                What::Apply(changes) if changes.changes.len() > CHUNK => return out_of_turn("too many changes"),
+                What::Cut(cutting) if cutting.cuts.len() > CHUNK => return out_of_turn("too many cuts"),
+                what => {
+                    adopted |= matches!(what, What::Adopt(_));
+                    let (connection, reply) = (Arc::clone(connection), reply.clone());
+                    let task = Task { who: holder, number, what, connection, reply };
+                    if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.tasks.try_send(task) {
+                        return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many orders wait"));
+                    }
+                }
+            }
+        }
+    }
+
+    fn name(&self, who: usize) -> &str {
+        self.resolvers.get(who).map_or("", |(name, _)| name)
+    }
+
+    /// Why new flows should not be led through this gateway; `None`: they may.
+    #[must_use]
+    pub fn waiting(&self) -> Option<String> {
+        if !self.figures.usable.load(Ordering::Relaxed) {
+            return Some("the firewall cannot be used".into());
+        }
+        self.hearing.lock().is_ready(self.clock.tick()).err()
+    }
+
+    /// Every resolver with whether it drives this gateway and how many elements it holds.
+    #[must_use]
+    pub fn resolvers(&self) -> Vec<(String, bool, u64)> {
+        let hearing = self.hearing.lock();
+        let driving = hearing.driving(self.clock.tick());
+        let held = self.figures.held.iter().map(|held| held.load(Ordering::Relaxed));
+        driving.zip(held).map(|((name, drives), held)| (name.to_owned(), drives, held)).collect()
+    }
+
+    /// What was refused.
+    #[must_use]
+    pub const fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// What the firewall's thread says.
+    #[must_use]
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    fn standing(&self, who: usize) -> Standing {
+        let waiting = self.waiting().unwrap_or_default();
+        let hearing = self.hearing.lock();
+        let [elements, capacity] = self.figures.load.each_ref();
+        let number = |count: &AtomicU64| u32::try_from(count.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        Standing {
+            waiting,
+            known: hearing.names(),
+            heard: hearing.all_heard(self.clock.tick()),
+            you: self.name(who).to_owned(),
+            elements: number(elements),
+            capacity: number(capacity),
+        }
+    }
+}
+
+async fn send(mut to: impl AsyncWrite + Unpin, mut reports: mpsc::UnboundedReceiver<Report>) -> io::Result<()> {
+    while let Some(report) = reports.recv().await {
+        let slow = |_| io::Error::new(io::ErrorKind::TimedOut, "it takes nothing");
+        timeout(FENCE, write(&mut to, &report)).await.map_err(slow)??;
+        if reports.len() > UNDER_WAY {
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "it does not read what it asks for"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! Enforcer: the gateway's side of `kind = "remote"`.
+//!
+//! ```text
+//! resolver ── mutual TLS ──► door ── one thread ──► desk: never granted? too many? journal, holds, firewall ──► kernel
+//!                              └─ beats ──► hearing: may new flows be led through this gateway?
+//! ```
+//!
+//! An order is answered when it is in the kernel. What is open is the longest of what any resolver wants ([`Holds`]).
+
+mod desk;
+mod door;
+mod hearing;
+mod holds;
+mod journal;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+pub use self::desk::{DeskParts, Figures, start};
+pub use self::door::{Door, Refusals};
+pub use self::hearing::Hearing;
+pub use self::holds::{Before, Holder, Holds, NOBODY};
+use crate::time::Clock;
+
+/// Resolvers of one enforcer, at most.
+pub const RESOLVERS: usize = 16;
+
+impl Door {
+    /// Takes the firewall over, and is ready to be served.
+    ///
+    /// # Errors
+    /// The firewall, the state or a resolver's name cannot be used, in a sentence.
+    pub fn open(parts: DeskParts, tls: ServerConfig) -> Result<Arc<Self>, String> {
+        let (names, clock): (Vec<String>, Clock) = (parts.resolvers.clone(), parts.clock.clone());
+        let named = |name: &String| match ServerName::try_from(name.clone()) {
+            Ok(in_certificates) => Ok((name.clone(), in_certificates)),
+            Err(_) => Err(format!("{name} is no name that a certificate could have")),
+        };
+        let resolvers = names.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        let (tasks, figures) = start(parts)?;
+        Ok(Arc::new(Self {
+            connections: Mutex::new(resolvers.iter().map(|_| None).collect()),
+            resolvers,
+            tls: Mutex::new(Arc::new(tls)),
+            hearing: Mutex::new(Hearing::new(&names)),
+            tasks,
+            figures,
+            refusals: Refusals::default(),
+            clock,
+        }))
+    }
+
+    /// Shows another certificate from now on, and believes others.
+    pub fn renew(&self, tls: ServerConfig) {
+        *self.tls.lock() = Arc::new(tls);
+    }
+}

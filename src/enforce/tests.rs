@@ -1,0 +1,230 @@
+//! The desk, driven as a door drives it, over a firewall that only remembers.
+
+use std::path::Path;
+use std::sync::mpsc::SyncSender;
+
+use super::*;
+use crate::firewall::{Memory, MemoryHandle, Mode};
+use crate::net::{Element, SegmentId, Service};
+use crate::policy::SegmentLayout;
+
+/// A desk of two resolvers.
+struct Site {
+    directory: PathBuf,
+    clock: Clock,
+}
+
+struct Running {
+    tasks: SyncSender<Task>,
+    figures: Arc<Figures>,
+    handle: MemoryHandle,
+    clock: Clock,
+    number: std::cell::Cell<u64>,
+}
+
+impl Site {
+    fn new(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("outgate-enforce-{}-{name}", std::process::id()));
+        drop(std::fs::remove_dir_all(&directory));
+        std::fs::create_dir_all(&directory).unwrap();
+        Self { directory, clock: Clock::manual() }
+    }
+
+    /// Of the firewall that the process before left.
+    fn start(&self, firewall: Memory) -> Running {
+        let handle = firewall.handle();
+        let parts = DeskParts {
+            firewall: Box::new(firewall),
+            resolvers: vec!["ns1.example".into(), "ns2.example".into()],
+            state: self.directory.clone(),
+            never: NeverGranted::new(vec!["203.0.113.0/24".parse().unwrap()]),
+            max_grants: 4,
+            clock: self.clock.clone(),
+        };
+        let (tasks, figures) = start(parts).unwrap();
+        let clock = self.clock.clone();
+        Running { tasks, figures, handle, clock, number: std::cell::Cell::new(0) }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
+
+impl Running {
+    fn order(&self, who: Holder, what: What) -> Became {
+        let (reply, mut reports) = mpsc::unbounded_channel();
+        let connection = Arc::new(AtomicBool::new(true));
+        self.number.set(self.number.get() + 1);
+        self.tasks.send(Task { who, number: self.number.get(), what, connection, reply }).unwrap();
+        reports.blocking_recv().unwrap().became.unwrap()
+    }
+
+    fn apply(&self, who: Holder, changes: &[Change]) -> Result<Vec<u32>, String> {
+        let now = self.clock.tick();
+        let changes = changes.iter().map(|change| Held::of(change, now)).collect();
+        match self.order(who, What::Apply(Changes { changes })) {
+            Became::Done(done) => Ok(done.failed),
+            Became::Refused(why) => Err(why),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn adopt(&self, who: Holder, layout: &Layout) -> Vec<Element> {
+        match self.order(who, What::Adopt(layout.into())) {
+            Became::Holds(holds) => holds.elements.iter().map(|held| held.element().unwrap()).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn open(&self, number: u8, seconds: u64) -> Change {
+        Change::Open { element: element(number), until: self.clock.tick() + Duration::from_secs(seconds) }
+    }
+
+    fn in_force(&self) -> Vec<Element> {
+        self.handle.elements().into_iter().map(|(element, _)| element).collect()
+    }
+}
+
+fn element(number: u8) -> Element {
+    format!("192.0.2.1>198.51.100.{number}:tcp/443").parse().unwrap()
+}
+
+fn close(number: u8) -> Change {
+    Change::Close { element: element(number) }
+}
+
+fn layout(name: &str, denied: &str) -> Layout {
+    let segment = SegmentLayout {
+        id: SegmentId::of(name),
+        name: name.into(),
+        observe: false,
+        sources: vec!["192.0.2.0/24".parse().unwrap()],
+        networks: Vec::new(),
+    };
+    Layout { segments: vec![segment], denied: vec![denied.parse().unwrap()] }
+}
+
+#[test]
+fn the_end_of_one_resolvers_closes_no_others() {
+    let site = Site::new("ends");
+    let desk = site.start(Memory::new("gateway", site.clock.clone()));
+    assert_eq!(desk.apply(0, &[desk.open(1, 60), desk.open(2, 60)]), Ok(vec![]));
+    assert_eq!(desk.apply(1, &[desk.open(1, 30)]), Ok(vec![]));
+    assert_eq!(desk.apply(0, &[close(1), close(2)]), Ok(vec![]));
+    assert_eq!(desk.in_force(), [element(1)]);
+    site.clock.advance(Duration::from_secs(29));
+    assert_eq!(desk.in_force(), [element(1)], "as long as the other one wants it");
+    site.clock.advance(Duration::from_secs(1));
+    assert_eq!(desk.in_force(), []);
+}
+
+#[test]
+fn what_is_never_granted_and_too_much_is_refused_whoever_asks() {
+    let site = Site::new("never");
+    let desk = site.start(Memory::new("gateway", site.clock.clone()));
+    let to = |to: &str| Change::Open {
+        element: Element { to: to.parse().unwrap(), service: Service::Any, ..element(1) },
+        until: desk.clock.tick() + Duration::from_secs(9),
+    };
+    let never = [to("169.254.169.254"), to("127.0.0.1"), to("8.8.8.8"), to("203.0.113.9"), to("::ffff:10.0.0.1")];
+    assert_eq!(desk.apply(0, &never), Ok(vec![0, 1, 2, 3, 4]));
+    assert_eq!(desk.figures.never.load(Ordering::Relaxed), 5);
+    let day = Change::Open { element: element(9), until: desk.clock.tick() + Duration::from_secs(26 * 3600) };
+    assert_eq!(desk.apply(0, &[day]), Ok(vec![0]), "nothing is held for longer than a rule can say");
+    // Four at most, and those that are open already may be extended.
+    let many: Vec<_> = (1..=6).map(|number| desk.open(number, 9)).collect();
+    assert_eq!(desk.apply(0, &many), Ok(vec![4, 5]));
+    assert_eq!(desk.apply(0, &[desk.open(1, 20), desk.open(7, 9)]), Ok(vec![1]));
+    assert_eq!(desk.apply(1, &[desk.open(7, 9)]), Ok(vec![]), "another resolver has room of its own");
+    assert_eq!(desk.figures.full.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn what_the_firewall_does_not_take_is_not_held() {
+    let site = Site::new("fails");
+    let desk = site.start(Memory::new("gateway", site.clock.clone()));
+    desk.apply(0, &[desk.open(1, 60)]).unwrap();
+    desk.handle.set_mode(Mode::FailTo(element(2).to));
+    assert_eq!(desk.apply(0, &[desk.open(2, 60), desk.open(3, 60), desk.open(2, 90)]), Ok(vec![0, 2]));
+    desk.handle.set_mode(Mode::Stall);
+    assert_eq!(desk.apply(0, &[desk.open(4, 60), close(1)]), Err("no acknowledgement within the deadline".into()));
+    desk.handle.set_mode(Mode::Ack);
+    // It is repaired before the next order: what was acknowledged is in force, and nothing else.
+    assert_eq!(desk.adopt(0, &layout("build", "203.0.113.0/24")).len(), 2);
+    assert_eq!(desk.in_force(), [element(1), element(3)]);
+    desk.handle.lose();
+    assert_eq!(desk.apply(1, &[]), Ok(vec![]));
+    assert_eq!(desk.in_force(), [element(1), element(3)], "what somebody else closed is open again");
+}
+
+#[test]
+fn a_restart_keeps_what_is_open_and_for_whom() {
+    let site = Site::new("restart");
+    let first = site.start(Memory::new("gateway", site.clock.clone()));
+    let wanted = layout("build", "203.0.113.0/24");
+    assert_eq!(first.adopt(0, &wanted), []);
+    first.apply(0, &[first.open(1, 60), first.open(2, 60)]).unwrap();
+    first.apply(1, &[first.open(2, 30)]).unwrap();
+    drop(first);
+    // The kernel kept nothing, or all, or more.
+    for left in [vec![], vec![1, 2], vec![1, 2, 3]] {
+        let mut kernel = Memory::new("gateway", site.clock.clone());
+        let now = site.clock.tick();
+        let open = |number: &u8| Change::Open { element: element(*number), until: now + Duration::from_secs(60) };
+        kernel.apply(&left.iter().map(open).collect::<Vec<_>>(), now).unwrap();
+        let again = site.start(kernel);
+        assert_eq!(again.in_force(), [element(1), element(2)]);
+        assert_eq!(again.handle.layout(), wanted, "before a resolver is heard");
+        assert_eq!(again.adopt(1, &wanted), [element(2)]);
+    }
+    let again = site.start(Memory::new("gateway", site.clock.clone()));
+    again.apply(0, &[close(2)]).unwrap();
+    assert_eq!(again.in_force(), [element(1), element(2)], "the other resolver holds it");
+}
+
+#[test]
+fn what_is_open_without_a_journal_stays_until_its_end() {
+    let site = Site::new("lost");
+    let mut kernel = Memory::new("gateway", site.clock.clone());
+    let until = site.clock.tick() + Duration::from_secs(9);
+    kernel.apply(&[Change::Open { element: element(1), until }], site.clock.tick()).unwrap();
+    let desk = site.start(kernel);
+    assert_eq!(desk.adopt(0, &Layout::default()), [], "it is nobody's");
+    assert_eq!(desk.in_force(), [element(1)]);
+    site.clock.advance(Duration::from_secs(9));
+    assert_eq!(desk.in_force(), []);
+}
+
+#[test]
+fn what_one_resolver_denies_is_denied() {
+    let site = Site::new("layouts");
+    let desk = site.start(Memory::new("gateway", site.clock.clone()));
+    desk.adopt(0, &layout("build", "203.0.113.0/24"));
+    desk.adopt(1, &layout("deploy", "198.51.100.0/24"));
+    let both = Layout {
+        denied: vec!["198.51.100.0/24".parse().unwrap(), "203.0.113.0/24".parse().unwrap()],
+        ..layout("deploy", "203.0.113.0/24")
+    };
+    assert_eq!(desk.handle.layout(), both, "the segments are those of whoever spoke last");
+    assert_eq!(desk.figures.layouts.load(Ordering::Relaxed), 2);
+    desk.order(0, What::Arrange((&layout("deploy", "198.51.100.0/24")).into()));
+    assert_eq!(desk.handle.layout(), layout("deploy", "198.51.100.0/24"));
+    assert_eq!(desk.figures.layouts.load(Ordering::Relaxed), 1);
+    assert!(Path::new(&site.directory).join("layout").exists());
+}
+
+#[test]
+fn who_left_is_not_obeyed_any_more() {
+    let site = Site::new("left");
+    let desk = site.start(Memory::new("gateway", site.clock.clone()));
+    let (reply, mut reports) = mpsc::unbounded_channel();
+    let connection = Arc::new(AtomicBool::new(false));
+    let changes = vec![Held::of(&desk.open(1, 60), desk.clock.tick())];
+    let what = What::Apply(Changes { changes });
+    desk.tasks.send(Task { who: 0, number: 1, what, connection, reply }).unwrap();
+    assert_eq!(reports.blocking_recv(), None);
+    assert_eq!(desk.in_force(), []);
+}

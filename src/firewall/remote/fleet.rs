@@ -1,0 +1,172 @@
+//! Fleet: what this resolver knows of all its gateways, and so of the other resolvers that drive them.
+//!
+//! A gateway lets nothing new through [`FENCE`] after it last heard a resolver that lives. It cannot tell one that is
+//! dead from one that it is cut off from; the others can: every enforcer says whom it hears, and every resolver passes
+//! that on to the other enforcers. So nothing is shared but the gateways.
+//!
+//! | after | |
+//! |---|---|
+//! | [`BEAT`] | a resolver says that it lives, and the enforcer how it is |
+//! | [`ALIVE`] | a resolver that was not heard is not told as one that lives |
+//! | [`FENCE`] | an enforcer that does not hear a living resolver is not ready: new flows are to be led elsewhere |
+//! | [`FENCED`] | a resolver that does not hear an enforcer may tell addresses without it |
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::message::Standing;
+use crate::time::Tick;
+
+/// How often a resolver says that it lives.
+pub const BEAT: Duration = Duration::from_millis(250);
+/// For how long one that was heard is told as one that lives. With it and two beats the word of a death is out before
+/// [`FENCE`]: no gateway fences because of it.
+pub const ALIVE: Duration = Duration::from_secs(1);
+/// When an enforcer that does not hear a living resolver is not ready.
+pub const FENCE: Duration = Duration::from_secs(2);
+/// When a resolver may go on without an enforcer: twice [`FENCE`], for the way of what leads flows.
+pub const FENCED: Duration = Duration::from_secs(4);
+
+/// All gateways of one resolver.
+#[derive(Debug, Default)]
+pub struct Fleet(Mutex<Vec<Gateway>>);
+
+#[derive(Debug, Default)]
+struct Gateway {
+    name: String,
+    /// When it last said how it is; before that, when it began to be waited for.
+    heard: Tick,
+    /// What it said then.
+    said: Option<Standing>,
+}
+
+impl Gateway {
+    fn says_now(&self, now: Tick) -> Option<&Standing> {
+        self.said.as_ref().filter(|_| now.since(self.heard) < ALIVE)
+    }
+}
+
+impl Fleet {
+    /// A new gateway's place.
+    pub(super) fn enrol(&self, name: &str, now: Tick) -> usize {
+        let mut gateways = self.0.lock();
+        gateways.push(Gateway { name: name.to_owned(), heard: now, said: None });
+        gateways.len() - 1
+    }
+
+    /// A gateway said how it is.
+    pub(super) fn heard(&self, place: usize, said: Standing, now: Tick) {
+        if let Some(gateway) = self.0.lock().get_mut(place) {
+            gateway.heard = now;
+            gateway.said = Some(said);
+        }
+    }
+
+    /// The other resolvers that gateways besides this one hear.
+    pub(super) fn alive(&self, place: usize, now: Tick) -> Vec<String> {
+        let gateways = self.0.lock();
+        let others = gateways.iter().enumerate().filter(|(at, _)| *at != place);
+        let said = others.filter_map(|(_, gateway)| gateway.says_now(now));
+        let mut alive: Vec<_> = said.flat_map(|said| said.heard.iter().filter(|name| **name != said.you)).collect();
+        alive.sort_unstable();
+        alive.dedup();
+        alive.into_iter().cloned().collect()
+    }
+
+    /// Whether flows are not led through a gateway any more, as far as can be known from here.
+    ///
+    /// # Errors
+    /// Why they may still be.
+    pub(super) fn is_fenced(&self, place: usize, now: Tick) -> Result<(), String> {
+        let gateways = self.0.lock();
+        let Some(gateway) = gateways.get(place) else { return Err("it is not known".into()) };
+        if now.since(gateway.heard) < FENCED {
+            return Err("it was heard less than 4 s ago".into());
+        }
+        let fresh: Vec<_> = gateways.iter().filter_map(|gateway| gateway.says_now(now)).collect();
+        if fresh.is_empty() {
+            return Err("no other gateway is heard either".into());
+        }
+        let said = gateways.iter().filter_map(|gateway| gateway.said.as_ref());
+        for other in said.flat_map(|said| said.known.iter().filter(|name| **name != said.you)) {
+            // It passes on that we live, and the gateway fences if it hears it.
+            let passes_on = fresh.iter().any(|said| said.heard.contains(other));
+            let was_gone = gateway.said.as_ref().is_some_and(|said| !said.heard.contains(other));
+            if !passes_on && !was_gone {
+                return Err(format!(
+                    "the resolver {other} is silent too, and may still drive it; bring one of them back, or take the \
+                     firewall {} out of the configuration",
+                    gateway.name
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(you: &str, heard: &[&str]) -> Standing {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        Standing { you: you.into(), known: names(&["a", "b"]), heard: names(heard), ..Standing::default() }
+    }
+
+    fn at(millis: u64) -> Tick {
+        Tick(0) + Duration::from_millis(millis)
+    }
+
+    /// What the resolver a knows, five seconds after the first gateway last said something.
+    fn fenced(last_of_it: Option<&[&str]>, now_of_another: Option<&[&str]>) -> Result<(), String> {
+        let fleet = Fleet::default();
+        let (one, two) = (fleet.enrol("one", at(0)), fleet.enrol("two", at(0)));
+        if let Some(heard) = last_of_it {
+            fleet.heard(one, said("a", heard), at(0));
+        }
+        if let Some(heard) = now_of_another {
+            fleet.heard(two, said("a", heard), at(4900));
+        }
+        fleet.is_fenced(one, at(5000))
+    }
+
+    #[test]
+    fn a_gateway_is_given_up_where_it_must_have_fenced() {
+        // The other resolver is heard: it tells the gateway that we live.
+        assert_eq!(fenced(Some(&["a", "b"]), Some(&["a", "b"])), Ok(()));
+        assert_eq!(fenced(None, Some(&["a", "b"])), Ok(()));
+        // It was gone before: it drives nobody.
+        assert_eq!(fenced(Some(&["a"]), Some(&["a"])), Ok(()));
+        // Both fell silent at once: it may drive the gateway, and not know of us.
+        let why = fenced(Some(&["a", "b"]), Some(&["a"])).unwrap_err();
+        assert!(why.starts_with("the resolver b is silent too"), "{why}");
+        assert!(fenced(None, Some(&["a"])).is_err());
+        // Cut off from all: nothing is known.
+        assert_eq!(fenced(Some(&["a", "b"]), None).unwrap_err(), "no other gateway is heard either");
+    }
+
+    #[test]
+    fn not_before_its_time() {
+        let fleet = Fleet::default();
+        let (one, two) = (fleet.enrol("one", at(0)), fleet.enrol("two", at(0)));
+        fleet.heard(one, said("a", &["a", "b"]), at(1000));
+        for (now, is_fenced) in [(1000, false), (4999, false), (5000, true)] {
+            fleet.heard(two, said("a", &["a", "b"]), at(now));
+            assert_eq!(fleet.is_fenced(one, at(now)).is_ok(), is_fenced, "{now}");
+        }
+        fleet.heard(one, said("a", &["a", "b"]), at(5000));
+        assert!(fleet.is_fenced(one, at(5000)).is_err(), "it came back");
+    }
+
+    #[test]
+    fn who_lives_is_told_by_other_gateways_and_for_a_second() {
+        let fleet = Fleet::default();
+        let (one, two) = (fleet.enrol("one", at(0)), fleet.enrol("two", at(0)));
+        fleet.heard(one, said("a", &["a", "b"]), at(0));
+        assert_eq!(fleet.alive(one, at(0)), [""; 0], "it knows itself whom it hears");
+        assert_eq!(fleet.alive(two, at(0)), ["b"]);
+        assert_eq!(fleet.alive(two, at(999)), ["b"]);
+        assert_eq!(fleet.alive(two, at(1000)), [""; 0]);
+    }
+}
