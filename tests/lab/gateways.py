@@ -225,7 +225,7 @@ class Site:
             # What leaves by a gateway comes back by it.
             with made.inside():
                 network.run("nft", "-f", "-", feed='table ip nat { chain out { type nat hook postrouting priority 100; '
-                                                   'oifname "outside0" masquerade } }')
+                                                   'oifname "outside0" masquerade; }\n}')
             os.makedirs(f"{self.directory}/{name}/state")
         crowd = self._space("crowd")
         join("crowd", "inside", "eth0", *[f"{address}/24" for address in lab.sources("crowd", 4)])
@@ -299,7 +299,7 @@ class Site:
         marks = ", ".join(f"{index} : {GATEWAYS[name]}" for index, name in enumerate(ready))
         new = f"ct mark set numgen random mod {len(ready)} map {{ {marks} }}" if ready else "drop"
         rules = (f"table ip steer {{ }}\nflush table ip steer\ntable ip steer {{ chain out {{ type route hook output priority -150; "
-                 f"tcp dport 443 ct state new {new}; tcp dport 443 meta mark set ct mark }} }}")
+                 f"tcp dport 443 ct state new {new}; tcp dport 443 meta mark set ct mark; }}\n}}")
         with self.host("crowd").inside():
             network.run("nft", "-f", "-", feed=rules)
 
