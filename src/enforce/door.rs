@@ -208,9 +208,9 @@ impl Door {
             last = number;
             match what {
                 What::Hello(_) => return out_of_turn("a second hello"),
-                What::Beat(beat) => {
-                    let drives = beat.caught_up && adopted && self.figures.usable.load(Ordering::Relaxed);
-                    self.hearing.lock().heard(who, drives, beat.alive, now);
+                What::Beat(mut beat) => {
+                    beat.caught_up &= adopted && self.figures.usable.load(Ordering::Relaxed);
+                    self.hearing.lock().heard(who, beat, now);
                     let became = Some(Became::Standing(self.standing(who)));
                     drop(reply.send(Report { number, became }));
                     continue;

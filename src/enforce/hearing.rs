@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::firewall::remote::message::Beat;
 use crate::firewall::remote::{ALIVE, FENCE};
 use crate::time::Tick;
 
@@ -14,6 +15,8 @@ struct Resolver {
     heard: Option<Tick>,
     /// When it last said that this gateway has all that it wants open.
     drove: Option<Tick>,
+    /// It told addresses that are not open here, and has not caught up.
+    lacks: bool,
     /// Whom it said to be alive then.
     alive: Vec<String>,
 }
@@ -36,13 +39,14 @@ impl Hearing {
     }
 
     /// A resolver said that it lives.
-    pub fn heard(&mut self, who: usize, drives: bool, alive: Vec<String>, now: Tick) {
+    pub fn heard(&mut self, who: usize, beat: Beat, now: Tick) {
         if let Some(resolver) = self.0.get_mut(who) {
             resolver.heard = Some(now);
-            if drives {
+            if beat.caught_up {
                 resolver.drove = Some(now);
             }
-            resolver.alive = alive;
+            resolver.lacks = beat.went_without && !beat.caught_up;
+            resolver.alive = beat.alive;
         }
     }
 
@@ -71,7 +75,7 @@ impl Hearing {
         self.0.iter().map(move |resolver| (&*resolver.name, Resolver::is_within(resolver.drove, now, FENCE)))
     }
 
-    /// Whether new flows may be led through this gateway: every resolver that lives has what it tells open here.
+    /// Whether new flows may be led through this gateway: what any living resolver tells is open here, or waits for it.
     ///
     /// # Errors
     /// Why not, as a clause.
@@ -83,11 +87,12 @@ impl Hearing {
             });
         }
         for (resolver, (name, drives)) in self.0.iter().zip(self.driving(now)) {
-            if drives {
-                continue;
+            if resolver.lacks {
+                return Err(format!("{name} told addresses that are not open here yet"));
             }
-            if Resolver::is_within(resolver.heard, now, ALIVE) {
-                return Err(format!("{name} has not brought this gateway up to date yet"));
+            // Who is heard waits for this gateway, whether it has caught up or not.
+            if drives || Resolver::is_within(resolver.heard, now, FENCE) {
+                continue;
             }
             let hears = |other: &&Resolver| Resolver::is_within(other.heard, now, ALIVE);
             if let Some(witness) =
@@ -108,6 +113,10 @@ mod tests {
         Tick(0) + Duration::from_millis(millis)
     }
 
+    fn beat(caught_up: bool, alive: &[&str]) -> Beat {
+        Beat { caught_up, went_without: false, alive: alive.iter().map(|name| (*name).to_owned()).collect() }
+    }
+
     fn two() -> Hearing {
         Hearing::new(&["a".into(), "b".into()])
     }
@@ -116,21 +125,26 @@ mod tests {
     fn not_ready_before_a_resolver_brought_it_up_to_date() {
         let mut hearing = two();
         assert_eq!(hearing.is_ready(at(0)).unwrap_err(), "no resolver has brought this gateway up to date yet");
-        hearing.heard(0, false, vec![], at(0));
+        hearing.heard(0, beat(false, &[]), at(0));
         assert!(hearing.is_ready(at(0)).is_err());
-        hearing.heard(0, true, vec![], at(100));
+        hearing.heard(0, beat(true, &[]), at(100));
         assert_eq!(hearing.is_ready(at(100)), Ok(()));
-        // Another one that lives may have told what is not open here.
-        hearing.heard(1, false, vec![], at(200));
-        assert_eq!(hearing.is_ready(at(200)).unwrap_err(), "b has not brought this gateway up to date yet");
-        hearing.heard(1, true, vec![], at(300));
-        assert_eq!(hearing.is_ready(at(300)), Ok(()));
+        // Another one that begins waits for this gateway.
+        hearing.heard(1, beat(false, &[]), at(200));
+        assert_eq!(hearing.is_ready(at(200)), Ok(()));
+        // One that went on without it has told what is not open here.
+        hearing.heard(1, Beat { went_without: true, ..beat(false, &[]) }, at(300));
+        assert_eq!(hearing.is_ready(at(300)).unwrap_err(), "b told addresses that are not open here yet");
+        hearing.left(1);
+        assert!(hearing.is_ready(at(400)).is_err());
+        hearing.heard(1, Beat { went_without: true, ..beat(true, &[]) }, at(500));
+        assert_eq!(hearing.is_ready(at(500)), Ok(()));
     }
 
     #[test]
     fn it_fences_two_seconds_after_it_heard_nobody() {
         let mut hearing = two();
-        hearing.heard(0, true, vec![], at(0));
+        hearing.heard(0, beat(true, &[]), at(0));
         assert_eq!(hearing.is_ready(at(1999)), Ok(()));
         assert_eq!(hearing.is_ready(at(2000)).unwrap_err(), "no resolver was heard for 2 s");
     }
@@ -139,12 +153,12 @@ mod tests {
     #[test]
     fn the_death_of_a_resolver_fences_nobody() {
         let mut hearing = two();
-        hearing.heard(1, true, vec![], at(0));
+        hearing.heard(1, beat(true, &[]), at(0));
         hearing.left(1);
         for millis in (0..5000).step_by(250) {
             // The other gateways hear b for a second after its last beat, and tell it with the beat after that.
-            let alive = if millis <= 1500 { vec!["b".into()] } else { vec![] };
-            hearing.heard(0, true, alive, at(millis));
+            let alive: &[&str] = if millis <= 1500 { &["b"] } else { &[] };
+            hearing.heard(0, beat(true, alive), at(millis));
             assert_eq!(hearing.is_ready(at(millis)), Ok(()), "{millis}");
         }
     }
@@ -153,14 +167,14 @@ mod tests {
     #[test]
     fn it_fences_where_a_living_resolver_is_not_heard() {
         let mut hearing = two();
-        hearing.heard(1, true, vec!["a".into()], at(0));
+        hearing.heard(1, beat(true, &["a"]), at(0));
         for millis in (0..5000).step_by(250) {
-            hearing.heard(0, true, vec!["b".into()], at(millis));
+            hearing.heard(0, beat(true, &["b"]), at(millis));
             assert_eq!(hearing.is_ready(at(millis)).is_ok(), millis < 2000, "{millis}");
         }
         assert_eq!(hearing.is_ready(at(4999)).unwrap_err(), "b lives, as a says, and is not heard here");
         // Paused, it is heard again and drives again.
-        hearing.heard(1, true, vec![], at(5000));
+        hearing.heard(1, beat(true, &[]), at(5000));
         assert_eq!(hearing.is_ready(at(5000)), Ok(()));
     }
 }

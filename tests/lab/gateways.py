@@ -18,7 +18,6 @@ New connections of the crowd go through any gateway that says that it is ready; 
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -44,6 +43,7 @@ RESOLVERS = {"ns1": 2, "ns2": 3}
 CLIENTS = 32
 FRESH = 10000
 LOCAL = 1500
+LIVE = 12
 PATIENCE = 1.0
 
 RUN = """\
@@ -78,6 +78,7 @@ REMOTE = """\
 name        = "{gateway}"
 kind        = "remote"
 server      = "10.99.0.{last}"
+deadline    = "300ms"
 ca          = "{directory}/ca.pem"
 certificate = "{directory}/{name}.pem"
 key         = "{directory}/{name}.key"
@@ -310,6 +311,7 @@ class Site:
             if ready != self._ready:
                 self.steer(ready)
                 self._ready = ready
+                print(json.dumps({"led_through": ready, "at": time.strftime("%T")}), flush=True)
 
     def wait(self, names, seconds=20):
         """Until these gateways are ready and led through."""
@@ -345,7 +347,7 @@ def ask_both(askers, name, then, patience):
     answered = None
     for attempt in range(40):
         asker = askers[attempt % len(askers)]
-        reply, result = asker.ask(name, packets.A, then, timeout=0.3)
+        reply, result = asker.ask(name, packets.A, then, timeout=0.45)
         if reply is not None and answered is None:
             answered = time.monotonic() - began
         if reply is not None and reply.rcode != packets.SERVFAIL:
@@ -547,33 +549,32 @@ def chaos_part(site):
     """Faults under load."""
     crowd, over = site.host("crowd"), f"{site.directory}/over"
     faults = []
-    live = [client.Download(crowd, "192.0.2.80", internet.bulk_address(number, 4), socket.SOCK_STREAM)
-            for number in opened(site, range(30000 % internet.BULK, 30000 % internet.BULK + 12))]
-    context = multiprocessing.get_context("fork")
-    del context
     tasks = [(source, index % 2, index, over) for index, source in enumerate(lab.sources("crowd", 4)[1:13])]
     pool = client.Crowd(crowd, loaded, tasks)
     try:
         for together in Chaos(site).all():
             what = " and ".join(name for name, *_ in together)
+            live = [client.Download(crowd, "192.0.2.80", internet.bulk_address(number, 4), socket.SOCK_STREAM)
+                    for number in opened(site, range(24000, 24000 + LIVE))]
             began = time.monotonic()
             for _, begin, _, _ in together:
                 begin()
             time.sleep(max(seconds for *_, seconds in together))
             broken = sum(not download.flows() for download in live)
-            if broken:
-                faults.append(f"{what}: {broken} of {len(live)} established connections broke")
             for _, _, end, _ in together:
                 end()
             site.wait(GATEWAYS)
-            print(json.dumps({"chaos": what, "seconds": round(time.monotonic() - began, 1), "broken": broken}), flush=True)
+            broken += sum(not download.flows() for download in live)
+            for download in live:
+                download.close()
+            if broken:
+                faults.append(f"{what}: established connections broke, of {LIVE}: {broken}")
+            print(json.dumps({"chaos": what, "until": time.strftime("%T"), "seconds": round(time.monotonic() - began, 1),
+                              "broken": broken}), flush=True)
     finally:
         with open(over, "w"):
             pass
-    total = merged(pool.results())
-    for download in live:
-        download.close()
-    return total, faults
+    return merged(pool.results()), faults
 
 
 def opened(site, numbers):

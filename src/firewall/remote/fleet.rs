@@ -37,6 +37,10 @@ struct Gateway {
     name: String,
     /// When it last said how it is; before that, when it began to be waited for.
     heard: Tick,
+    /// Since when it is heard without a pause.
+    since: Tick,
+    /// Addresses were told without it since it was last caught up with.
+    gone_without: bool,
     /// What it said then.
     said: Option<Standing>,
 }
@@ -45,19 +49,27 @@ impl Gateway {
     fn says_now(&self, now: Tick) -> Option<&Standing> {
         self.said.as_ref().filter(|_| now.since(self.heard) < ALIVE)
     }
+
+    /// Where it has heard us for long enough that all others know that we live, and those have fenced that do not hear us.
+    fn knows_us(&self, now: Tick) -> Option<&Standing> {
+        self.says_now(now).filter(|_| now.since(self.since) >= FENCE)
+    }
 }
 
 impl Fleet {
     /// A new gateway's place.
     pub(super) fn enrol(&self, name: &str, now: Tick) -> usize {
         let mut gateways = self.0.lock();
-        gateways.push(Gateway { name: name.to_owned(), heard: now, said: None });
+        gateways.push(Gateway { name: name.to_owned(), heard: now, ..Gateway::default() });
         gateways.len() - 1
     }
 
     /// A gateway said how it is.
     pub(super) fn heard(&self, place: usize, said: Standing, now: Tick) {
         if let Some(gateway) = self.0.lock().get_mut(place) {
+            if gateway.said.is_none() || now.since(gateway.heard) >= ALIVE {
+                gateway.since = now;
+            }
             gateway.heard = now;
             gateway.said = Some(said);
         }
@@ -74,19 +86,32 @@ impl Fleet {
         alive.into_iter().cloned().collect()
     }
 
-    /// Whether flows are not led through a gateway any more, as far as can be known from here.
+    /// Whether addresses were told without a gateway since it was last caught up with.
+    pub(super) fn went_without(&self, place: usize) -> bool {
+        self.0.lock().get(place).is_some_and(|gateway| gateway.gone_without)
+    }
+
+    /// A gateway has all again.
+    pub(super) fn caught_up(&self, place: usize) {
+        if let Some(gateway) = self.0.lock().get_mut(place) {
+            gateway.gone_without = false;
+        }
+    }
+
+    /// Whether flows are not led through a gateway any more, as far as can be known from here; from then on it counts as one
+    /// without which addresses are told.
     ///
     /// # Errors
     /// Why they may still be.
     pub(super) fn is_fenced(&self, place: usize, now: Tick) -> Result<(), String> {
-        let gateways = self.0.lock();
+        let mut gateways = self.0.lock();
         let Some(gateway) = gateways.get(place) else { return Err("it is not known".into()) };
         if now.since(gateway.heard) < FENCED {
             return Err("it was heard less than 4 s ago".into());
         }
-        let fresh: Vec<_> = gateways.iter().filter_map(|gateway| gateway.says_now(now)).collect();
+        let fresh: Vec<_> = gateways.iter().filter_map(|gateway| gateway.knows_us(now)).collect();
         if fresh.is_empty() {
-            return Err("no other gateway is heard either".into());
+            return Err("no other gateway has heard this resolver for 2 s".into());
         }
         let said = gateways.iter().filter_map(|gateway| gateway.said.as_ref());
         for other in said.flat_map(|said| said.known.iter().filter(|name| **name != said.you)) {
@@ -100,6 +125,9 @@ impl Fleet {
                     gateway.name
                 ));
             }
+        }
+        if let Some(gateway) = gateways.get_mut(place) {
+            gateway.gone_without = true;
         }
         Ok(())
     }
@@ -126,7 +154,9 @@ mod tests {
             fleet.heard(one, said("a", heard), at(0));
         }
         if let Some(heard) = now_of_another {
-            fleet.heard(two, said("a", heard), at(4900));
+            for millis in (2900..5000).step_by(500) {
+                fleet.heard(two, said("a", heard), at(millis));
+            }
         }
         fleet.is_fenced(one, at(5000))
     }
@@ -143,7 +173,7 @@ mod tests {
         assert!(why.starts_with("the resolver b is silent too"), "{why}");
         assert!(fenced(None, Some(&["a"])).is_err());
         // Cut off from all: nothing is known.
-        assert_eq!(fenced(Some(&["a", "b"]), None).unwrap_err(), "no other gateway is heard either");
+        assert_eq!(fenced(Some(&["a", "b"]), None).unwrap_err(), "no other gateway has heard this resolver for 2 s");
     }
 
     #[test]
@@ -151,12 +181,29 @@ mod tests {
         let fleet = Fleet::default();
         let (one, two) = (fleet.enrol("one", at(0)), fleet.enrol("two", at(0)));
         fleet.heard(one, said("a", &["a", "b"]), at(1000));
-        for (now, is_fenced) in [(1000, false), (4999, false), (5000, true)] {
+        for now in (1000..=5000).step_by(250) {
             fleet.heard(two, said("a", &["a", "b"]), at(now));
-            assert_eq!(fleet.is_fenced(one, at(now)).is_ok(), is_fenced, "{now}");
+            assert_eq!(fleet.is_fenced(one, at(now)).is_ok(), now == 5000, "{now}");
+            assert_eq!(fleet.went_without(one), now == 5000);
         }
         fleet.heard(one, said("a", &["a", "b"]), at(5000));
         assert!(fleet.is_fenced(one, at(5000)).is_err(), "it came back");
+        assert!(fleet.went_without(one));
+        fleet.caught_up(one);
+        assert!(!fleet.went_without(one));
+    }
+
+    /// After a pause of this process: that it lives has to be known before anybody fences because of it.
+    #[test]
+    fn who_was_away_itself_waits_until_that_is_known() {
+        let fleet = Fleet::default();
+        let (one, two) = (fleet.enrol("one", at(0)), fleet.enrol("two", at(0)));
+        fleet.heard(one, said("a", &["a", "b"]), at(0));
+        fleet.heard(two, said("a", &["a", "b"]), at(0));
+        for now in (10_000..=12_000).step_by(250) {
+            fleet.heard(two, said("a", &["a", "b"]), at(now));
+            assert_eq!(fleet.is_fenced(one, at(now)).is_ok(), now == 12_000, "{now}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tokio::io::{AsyncRead, AsyncWrite, split};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
@@ -23,6 +23,9 @@ use crate::time::{Clock, Tick};
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long it is left alone between two trials: a gateway that restarts is there again at once.
 const REST: Duration = Duration::from_millis(250);
+/// After so long without a word the connection ends. Less than the difference of FENCED and FENCE: an enforcer whose words do
+/// not come here fences in time, though ours come there until then.
+const SILENT: Duration = Duration::from_millis(1500);
 /// Orders that may wait to be written.
 const QUEUE: usize = 4096;
 
@@ -58,6 +61,8 @@ struct State {
     caught_up: AtomicBool,
     /// Elements and capacity.
     load: [AtomicU64; 2],
+    /// The connection is to be made anew.
+    reset: Notify,
     /// Why there is none, once the first was tried.
     why: Mutex<Option<String>>,
     tried: Condvar,
@@ -96,6 +101,13 @@ impl Link {
     /// Says from now on that the enforcer has, or lacks, what we want open.
     pub(super) fn caught_up(&self, caught_up: bool) {
         self.state.caught_up.store(caught_up, Ordering::Release);
+    }
+
+    /// Ends the connection: what was asked over it is not known to be done, and nothing should wait for it again.
+    pub(super) fn reset(&self) {
+        self.state.connection.store(0, Ordering::Release);
+        *self.state.why.lock() = Some("it did not answer in time".into());
+        self.state.reset.notify_waiters();
     }
 
     /// Elements and capacity, as last told.
@@ -216,11 +228,12 @@ async fn serve(
             let what = tokio::select! {
                 _ = beats.tick() => {
                     let now = terms.clock.tick();
-                    if now.since(*heard.lock()) >= FENCE {
+                    if now.since(*heard.lock()) >= SILENT {
                         break "it says nothing".to_owned();
                     }
                     let alive = terms.fleet.alive(terms.place, now);
-                    What::Beat(Beat { caught_up: state.caught_up.load(Ordering::Acquire), alive })
+                    let went_without = terms.fleet.went_without(terms.place);
+                    What::Beat(Beat { caught_up: state.caught_up.load(Ordering::Acquire), went_without, alive })
                 }
                 order = asked.recv() => {
                     let Some(Asked { what, reply }) = order else { break "it is not needed any more".to_owned() };
@@ -238,5 +251,6 @@ async fn serve(
     tokio::select! {
         why = reader => why,
         why = writer => why,
+        () = state.reset.notified() => "it did not answer in time".to_owned(),
     }
 }

@@ -76,6 +76,9 @@ pub struct Beat {
     /// The enforcer has all that this resolver wants open: it may count.
     #[prost(bool, tag = "1")]
     pub caught_up: bool,
+    /// It told addresses without this gateway since that was last caught up with.
+    #[prost(bool, tag = "3")]
+    pub went_without: bool,
     /// Other resolvers that some enforcer hears, as it told this one.
     #[prost(string, repeated, tag = "2")]
     pub alive: Vec<String>,

@@ -148,7 +148,12 @@ impl Remote {
         match reports.recv_timeout(patience) {
             Ok(Became::Refused(why)) => Err(FirewallError::Refused(why)),
             Ok(became) => Ok(became),
-            Err(RecvTimeoutError::Timeout) => Err(FirewallError::Deadline),
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(link) = self.link.get() {
+                    link.reset();
+                }
+                Err(FirewallError::Deadline)
+            }
             Err(RecvTimeoutError::Disconnected) => {
                 Err(self.link().err().unwrap_or_else(|| FirewallError::Away("the connection ended".into())))
             }
@@ -222,6 +227,7 @@ impl Firewall for Remote {
     fn caught_up(&mut self) {
         if let Ok(link) = self.adopted() {
             link.caught_up(true);
+            self.fleet.caught_up(self.place);
         }
     }
 
