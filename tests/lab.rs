@@ -82,3 +82,8 @@ fn every_flow_is_in_the_log_as_what_it_was() {
 fn the_probe_says_what_is_so() {
     tell("probe");
 }
+
+#[test]
+fn an_answer_waits_for_every_gateway() {
+    tell("gateways");
+}

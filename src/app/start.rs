@@ -102,7 +102,7 @@ pub(super) async fn start(config: Config, given: Given) -> Result<Started, Failu
     let upstreams = Upstreams::new(upstream_settings, &clock).map_err(Failure::Mistakes)?;
     let promotion = Promotion::read(&config.state).map_err(Failure::Mistakes)?;
     let loaded = load::load(&config, &upstreams, promotion, clock.now().wall).map_err(Failure::Mistakes)?;
-    check_sinks(&config).map_err(Failure::Mistakes)?;
+    check_files(&config).map_err(Failure::Mistakes)?;
     judge(&given, &config).map_err(Failure::Mistakes)?;
     let followed = !given.is_empty();
     let lock = lock_state(&config.state)?;
@@ -335,9 +335,11 @@ fn random() -> Result<u64, Failure> {
     getrandom::u64().map_err(|error| Failure::Failed(format!("the system gives no random numbers: {error}")))
 }
 
-/// Whether the files that sinks name are of use.
-fn check_sinks(config: &Config) -> Result<(), Vec<Mistake>> {
-    let mistakes: Vec<_> = config.sinks.iter().filter_map(|sink| sink.check().err()).collect();
+/// Whether the files that sinks and firewalls name are of use.
+fn check_files(config: &Config) -> Result<(), Vec<Mistake>> {
+    let sinks = config.sinks.iter().filter_map(|sink| sink.check().err());
+    let firewalls = config.firewalls.iter().filter_map(|firewall| firewall.plan.check().err());
+    let mistakes: Vec<_> = firewalls.chain(sinks).collect();
     if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
 }
 
@@ -347,6 +349,6 @@ pub(super) fn check(config: &Config) -> Result<(Loaded, Upstreams), Vec<Mistake>
     let clock = Clock::system();
     let upstreams = Upstreams::new(settings, &clock)?;
     let loaded = load::load(config, &upstreams, None, clock.now().wall)?;
-    check_sinks(config)?;
+    check_files(config)?;
     Ok((loaded, upstreams))
 }

@@ -7,12 +7,17 @@ use crate::firewall::remote::message::Beat;
 use crate::firewall::remote::{ALIVE, FENCE};
 use crate::time::Tick;
 
+/// How long an address that a resolver told is used: the longest `ttl_max` that is usual.
+const TOLD: Duration = Duration::from_secs(300);
+
 /// What is known of one resolver.
 #[derive(Clone, Debug, Default)]
 struct Resolver {
     name: String,
-    /// When it was last heard.
+    /// When it was last heard, and has not left since.
     heard: Option<Tick>,
+    /// When it was last heard.
+    last: Tick,
     /// When it last said that this gateway has all that it wants open.
     drove: Option<Tick>,
     /// It told addresses that are not open here, and has not caught up.
@@ -41,7 +46,7 @@ impl Hearing {
     /// A resolver said that it lives.
     pub fn heard(&mut self, who: usize, beat: Beat, now: Tick) {
         if let Some(resolver) = self.0.get_mut(who) {
-            resolver.heard = Some(now);
+            (resolver.heard, resolver.last) = (Some(now), now);
             if beat.caught_up {
                 resolver.drove = Some(now);
             }
@@ -87,7 +92,7 @@ impl Hearing {
             });
         }
         for (resolver, (name, drives)) in self.0.iter().zip(self.driving(now)) {
-            if resolver.lacks {
+            if resolver.lacks && now.since(resolver.last) < TOLD {
                 return Err(format!("{name} told addresses that are not open here yet"));
             }
             // Who is heard waits for this gateway, whether it has caught up or not.
@@ -136,9 +141,14 @@ mod tests {
         hearing.heard(1, Beat { went_without: true, ..beat(false, &[]) }, at(300));
         assert_eq!(hearing.is_ready(at(300)).unwrap_err(), "b told addresses that are not open here yet");
         hearing.left(1);
-        assert!(hearing.is_ready(at(400)).is_err());
-        hearing.heard(1, Beat { went_without: true, ..beat(true, &[]) }, at(500));
-        assert_eq!(hearing.is_ready(at(500)), Ok(()));
+        for millis in (400..300_300).step_by(1000) {
+            hearing.heard(0, beat(true, &[]), at(millis));
+            assert!(hearing.is_ready(at(millis)).is_err());
+        }
+        hearing.heard(0, beat(true, &[]), at(300_300));
+        assert_eq!(hearing.is_ready(at(300_300)), Ok(()), "what it told is over");
+        hearing.heard(1, Beat { went_without: true, ..beat(true, &[]) }, at(300_400));
+        assert_eq!(hearing.is_ready(at(300_400)), Ok(()));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use self::cut::{Cut, Cutter};
 pub use self::memory::{Memory, MemoryHandle, Mode};
 pub use self::witness::{Count, Endpoints, Looked, Refused, Seen, Sight, Sought, Witness};
-use crate::document::Table;
+use crate::document::{Mistake, Table};
 use crate::grant::Change;
 use crate::net::{Element, Prefix, Services};
 use crate::policy::Layout;
@@ -143,6 +143,14 @@ pub trait Plan: Debug + Send + Sync {
     /// # Errors
     /// What is configured cannot be.
     fn build(&self, common: &Common, clock: &Clock) -> Result<Box<dyn Firewall>, FirewallError>;
+
+    /// Whether the files that it names are of use.
+    ///
+    /// # Errors
+    /// What is wrong with one.
+    fn check(&self) -> Result<(), Mistake> {
+        Ok(())
+    }
 
     /// True where only the machine's own flows are governed: clients elsewhere have no use for its grants.
     fn local_clients_only(&self) -> bool {

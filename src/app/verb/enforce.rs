@@ -266,3 +266,80 @@ impl Health for Gateway {
         registry.render()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const PAGE: &str = include_str!("../../../docs/gateways.md");
+
+    fn mistakes(text: &str) -> Vec<String> {
+        let settings = Settings::parse(Path::new("enforce.toml"), text);
+        settings.err().unwrap_or_default().iter().map(ToString::to_string).collect()
+    }
+
+    /// The first example of the page.
+    fn example() -> &'static str {
+        PAGE.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap()
+    }
+
+    #[test]
+    fn the_example_of_the_documentation_is_valid() {
+        let settings = Settings::parse(Path::new("/etc/outgate/enforce.toml"), example()).unwrap();
+        assert_eq!(settings.resolvers, ["ns1.corp.example", "ns2.corp.example"]);
+        assert_eq!(settings.state, Path::new("/var/lib/outgate"));
+        assert_eq!((settings.max_grants, settings.firewall.kind), (1_000_000, "nftables"));
+    }
+
+    #[test]
+    fn every_key_is_documented_and_no_other() {
+        let written: BTreeSet<&str> = PAGE
+            .split("## enforce.toml")
+            .nth(1)
+            .and_then(|part| part.split("\n## ").next())
+            .unwrap()
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `"))
+            .flat_map(|line| line.split(" | ").next().unwrap().split('`').step_by(2))
+            .filter(|key| !key.contains(['[', ' ', ',']) && !key.is_empty())
+            .chain(["enforce", "health", "firewall"])
+            .collect();
+        let known = |text: &str| {
+            let said = mistakes(text).join("\n");
+            let list = said.split("the keys here are ").nth(1).unwrap().lines().next().unwrap().to_owned();
+            list.split(", ").map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        let mut all = known(&format!("zzzzzz = 1\n{}", example()));
+        all.extend(known(&example().replace("[enforce]", "[enforce]\nzzzzzz = 1")));
+        let all: BTreeSet<&str> = all.iter().map(String::as_str).collect();
+        assert_eq!(written, all);
+    }
+
+    #[test]
+    fn mistakes_name_place_fact_and_remedy() {
+        assert_eq!(
+            mistakes("node = \"gw1\"\n"),
+            [
+                "enforce.toml:1:1: `[enforce]` is missing\n  add it, with listen, resolvers, ca, certificate and key",
+                "enforce.toml:1:1: there is no [[firewall]]\n  add the one of this gateway, kind = \"nftables\"",
+            ]
+        );
+        let text = concat!(
+            "[enforce]\nlisten = \"10.0.0.1:8953\"\nresolvers = [\"a b\", \"ns1\", \"ns1\"]\n",
+            "[[firewall]]\nname = \"a\"\nkind = \"memory\"\n[[firewall]]\nname = \"b\"\nkind = \"remote\"\nserver = \"gw\"\n",
+            "ca = \"ca.pem\"\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n",
+        );
+        assert_eq!(
+            mistakes(text),
+            [
+                "enforce.toml:2:10: the door needs TLS\n  add ca, certificate and key: both sides know each other by their certificates",
+                "enforce.toml:3:14: \"a b\" is no name that a certificate could have\n  write each resolver's name once, as in its certificate",
+                "enforce.toml:3:28: \"ns1\" is there twice\n  write each resolver's name once, as in its certificate",
+                "enforce.toml:4:1: there is more than one [[firewall]]\n  run one enforcer for each",
+                "enforce.toml:4:1: an enforcer cannot drive another one\n  let the resolvers drive that enforcer themselves",
+            ]
+        );
+    }
+}

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use self::link::{Link, Terms};
 use self::message::{Became, CHUNK, Changes, CutMessage, Cutting, Held, LayoutMessage, What};
-use crate::document::Table;
+use crate::document::{Mistake, Table};
 use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Load, Plan};
 use crate::grant::Change;
 use crate::net::Element;
@@ -86,6 +86,10 @@ fn split(server: &str) -> Option<(String, u16)> {
 }
 
 impl Plan for Settings {
+    fn check(&self) -> Result<(), Mistake> {
+        self.tls.config().map(drop)
+    }
+
     fn build(&self, common: &Common, clock: &Clock) -> Result<Box<dyn Firewall>, FirewallError> {
         let tls = self.tls.config().map_err(|mistake| FirewallError::Away(mistake.to_string()))?;
         let place = self.fleet.enrol(&common.name, clock.tick());
