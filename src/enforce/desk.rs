@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::holds::{Before, Holder, Holds, NOBODY};
 use super::journal::Journal;
 use crate::firewall::remote::message::{
-    Became, CHUNK, Changes, Cutting, Done, Held, Holds as HoldsMessage, LayoutMessage, Report, What,
+    Became, CHUNK, Changes, CutMessage, Cutting, Done, Held, Holds as HoldsMessage, LayoutMessage, Report, What,
 };
 use crate::firewall::{Firewall, FirewallError};
 use crate::grant::Change;
@@ -416,7 +416,7 @@ impl Desk {
 
     /// Ends connections, in a thread of its own: it may take long.
     fn cut(&self, cutting: &Cutting, number: u64, reply: mpsc::UnboundedSender<Report>) {
-        let cuts: Option<Arc<[_]>> = cutting.cuts.iter().map(|cut| cut.read()).collect();
+        let cuts: Option<Arc<[_]>> = cutting.cuts.iter().map(CutMessage::read).collect();
         let became = move |became| Report { number, became: Some(became) };
         let Some(cuts) = cuts else {
             return drop(reply.send(became(Became::Refused("what is to be cut cannot be read".into()))));
