@@ -215,3 +215,88 @@ fn read(path: &Path) -> io::Result<Contents> {
     }
     Ok(contents)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As this version writes it.
+    const KEPT: &str = r#"{
+  "version": 1,
+  "changes": [
+    {
+      "id": "allow-1",
+      "author": {
+        "uid": 1000,
+        "user": "ada"
+      },
+      "made": 1,
+      "ends": 2,
+      "order": {
+        "action": "allow",
+        "targets": [
+          "a.example.org"
+        ],
+        "segments": [
+          "shop"
+        ],
+        "client": "192.0.2.7",
+        "for_s": 60,
+        "ports": [
+          "443"
+        ],
+        "types": [
+          "A"
+        ],
+        "private": [
+          "10.0.0.0/8"
+        ],
+        "reason": "incident",
+        "ticket": "T-1",
+        "cut": true
+      }
+    }
+  ],
+  "clients": {
+    "192.0.2.8": {
+      "segment": "shop",
+      "ends": 3,
+      "labels": {
+        "owner": "web"
+      }
+    }
+  }
+}
+"#;
+
+    /// A release before or after this one reads what this one writes: a change of it needs another version.
+    #[test]
+    fn the_text_of_this_version_stays_as_it_is() {
+        let state = std::env::temp_dir().join(format!("outgate-book-{}", std::process::id()));
+        std::fs::create_dir_all(&state).unwrap();
+        let path = state.join("changes.json");
+        let open = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Book::open(&state, Wall(0))
+        };
+        let book = open(KEPT).unwrap_or_else(|why| panic!("{why}"));
+        std::fs::remove_file(&path).unwrap();
+        book.save(&book.contents).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), KEPT);
+        // What a later release says beside an order is passed over.
+        assert!(open(&KEPT.replace("\"made\": 1,", "\"made\": 1, \"later\": [],")).is_ok());
+        // Of an order nothing is: what is not understood may be what limits it.
+        let refused = |text: &str, why: &str| {
+            let expected = format!(
+                "the changes in {} cannot be read: {why}; mend it, or move it away to lose them",
+                path.display()
+            );
+            assert_eq!(open(text).err(), Some(expected));
+        };
+        let order = KEPT.replace("\"cut\": true", "\"later\": true");
+        let known = "`action`, `targets`, `segments`, `client`, `for_s`, `ports`, `types`, `private`, `reason`, `ticket`, `cut`";
+        refused(&order, &format!("unknown field `later`, expected one of {known} at line 33 column 15"));
+        refused(&KEPT.replace("\"version\": 1", "\"version\": 2"), "it is of version 2, and this one knows 1");
+        std::fs::remove_dir_all(&state).unwrap();
+    }
+}

@@ -65,6 +65,9 @@ pub(super) struct Saved {
     pub(super) lost: Vec<Lost>,
 }
 
+/// The format of the file.
+pub(super) const VERSION: u32 = 1;
+
 /// The file of one sink's cursor.
 pub(super) struct Cursor {
     path: PathBuf,
@@ -87,7 +90,7 @@ impl Cursor {
         DirBuilder::new().recursive(true).mode(0o750).create(&directory).map_err(|error| fail(&error))?;
         let path = directory.join(format!("{name}.json"));
         let read = match fs::read(&path) {
-            Ok(bytes) => Some(serde_json::from_slice(&bytes).ok()),
+            Ok(bytes) => Some(serde_json::from_slice(&bytes).ok().filter(|saved: &Saved| saved.v == VERSION)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(fail(&error)),
         };
@@ -118,5 +121,36 @@ impl Cursor {
         }
         self.last = Some(saved);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::fixture::Directory;
+
+    /// What another release of the same version writes and reads: a change of it needs another version.
+    #[test]
+    fn the_text_of_this_version_stays_as_it_is() {
+        const KEPT: &str = concat!(
+            r#"{"v":1,"position":{"file":{"first":"0f-0-1","began":"2026-01-01T00:00:00.000000Z","archive":"a.jsonl"},"#,
+            r#""offset":42},"lost":[{"file":"b.jsonl","why":"gone","records":3,"ids":[["0f-1-1","0f-1-3",3]],"#,
+            r#""between":["2026-01-01T00:00:00.000000Z","2026-01-01T00:00:01.000000Z"],"behind":""}]}"#
+        );
+        let directory = Directory::new();
+        let file = directory.path().join("sinks/copy.json");
+        let open = |text: &str| {
+            fs::create_dir_all(directory.path().join("sinks")).unwrap();
+            fs::write(&file, text).unwrap();
+            let cursor = Cursor::open(directory.path(), "copy").unwrap();
+            (cursor.last().cloned(), cursor.damaged)
+        };
+        let (saved, damaged) = open(KEPT);
+        assert_eq!((serde_json::to_string(&saved.unwrap()).unwrap().as_str(), damaged), (KEPT, false));
+        // What a later release says beside it is passed over.
+        let later = open(&KEPT.replace("\"offset\":42", "\"offset\":42,\"later\":1"));
+        assert_eq!((later.0.unwrap().position.unwrap().offset, later.1), (42, false));
+        // Of another version: everything is delivered again.
+        assert_eq!(open(&KEPT.replace("\"v\":1", "\"v\":2")), (None, true));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::cursor::{Cursor, Position, Saved};
+use super::cursor::{Cursor, Position, Saved, VERSION};
 use super::follow::{Follower, Next};
 use super::gauges::Gauges;
 use super::intake::{Intake, Taken};
@@ -508,7 +508,7 @@ impl Engine {
             return;
         }
         let lost = self.doubted.iter().map(|(_, lost)| lost).chain(&self.lost).cloned().collect();
-        if let Err(error) = self.cursor.save(Saved { v: 1, position, lost }) {
+        if let Err(error) = self.cursor.save(Saved { v: VERSION, position, lost }) {
             tracing::warn!(sink = self.settings.name, %error, "the cursor cannot be saved; what is delivered from here on is delivered again after a restart");
         }
     }

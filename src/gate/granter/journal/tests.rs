@@ -163,6 +163,30 @@ fn a_journal_of_another_boot_or_version_is_void() {
     assert!(place.open("b").1.is_empty());
 }
 
+/// What another release of the same version writes and reads: a change of it needs another version.
+#[test]
+fn the_text_of_this_version_stays_as_it_is() {
+    const KEPT: &str = r#"outgate-journal 2 b
+=0 {"forwarder":"coredns","kind":28,"origin":"corp","segment":"shop","rule":"web"}
++0 2001:db8::7 50 2 a.example.org a\.b.example.net . 192.0.2.1>198.51.100.7:tcp/443 100 ;
+=1 {"forwarder":"coredns","kind":28,"origin":"corp","private":["10.0.0.0/8"],"segment":"shop","rule":"web"}
++1 2001:db8::7 60 2 b.example.org a\.b.example.net . #0000002a>2001:db8::7:icmp 200 ;
+- 192.0.2.1>198.51.100.7:tcp/443 ;
+"#;
+    let place = Place::new();
+    let mut journal = write(&place, &["a.example.org"]);
+    let private = basis("b.example.org", upstream(&["10.0.0.0/8"]));
+    journal.opened(&private, Tick(60), [(element(THERE), Tick(200))].into_iter());
+    journal.closed([element(HERE)].iter());
+    journal.write().unwrap();
+    assert_eq!(place.text(), KEPT);
+    // A later release may say more of what it defines, and have lines of other kinds: they are passed over.
+    let later = KEPT.replace("\"kind\":28", "\"kind\":28,\"later\":[1]").replace("- 192", "? later ;\n- 192");
+    std::fs::write(place.0.join("journal"), later).unwrap();
+    let (_, reasons) = place.open("b");
+    assert_eq!((names(&reasons, THERE), names(&reasons, HERE)), (vec!["b.example.org".to_owned()], Vec::new()));
+}
+
 /// A kill at any byte loses that line and no other, and the next process appends after it.
 #[test]
 fn a_line_torn_anywhere_takes_no_other_along() {
