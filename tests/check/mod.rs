@@ -18,6 +18,9 @@ impl Workplace {
         let certificate = params.self_signed(&key).unwrap().pem();
         place.write("tls/cert.pem", &certificate);
         place.write("tls/clients.pem", &certificate);
+        place.write("tls/ca.pem", &certificate);
+        place.write("tls/ns1.pem", &certificate);
+        place.write("tls/ns1.key", &key.serialize_pem());
         place.write("tls/key.pem", &key.serialize_pem());
         place.write("siem.token", "token");
         place

@@ -323,7 +323,7 @@ mod tests {
             mistakes("node = \"gw1\"\n"),
             [
                 "enforce.toml:1:1: `[enforce]` is missing\n  add it, with listen, resolvers, ca, certificate and key",
-                "enforce.toml:1:1: there is no [[firewall]]\n  add the one of this gateway, kind = \"nftables\"",
+                "enforce.toml:1:8: there is no [[firewall]]\n  add the one of this gateway, kind = \"nftables\"",
             ]
         );
         let text = concat!(
@@ -337,8 +337,8 @@ mod tests {
                 "enforce.toml:2:10: the door needs TLS\n  add ca, certificate and key: both sides know each other by their certificates",
                 "enforce.toml:3:14: \"a b\" is no name that a certificate could have\n  write each resolver's name once, as in its certificate",
                 "enforce.toml:3:28: \"ns1\" is there twice\n  write each resolver's name once, as in its certificate",
-                "enforce.toml:4:1: there is more than one [[firewall]]\n  run one enforcer for each",
                 "enforce.toml:4:1: an enforcer cannot drive another one\n  let the resolvers drive that enforcer themselves",
+                "enforce.toml:4:1: there is more than one [[firewall]]\n  run one enforcer for each",
             ]
         );
     }
