@@ -54,7 +54,7 @@
 //!
 //! | level | room | what it is |
 //! |---|---|---|
-//! | app | [`app`] | wiring: configuration, start, reload, stop; one file per verb of the command line, `probe` for a client's place |
+//! | app | [`app`] | wiring: configuration, start, reload, stop; one file per verb of the command line, `probe` for a client's place; what is changed while it runs, and the peers that are told of it |
 //! | serve | [`serve`] | doors: UDP workers, TCP, TLS, HTTPS, QUIC, the admin socket, health and metrics; sockets that are given |
 //! | gate | [`gate`] | the two paths, the reply, and the granter with its journal |
 //! | gate | [`enforce`] | the enforcer of a gateway: what each of several resolvers holds open there |

@@ -8,10 +8,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
@@ -172,6 +173,15 @@ impl ClientTls {
             .with_single_cert(chain, private)
             .map_err(|error| mismatch(own, &error))
     }
+}
+
+/// Which of the names a certificate shows, whose chain was checked.
+pub fn shown_by<'a>(
+    certificate: &CertificateDer<'_>,
+    mut names: impl Iterator<Item = &'a ServerName<'static>>,
+) -> Option<usize> {
+    let certificate = ParsedCertificate::try_from(certificate).ok()?;
+    names.position(|name| verify_server_name(&certificate, name).is_ok())
 }
 
 fn unusable(error: impl std::fmt::Display) -> Mistake {

@@ -94,7 +94,13 @@ fn section(header: &str, rows: &[Row], key: &str, value: &str) -> String {
     let tls = if header == "[listen]" { TLS } else { "" };
     // Flows are told of by a firewall.
     let firewall = if header == "[flow]" { FIREWALL } else { "" };
-    format!("{header}\n{kind}{text}{others}{tls}{firewall}")
+    // Peers have a door, and a door has peers.
+    let peers = match header {
+        "[peers]" => "[[peer]]\nname = \"ns2.corp.example\"\n",
+        "[[peer]]" => PEERS,
+        _ => "",
+    };
+    format!("{header}\n{kind}{text}{others}{tls}{firewall}{peers}")
 }
 
 /// A zone's key, as `anchors` has it.
@@ -102,6 +108,9 @@ const ANCHORS: &str = "example.org. 3600 IN DNSKEY 257 3 13 \
     WQ72DwwO1Vilg6hk0xUZPxTVECmjPzbN2i6YuwaXFA2HODc6fq4rqvhIeJLRrF2VtHPRgNaKtC2RRMsMGqWCMw==\n";
 
 const FIREWALL: &str = "[[firewall]]\nname = \"gateway\"\nkind = \"nftables\"\nhook = \"sets\"\n";
+
+const PEERS: &str = "[peers]\nlisten = \"192.0.2.1:8954\"\nca = \"tls/cert.pem\"\ncertificate = \"tls/cert.pem\"\n\
+    key = \"tls/key.pem\"\n";
 
 const TLS: &str = "[tls]\ncertificate = \"tls/cert.pem\"\nkey = \"tls/key.pem\"\n";
 

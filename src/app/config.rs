@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::app::cli::ConfigFile;
-use crate::app::flow;
+use crate::app::{flow, peers};
 use crate::document::{Document, Mistake, Table, read_text};
 use crate::grant::Terms;
 use crate::net::parse_prefix;
@@ -47,6 +47,8 @@ pub(super) struct Config {
     pub(super) sinks: Vec<audit::SinkSettings>,
     /// What is recorded of flows; `None`: nothing.
     pub(super) flow: Option<flow::Settings>,
+    /// The other nodes in front of the same clients; `None`: it has none.
+    pub(super) peers: Option<peers::Settings>,
     /// Where metrics and health are served; `None`: nowhere.
     pub(super) health: Option<SocketAddr>,
     pub(super) admin_socket: PathBuf,
@@ -106,9 +108,10 @@ impl Config {
         audit.file = path(audit.file);
         let sinks = audit::SinkSettings::read_all(&root, &base, &audit.file);
         let flow = flow::Settings::read(&root, &firewalls);
+        let peers = peers::Settings::read(&root, &base);
         let health = read_health(&root);
         let admin_socket = read_admin(&root).unwrap_or_else(|| state.join("admin.sock"));
-        root.finish(&["cluster", "peer", "tracing", "dnssec"]);
+        root.finish(&["cluster", "tracing", "dnssec"]);
         let mistakes = document.take_mistakes();
         if !mistakes.is_empty() {
             return Err(mistakes);
@@ -131,6 +134,7 @@ impl Config {
             audit,
             sinks,
             flow,
+            peers,
             health,
             admin_socket: path(admin_socket),
             file,

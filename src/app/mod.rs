@@ -9,6 +9,7 @@ mod history;
 mod load;
 mod node;
 mod notify;
+mod peers;
 mod promotion;
 mod sockets;
 mod start;

@@ -2,6 +2,8 @@
 
 mod beside;
 mod figures;
+mod follow;
+mod peers;
 mod promote;
 mod sinks;
 
@@ -19,14 +21,15 @@ use crate::app::config::Config;
 use crate::app::cookies;
 use crate::app::flow::Flows;
 use crate::app::load::{self, Loaded};
+use crate::app::peers::Peers;
 use crate::app::promotion::Promotion;
 use crate::audit::{Event, Meter, PolicyEvent, Shard, Sinks, Transport};
 use crate::cache;
 use crate::document::{Mistake, Warning, WarningKind};
-use crate::gate::{Closed, Designation, Door, Gate, GrantEntry, GrantQuery, Rulebook, Secrets};
+use crate::gate::{Designation, Door, Gate, GrantEntry, GrantQuery, Rulebook, Secrets};
 use crate::metric::{self, Registry};
 use crate::net::{Scope, Service, Services};
-use crate::policy::{Policy, Runtime, Summary};
+use crate::policy::{Policy, Summary};
 use crate::serve::tcp::Streams;
 use crate::serve::tls::{Identity, Tls};
 use crate::serve::{
@@ -54,6 +57,7 @@ pub(super) struct NodeParts {
     /// `None`: no encrypted door.
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) doors: Doors,
+    pub(super) peers: Arc<Peers>,
     /// Why there is no upstream, where there is none.
     pub(super) no_upstream: Option<Mistake>,
     pub(super) boot: u64,
@@ -275,6 +279,10 @@ impl RunningNode {
         {
             tracing::info!(valid_until = %tls.not_after(), "another certificate is served to new connections");
         }
+        self.parts
+            .peers
+            .renew()
+            .unwrap_or_else(|mistake| tracing::error!(%mistake, "peers see the certificate before"));
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         beside.warnings().for_each(|warning| tracing::warn!("{warning}"));
         if beside.promotion().is_none() {
@@ -288,24 +296,6 @@ impl RunningNode {
     /// How many queries there were so far.
     fn asked(&self) -> u64 {
         self.parts.registry.tallies().verdicts().iter().sum()
-    }
-}
-
-impl RunningNode {
-    /// Puts another policy in force beside the same zones; what was closed.
-    ///
-    /// # Errors
-    /// One sentence: a firewall refused its layout, and nothing has changed.
-    pub(super) async fn follow(&self, policy: Policy, runtime: &Runtime) -> Result<Closed, String> {
-        let gate = &self.parts.gate;
-        let before = gate.rulebook();
-        let next = before.followed_by(Arc::new(policy), self.parts.registry.tallies());
-        // What is changed while it runs counts under the candidate too, were it the policy.
-        let candidate = before.candidate.as_ref();
-        let candidate = candidate.map(|known| Arc::new(known.again(Arc::new(known.policy.with(runtime).0))));
-        let next = next.beside(candidate);
-        let swapped = gate.swap(Arc::new(next)).await;
-        swapped.map_err(|(name, error)| format!("firewall \"{name}\" refused it: {error}"))
     }
 }
 
@@ -398,6 +388,7 @@ impl Node for Arc<RunningNode> {
                 "candidate": candidate, "promoted": promoted,
             },
             "changes": self.changes.load().status(),
+            "peers": self.parts.peers.status(&self.revision()),
             "zones": { "zones": rulebook.zones.len(), "records": rulebook.zones.records() },
             "doors": doors.collect::<Vec<_>>(),
             "firewalls": firewalls,
@@ -451,19 +442,19 @@ impl Node for Arc<RunningNode> {
     }
 
     async fn change(&self, who: &Who, order: ChangeOrder) -> Result<Value, Vec<String>> {
-        RunningNode::change(self, who, order).await
+        self.change_everywhere(who, order).await
     }
 
     async fn retract(&self, who: &Who, id: &str, why: &str) -> Result<Value, Vec<String>> {
-        RunningNode::retract(self, who, id, why).await
+        self.retract_everywhere(who, id, why).await
     }
 
     async fn revoke(&self, who: &Who, order: RevokeOrder) -> Result<Value, Vec<String>> {
-        RunningNode::revoke(self, who, order).await
+        self.revoke_everywhere(who, order).await
     }
 
     async fn forget(&self, who: &Who, order: ForgetOrder) -> Result<Value, Vec<String>> {
-        RunningNode::forget(self, who, order).await
+        self.forget_everywhere(who, order).await
     }
 
     async fn place(&self, who: &Who, order: PlaceOrder) -> Result<Value, Vec<String>> {
@@ -558,6 +549,7 @@ impl Health for Arc<RunningNode> {
             registry.absolute(metric::FIREWALL_DRIFT_REPAIRS, label, load(&firewall.repairs));
             registry.absolute(metric::ANSWERS_FAILED_CLOSED, label, load(&firewall.failed_closed));
         }
+        self.parts.peers.measure(registry, &self.revision());
         registry.set_gauge(metric::FIREWALL_PENDING, [], number(load(&counts.pending)));
         let health = gate.upstreams.health();
         for upstream in gate.upstreams.all() {

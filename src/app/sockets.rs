@@ -17,6 +17,7 @@ const HTTPS: &str = "[listen].https";
 const QUIC: &str = "[listen].quic";
 const H3: &str = "[listen].h3";
 const HEALTH: &str = "[health].listen";
+const PEERS: &str = "[peers].listen";
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1_024;
@@ -30,6 +31,8 @@ pub(super) struct Sockets {
     pub(super) quic: Vec<quic::Door>,
     pub(super) h3: Vec<quic::Door>,
     pub(super) health: Option<tokio::net::TcpListener>,
+    /// Always our own: peers connect again.
+    pub(super) peers: Option<tokio::net::TcpListener>,
 }
 
 /// Whether every socket that is given has its door.
@@ -130,7 +133,11 @@ impl Sockets {
         }
         let udp = bind(places, *workers).map_err(failed)?;
         let streams = streams.into_iter().flatten().collect();
-        Ok(Self { udp, streams, tls, https, quic, h3, health })
+        let peers = config
+            .peers
+            .as_ref()
+            .map(|peers| listen_tcp(peers.listen).map_err(|error| failed(BindError::of(peers.listen, PEERS, error))));
+        Ok(Self { udp, streams, tls, https, quic, h3, health, peers: peers.transpose()? })
     }
 
     /// Where they are. Port 0 asks the kernel for a port: what it gave is what is shown.

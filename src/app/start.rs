@@ -18,6 +18,7 @@ use crate::app::cookies;
 use crate::app::flow;
 use crate::app::load::{self, Loaded};
 use crate::app::node::{Beside, Doors, Found, NodeParts, RunningNode};
+use crate::app::peers::Peers;
 use crate::app::promotion::Promotion;
 use crate::app::sockets::{Sockets, judge};
 use crate::audit::{Log, Meter, Shard, Sinks};
@@ -56,6 +57,7 @@ pub(super) struct Started {
     pub(super) https_streams: Vec<tokio::net::TcpListener>,
     pub(super) quic: Vec<quic::Door>,
     pub(super) health: Option<tokio::net::TcpListener>,
+    pub(super) peers: Option<tokio::net::TcpListener>,
     pub(super) admin: admin::Socket,
     /// The service manager holds sockets: what waits in them is for the next process.
     pub(super) followed: bool,
@@ -89,6 +91,7 @@ struct Parts {
     feed: Option<Feed>,
     udp: Bound,
     doors: Doors,
+    peers: Arc<Peers>,
     meter: Meter,
     sinks: Arc<Sinks>,
     boot: u64,
@@ -105,6 +108,7 @@ pub(super) async fn start(config: Config, given: Given) -> Result<Started, Failu
     check_files(&config).map_err(Failure::Mistakes)?;
     judge(&given, &config).map_err(Failure::Mistakes)?;
     let followed = !given.is_empty();
+    let peers = Peers::new(config.peers.as_ref()).map_err(|mistake| Failure::Mistakes(vec![mistake]))?;
     let lock = lock_state(&config.state)?;
     let secrets = cookies::secrets(&config.state).map_err(|mistake| Failure::Failed(mistake.to_string()))?;
     let mut book = Book::open(&config.state, clock.now().wall).map_err(Failure::Failed)?;
@@ -135,7 +139,7 @@ pub(super) async fn start(config: Config, given: Given) -> Result<Started, Failu
             return Err(Failure::Failed(why));
         }
     };
-    let Sockets { udp, streams, tls: tls_streams, https: https_streams, quic, h3, health } = sockets;
+    let Sockets { udp, streams, tls: tls_streams, https: https_streams, quic, h3, health, peers: peers_door } = sockets;
     let parts = Parts {
         config,
         clock,
@@ -147,6 +151,7 @@ pub(super) async fn start(config: Config, given: Given) -> Result<Started, Failu
         feed,
         udp,
         doors,
+        peers: Arc::new(peers),
         meter,
         sinks: Arc::clone(&sinks),
         boot,
@@ -163,6 +168,7 @@ pub(super) async fn start(config: Config, given: Given) -> Result<Started, Failu
                 https_streams,
                 quic: quic.into_iter().chain(h3).collect(),
                 health,
+                peers: peers_door,
                 admin,
                 followed,
                 stop: watch::channel(false),
@@ -180,8 +186,22 @@ pub(super) async fn start(config: Config, given: Given) -> Result<Started, Failu
 
 /// Builds the rooms from the bottom up.
 fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
-    let Parts { config, clock, upstreams, no_upstream, loaded, secrets, book, feed, udp, doors, meter, sinks, boot } =
-        parts;
+    let Parts {
+        config,
+        clock,
+        upstreams,
+        no_upstream,
+        loaded,
+        secrets,
+        book,
+        feed,
+        udp,
+        doors,
+        peers,
+        meter,
+        sinks,
+        boot,
+    } = parts;
     let Loaded { policy: files, zones, identity, mut warnings, candidate, promotion } = loaded;
     if promotion.is_none() {
         Promotion::forget(&config.state);
@@ -270,6 +290,7 @@ fn build(parts: Parts, shards: Vec<Shard>) -> Result<Built, Failure> {
         streams: Arc::clone(&stream_limits),
         tls: tls.clone(),
         doors,
+        peers,
         no_upstream,
         boot,
     };
@@ -350,5 +371,6 @@ pub(super) fn check(config: &Config) -> Result<(Loaded, Upstreams), Vec<Mistake>
     let upstreams = Upstreams::new(settings, &clock)?;
     let loaded = load::load(config, &upstreams, None, clock.now().wall)?;
     check_files(config)?;
+    Peers::new(config.peers.as_ref()).map_err(|mistake| vec![mistake])?;
     Ok((loaded, upstreams))
 }

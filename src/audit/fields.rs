@@ -172,7 +172,12 @@ pub const FIELDS: &[Field] = &[
         "`allow`, `deny`: a rule was made; `retract`: taken back; `end`: it ended by itself, or a client's place did; `load`: it stands when the node starts; `place`, `take_out`: a client; `feed`: the watched file; `revoke`, `forget`: grants were closed",
     ),
     field("change", "change", "string", "id of the rule: `runtime-…`"),
-    field("change", "by", "string", "user and number of who asked, from the kernel; absent: the node itself"),
+    field(
+        "change",
+        "by",
+        "string",
+        "user and number of who asked, from the kernel; with `at NAME` after it, of that peer; absent: the node itself",
+    ),
     field("change", "targets", "list", "names, patterns, addresses and prefixes that are meant"),
     field("change", "targets_omitted", "integer", "those that did not fit"),
     field("change", "segments", "list", "segments that are meant; absent: all"),

@@ -14,9 +14,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::server::TlsStream;
 
 use super::desk::{Figures, Task};
@@ -25,6 +23,7 @@ use super::holds::Holder;
 use crate::firewall::remote::FENCE;
 use crate::firewall::remote::message::{Became, CHUNK, Hello, Order, Report, Standing, VERSION, What, read, write};
 use crate::time::Clock;
+use crate::trust::shown_by;
 
 /// How long a connection may take until it is known who it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -138,8 +137,7 @@ impl Door {
     }
 
     fn name_of(&self, certificate: &CertificateDer<'_>) -> Option<usize> {
-        let certificate = ParsedCertificate::try_from(certificate).ok()?;
-        self.resolvers.iter().position(|(_, name)| verify_server_name(&certificate, name).is_ok())
+        shown_by(certificate, self.resolvers.iter().map(|(_, name)| name))
     }
 
     /// Obeys one resolver until its connection ends.

@@ -86,6 +86,12 @@ metrics! {
         "Different layouts that the resolvers gave: more than 1 while their policies differ.";
     ENFORCE_REFUSED = Counter "enforce_refused_total" ["why"] Count
         "Connections, messages and changes that an enforcer refused, by why.";
+    PEER_UP = Gauge "peer_up" ["peer"] Count
+        "1 while a peer can be told what is changed at this node.";
+    PEER_POLICY_DIFFERS = Gauge "peer_policy_differs" ["peer"] Count
+        "1 while the policy that a peer said last is not that of this node.";
+    PEER_REFUSED = Counter "peer_refused_total" ["why"] Count
+        "What connected as a peer and was refused, by why.";
     GRANTS = Gauge "grants" [] Count
         "Live grants.";
 

@@ -53,6 +53,7 @@ mod learn;
 mod life;
 mod outage;
 mod packets;
+mod peers;
 mod pipelines;
 mod policing;
 mod probe;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::change::{Author, Change, Placed};
-use super::tell::{added, record, tell, told_closed, told_cut, told_unsaved};
+use super::change::{Author, Change, Placed, Retracted};
+use super::tell::{Ends, added, record, tell, told_closed, told_cut, told_unsaved};
 use super::{Book, Contents, Feed};
 use crate::app::node::RunningNode;
 use crate::audit::{ChangeEvent, Shard};
@@ -15,7 +15,7 @@ use crate::document::{Mistake, Warning, WarningKind};
 use crate::firewall::Cut;
 use crate::gate::{Closed, GrantsOf};
 use crate::name::Name;
-use crate::net::{canonical, parse_prefix};
+use crate::net::{Prefix, canonical, parse_prefix};
 use crate::policy::{GrantScope, Policy};
 use crate::serve::{ChangeAction, ChangeOrder, ForgetOrder, PlaceOrder, RevokeOrder, Who};
 use crate::time::Wall;
@@ -36,6 +36,8 @@ pub(super) struct Done {
     pub(super) closed: Closed,
     /// Why it is not in the file, where it is not.
     pub(super) unsaved: Option<String>,
+    /// The rules that are not heard, each with why.
+    pub(super) left_out: Vec<(String, String)>,
 }
 
 impl Desk {
@@ -68,29 +70,19 @@ impl RunningNode {
             return Err(vec![format!("no segment is named \"{unknown}\"; name one of the policy")]);
         }
         let denies = order.action == ChangeAction::Deny;
-        let id = fresh_id(&desk.book.contents).map_err(|why| vec![why])?;
+        let mut id = Change::fresh_id().map_err(|why| vec![why])?;
+        while desk.book.contents.knows(&id) {
+            id = Change::fresh_id().map_err(|why| vec![why])?;
+        }
         let change = Change::new(id, Author::of(who), order, segment, now).map_err(|why| vec![why])?;
         let mut contents = desk.book.contents.clone();
         contents.add(change.clone()).map_err(|why| vec![why])?;
         // Who denies something in haste is not kept from it by a full disk.
-        let Done { closed, unsaved } = self.put(&mut desk, contents, &change.id, denies).await?;
+        let Done { closed, unsaved, .. } = self.put(&mut desk, contents, &change.id, denies).await?;
         let revoked = closed.reasons;
         let mut told = json!({ "id": change.id, "until": change.ends.map(|ends| Wall(ends).to_string()) });
         told_closed(&mut told, &closed);
-        let cut = if denies {
-            let granter = &self.gate().granter;
-            let mut ends = granter.cut_closed(closed.elements).await;
-            let networks = change.networks();
-            if !networks.is_empty() {
-                // In both directions: what stalls now would go on when the deny ends.
-                let both = |one| [Cut { to: Some(one), ..Cut::default() }, Cut { from: Some(one), ..Cut::default() }];
-                let cuts = networks.into_iter().flat_map(both);
-                ends = added(ends, granter.cut(cuts.collect()).await);
-            }
-            told_cut(&mut told, &ends)
-        } else {
-            None
-        };
+        let cut = if denies { told_cut(&mut told, &self.cut_denied(closed, change.networks()).await) } else { None };
         told_unsaved(&mut told, unsaved.as_deref());
         let by = change.author.to_string();
         let event = ChangeEvent {
@@ -106,6 +98,18 @@ impl RunningNode {
         Ok(told)
     }
 
+    /// Ends the connections that what was closed let begin, and those with denied networks.
+    pub(super) async fn cut_denied(&self, closed: Closed, networks: Vec<Prefix>) -> Ends {
+        let granter = &self.gate().granter;
+        let ends = granter.cut_closed(closed.elements).await;
+        if networks.is_empty() {
+            return ends;
+        }
+        // In both directions: what stalls now would go on when the deny ends.
+        let both = |one| [Cut { to: Some(one), ..Cut::default() }, Cut { from: Some(one), ..Cut::default() }];
+        added(ends, granter.cut(networks.into_iter().flat_map(both).collect()).await)
+    }
+
     /// Takes a rule back before its end.
     pub(in crate::app) async fn retract(&self, who: &Who, id: &str, why: &str) -> Result<Value, Vec<String>> {
         let mut desk = self.desk.lock().await;
@@ -115,9 +119,12 @@ impl RunningNode {
             return Err(vec![format!("no change has the id {id}; `outgate status` lists those that stand")]);
         };
         let change = contents.changes.remove(at);
-        let allows = change.order.action == ChangeAction::Allow;
-        let Done { closed, unsaved } = self.put(&mut desk, contents, id, allows).await?;
-        let by = Author::of(who).to_string();
+        let (allows, author) = (change.order.action == ChangeAction::Allow, Author::of(who));
+        let by = author.to_string();
+        if self.has_peers() {
+            contents.bury(Retracted::new(&change, author, now, why), now);
+        }
+        let Done { closed, unsaved, .. } = self.put(&mut desk, contents, id, allows).await?;
         let (why, revoked) = (Some(why).filter(|why| !why.is_empty()), closed.reasons);
         let mut told = json!({ "id": id });
         told_closed(&mut told, &closed);
@@ -176,7 +183,7 @@ impl RunningNode {
             let remedy = if by_file { "the watched file places it" } else { "`outgate client list` shows who is" };
             return Err(vec![format!("{client} was not placed by hand; {remedy}")]);
         }
-        let Done { closed, unsaved } = self.put(&mut desk, contents, "", true).await?;
+        let Done { closed, unsaved, .. } = self.put(&mut desk, contents, "", true).await?;
         let by = Author::of(who).to_string();
         let event = ChangeEvent {
             at: now,
@@ -196,7 +203,7 @@ impl RunningNode {
     }
 
     /// Closes what is open now; what the policy allows is open again for who asks again.
-    pub(in crate::app) async fn revoke(&self, who: &Who, order: RevokeOrder) -> Result<Value, Vec<String>> {
+    pub(in crate::app) async fn revoke(&self, by: &Author, order: RevokeOrder) -> Result<Value, Vec<String>> {
         let RevokeOrder { client, address, name, below, segment, rule, cut, reason } = order;
         let client = client.map(canonical);
         let named = |name: String| Name::parse(&name).map_err(|why| vec![format!("name: {name:?}: {why}")]);
@@ -220,7 +227,7 @@ impl RunningNode {
                 .flatten()
                 .collect();
         let segments: Vec<String> = of.segment.iter().map(ToString::to_string).collect();
-        let by = Author::of(who).to_string();
+        let by = by.to_string();
         let closed = self.gate().close(of, format!("revoked by {by}: {reason}").into()).await;
         let mut told = json!({});
         told_closed(&mut told, &closed);
@@ -239,22 +246,35 @@ impl RunningNode {
             ..ChangeEvent::default()
         };
         record(&mut desk.shard, event);
-        tracing::warn!(%who, revoked, cut, "grants were revoked");
+        tracing::warn!(by, revoked, cut, "grants were revoked");
         Ok(told)
     }
 
     /// Closes and cuts everything of a client, and takes it out where it was placed: its address is about to be another's.
-    pub(in crate::app) async fn forget(&self, who: &Who, order: ForgetOrder) -> Result<Value, Vec<String>> {
+    /// What was made for it after `until` stays: where it is told late, that is the next client's.
+    pub(in crate::app) async fn forget(
+        &self,
+        author: &Author,
+        order: ForgetOrder,
+        until: Option<u64>,
+    ) -> Result<Value, Vec<String>> {
         let ForgetOrder { client, reason } = order;
         let client = canonical(client);
         let mut desk = self.desk.lock().await;
         let now = self.gate().clock.now().wall;
-        let by = Author::of(who).to_string();
+        let by = author.to_string();
+        let before = |made: u64| until.is_none_or(|until| made <= until);
         let mut contents = desk.book.contents.clone();
-        let was_placed = contents.clients.remove(&client).is_some();
+        let was_placed = contents.clients.get(&client).is_some_and(|placed| before(placed.made.unwrap_or(0)));
+        if was_placed {
+            contents.clients.remove(&client);
+        }
         let by_file = contents.fed.contains_key(&client);
-        let its = |change: &mut Change| change.order.client == Some(client);
+        let its = |change: &mut Change| change.order.client == Some(client) && before(change.made);
         let rules: Vec<Change> = contents.changes.extract_if(.., its).collect();
+        for change in rules.iter().filter(|_| self.has_peers()) {
+            contents.bury(Retracted::new(change, author.clone(), now, &reason), now);
+        }
         let put = if was_placed || !rules.is_empty() {
             self.put(&mut desk, contents, "", true).await.map(|done| done.unsaved)
         } else {
@@ -294,7 +314,7 @@ impl RunningNode {
             ..ChangeEvent::default()
         };
         record(&mut desk.shard, event);
-        tracing::warn!(%who, %client, revoked, cut, "a client was forgotten");
+        tracing::warn!(by, %client, revoked, cut, "a client was forgotten");
         if let Some(failed) = failed {
             let cut = cut.unwrap_or(0);
             return Err(vec![format!(
@@ -314,17 +334,16 @@ impl RunningNode {
         wanted: &str,
         anyway: bool,
     ) -> Result<Done, Vec<String>> {
-        let (policy, left_out) = desk.files.with(&contents.runtime());
-        for (at, mistakes) in left_out {
+        let (policy, unlaid) = desk.files.with(&contents.runtime());
+        let mut left_out = Vec::new();
+        for (at, mistakes) in unlaid {
+            let said = mistakes.iter().map(|mistake| format!("{}; {}", mistake.fact, mistake.remedy));
             match contents.changes.get(at) {
-                Some(change) if change.id == wanted => {
-                    return Err(mistakes
-                        .iter()
-                        .map(|mistake| format!("{}; {}", mistake.fact, mistake.remedy))
-                        .collect());
-                }
-                _ => mistakes.iter().for_each(|mistake| tracing::warn!("a change is left out: {mistake}")),
+                Some(change) if change.id == wanted => return Err(said.collect()),
+                Some(change) => left_out.push((change.id.clone(), said.collect::<Vec<_>>().join("; "))),
+                None => {}
             }
+            mistakes.iter().for_each(|mistake| tracing::warn!("a change is left out: {mistake}"));
         }
         let unsaved = desk.book.save(&contents).err().map(|error| error.to_string());
         if let Some(why) = unsaved.as_ref().filter(|_| !anyway) {
@@ -335,7 +354,7 @@ impl RunningNode {
             Ok(closed) => {
                 desk.book.unsaved = unsaved.is_some();
                 self.changes.store(Arc::new(desk.book.contents.clone()));
-                Ok(Done { closed, unsaved })
+                Ok(Done { closed, unsaved, left_out })
             }
             Err(why) => {
                 desk.book.contents = before;
@@ -345,17 +364,6 @@ impl RunningNode {
                 }
                 Err(vec![why])
             }
-        }
-    }
-}
-
-/// An id that no change has: 32 random bits, so that those of several nodes differ too.
-fn fresh_id(contents: &Contents) -> Result<String, String> {
-    loop {
-        let random = getrandom::u32().map_err(|error| format!("the system gives no random numbers: {error}"))?;
-        let id = format!("runtime-{random:08x}");
-        if contents.changes.iter().all(|change| change.id != id) {
-            return Ok(id);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::change::{Change, Placed};
+use super::change::{Change, Placed, Retracted};
 use crate::policy::Runtime;
 use crate::serve::ClientRow;
 use crate::time::Wall;
@@ -19,6 +19,8 @@ use crate::time::Wall;
 const MAX_CHANGES: usize = 1_000;
 /// Clients placed at once, those of a watched file among them.
 pub(super) const MAX_CLIENTS: usize = 100_000;
+/// Rules that were taken back and are remembered at once, for peers that are away.
+const MAX_RETRACTED: usize = 4_096;
 /// The largest file read: above what these many take.
 const LARGEST: u64 = 128 << 20;
 /// The format of the file.
@@ -31,6 +33,9 @@ pub(in crate::app) struct Contents {
     /// In the order in which they were made.
     pub(in crate::app) changes: Vec<Change>,
     pub(in crate::app) clients: BTreeMap<IpAddr, Placed>,
+    /// Rules that were taken back, in that order, where there are peers that could bring them back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::app) retracted: Vec<Retracted>,
     /// Those of the watched file; not kept here.
     #[serde(skip)]
     pub(in crate::app) fed: BTreeMap<IpAddr, Placed>,
@@ -38,7 +43,13 @@ pub(in crate::app) struct Contents {
 
 impl Default for Contents {
     fn default() -> Self {
-        Self { version: VERSION, changes: Vec::new(), clients: BTreeMap::new(), fed: BTreeMap::new() }
+        Self {
+            version: VERSION,
+            changes: Vec::new(),
+            clients: BTreeMap::new(),
+            retracted: Vec::new(),
+            fed: BTreeMap::new(),
+        }
     }
 }
 
@@ -127,6 +138,29 @@ impl Contents {
         }
         self.changes.push(change);
         Ok(())
+    }
+
+    /// Whether a rule stands, or stood.
+    pub(in crate::app) fn knows(&self, id: &str) -> bool {
+        self.changes.iter().any(|change| change.id == id) || self.is_retracted(id)
+    }
+
+    /// Whether a rule was taken back, as far as is remembered.
+    pub(in crate::app) fn is_retracted(&self, id: &str) -> bool {
+        self.retracted.iter().any(|retracted| retracted.id == id)
+    }
+
+    /// Remembers that a rule was taken back. Where too many are remembered, denies are forgotten first: one that comes back
+    /// refuses too much, an allow would open.
+    pub(in crate::app) fn bury(&mut self, retracted: Retracted, now: Wall) {
+        self.retracted.retain(|known| known.forgotten_at() > now.0);
+        if self.retracted.len() >= MAX_RETRACTED {
+            let next = |(_, known): &(usize, &Retracted)| (known.ends.is_some(), known.forgotten_at());
+            if let Some((at, _)) = self.retracted.iter().enumerate().min_by_key(next) {
+                self.retracted.remove(at);
+            }
+        }
+        self.retracted.push(retracted);
     }
 
     /// Places a client.

@@ -16,34 +16,58 @@ use crate::time::Wall;
 
 /// The longest life of a change that ends: what is needed for longer belongs into a policy file.
 const LONGEST: Duration = Duration::from_secs(90 * 86_400);
+/// Clocks of two nodes differ by less.
+const SKEW: Duration = Duration::from_secs(86_400);
+/// The most characters of a name, or of a reason, that another node says.
+const MAX_WORDS: usize = 256;
 /// The most names of one change.
 const MAX_TARGETS: usize = 256;
 /// The most labels of a client, and the most octets of their JSON: they are in every record of it, and a record has 8 KiB.
 const MAX_LABELS: usize = 16;
 const MAX_LABELS_JSON: usize = 512;
 
-/// Who made a change: the process at the other end of the admin socket.
+/// How the id of a rule begins.
+const PREFIX: &str = "runtime-";
+
+/// Who made a change: the process at the other end of the admin socket, here or at a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::app) struct Author {
     uid: u32,
     /// The user's name, where the system knows one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<String>,
+    /// The peer that it was said to; `None`: this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
 }
 
 impl Author {
     pub(in crate::app) fn of(who: &Who) -> Self {
         let user = User::from_uid(Uid::from_raw(who.uid)).ok().flatten();
-        Self { uid: who.uid, user: user.map(|user| user.name) }
+        Self { uid: who.uid, user: user.map(|user| user.name), node: None }
     }
+
+    /// As `peer` told of it, which may have it from another one.
+    #[must_use]
+    pub(super) fn told_by(mut self, peer: &str) -> Self {
+        self.user = self.user.map(|user| short(&user));
+        self.node = Some(self.node.map_or_else(|| peer.to_owned(), |node| short(&node)));
+        self
+    }
+}
+
+/// The beginning of what another node says.
+pub(super) fn short(text: &str) -> String {
+    text.chars().take(MAX_WORDS).collect()
 }
 
 impl std::fmt::Display for Author {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.user {
-            Some(user) => write!(f, "{user} (uid {})", self.uid),
-            None => write!(f, "uid {}", self.uid),
+            Some(user) => write!(f, "{user} (uid {})", self.uid)?,
+            None => write!(f, "uid {}", self.uid)?,
         }
+        self.node.as_ref().map_or(Ok(()), |node| write!(f, " at {node}"))
     }
 }
 
@@ -61,6 +85,41 @@ pub(in crate::app) struct Change {
     pub(in crate::app) order: ChangeOrder,
 }
 
+/// That a rule was taken back: a peer that was away meanwhile does not bring it back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::app) struct Retracted {
+    /// The rule's id.
+    pub(in crate::app) id: String,
+    pub(in crate::app) author: Author,
+    /// Microseconds since 1970.
+    pub(in crate::app) at: u64,
+    /// When the rule would have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::app) ends: Option<u64>,
+    pub(in crate::app) why: String,
+}
+
+impl Retracted {
+    /// Of this rule.
+    pub(super) fn new(change: &Change, author: Author, now: Wall, why: &str) -> Self {
+        Self { id: change.id.clone(), author, at: now.0, ends: change.ends, why: short(why) }
+    }
+
+    /// What `peer` said; `None`: nothing that one says.
+    pub(super) fn told_by(mut self, peer: &str, now: Wall) -> Option<Self> {
+        let last = now.0.saturating_add(micros(LONGEST + SKEW));
+        self.ends = self.ends.map(|ends| ends.min(last));
+        self.at = self.at.min(now.0);
+        (self.author, self.why) = (self.author.told_by(peer), short(&self.why));
+        is_id(&self.id).then_some(self)
+    }
+
+    /// When nobody can have the rule any more: an allow ends, and so long ago nobody was away.
+    pub(super) fn forgotten_at(&self) -> u64 {
+        self.ends.unwrap_or_else(|| self.at.saturating_add(micros(LONGEST)))
+    }
+}
+
 /// A client that was placed in a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::app) struct Placed {
@@ -70,9 +129,43 @@ pub(in crate::app) struct Placed {
     pub(in crate::app) ends: Option<u64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(in crate::app) labels: BTreeMap<String, String>,
+    /// Microseconds since 1970; `None`: the watched file says so, or a version before wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::app) made: Option<u64>,
 }
 
 impl Change {
+    /// An id: 32 random bits, so that those of several nodes differ too.
+    ///
+    /// # Errors
+    /// One sentence: the system gives no random numbers.
+    pub(super) fn fresh_id() -> Result<String, String> {
+        let random = getrandom::u32().map_err(|error| format!("the system gives no random numbers: {error}"))?;
+        Ok(format!("{PREFIX}{random:08x}"))
+    }
+
+    /// What `peer` said, once it is what could have been ordered here.
+    ///
+    /// # Errors
+    /// One sentence: why it is not.
+    pub(super) fn told_by(self, peer: &str, now: Wall) -> Result<Self, String> {
+        let Self { id, author, made, ends, mut order } = self;
+        if !is_id(&id) {
+            return Err("its id is none of a rule".into());
+        }
+        // Where it was made, the segment of a client was found.
+        let segment = match order.action {
+            ChangeAction::Allow if order.client.is_some() => order.segments.pop(),
+            _ => Some(String::new()),
+        };
+        let checked = Self::new(id, author.told_by(peer), order, segment.as_deref(), now)?;
+        let last = now.0.saturating_add(micros(LONGEST + SKEW));
+        if ends.is_some() != checked.ends.is_some() || ends.is_some_and(|ends| ends > last) {
+            return Err("its end is not that of its time".into());
+        }
+        Ok(Self { made: made.min(now.0), ends, ..checked })
+    }
+
     /// A change as it was ordered; `segment` is that of the order's client.
     ///
     /// # Errors
@@ -185,7 +278,7 @@ impl Placed {
     /// One sentence: the order cannot be followed.
     pub(in crate::app) fn new(order: PlaceOrder, now: Wall) -> Result<Self, String> {
         check_labels(&order.labels)?;
-        Ok(Self { segment: order.segment, ends: ends(order.for_s, now)?, labels: order.labels })
+        Ok(Self { segment: order.segment, ends: ends(order.for_s, now)?, labels: order.labels, made: Some(now.0) })
     }
 
     pub(in crate::app) fn placement(&self, client: IpAddr) -> Placement {
@@ -217,6 +310,16 @@ fn ends(for_s: Option<u64>, now: Wall) -> Result<Option<u64>, String> {
         }
         seconds => Ok(seconds.map(|seconds| now.0.saturating_add(seconds * 1_000_000))),
     }
+}
+
+/// As ids of rules are made.
+fn is_id(id: &str) -> bool {
+    id.strip_prefix(PREFIX)
+        .is_some_and(|random| random.len() == 8 && random.bytes().all(|octet| octet.is_ascii_hexdigit()))
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Whether a target is an address or a prefix, not a name.

@@ -131,7 +131,7 @@ fn parse(file: &str, text: String) -> Result<BTreeMap<IpAddr, Placed>, Vec<Mista
             break;
         }
         if let (Some(address), Some(segment)) = (address, segment) {
-            let placed = Placed { segment: segment.value, ends: ends.map(|ends| ends.0), labels };
+            let placed = Placed { segment: segment.value, ends: ends.map(|ends| ends.0), labels, made: None };
             if clients.insert(canonical(address.value), placed).is_some() {
                 document.note(&address.span, format!("{} is there twice", address.value), "remove one");
             }

@@ -23,7 +23,8 @@ use crate::time::Wall;
 /// How often is looked for what has ended, and for another version of the watched file.
 const LOOK: Duration = Duration::from_secs(1);
 /// A rule that cuts connections is taken out so long before its end: what is open under it is known as long as it is open.
-const EARLY: Duration = Duration::from_secs(1);
+const EARLY: Duration = Duration::from_micros(EARLY_MICROS);
+pub(super) const EARLY_MICROS: u64 = 1_000_000;
 /// Clients whose end has a record each; of more at once their number is recorded.
 const ENDS_TOLD: usize = 256;
 /// The most cuts of a rule for addresses that look at where connections come from.
@@ -101,7 +102,7 @@ impl RunningNode {
     /// Ends the rules that cut connections, a little before the kernel ends what is open under them.
     async fn end_what_cuts(&self, desk: &mut Desk) {
         let now = self.gate().clock.now().wall;
-        let soon = Wall(now.0 + u64::try_from(EARLY.as_micros()).unwrap_or(0));
+        let soon = Wall(now.0 + EARLY_MICROS);
         if desk.book.contents.next_cut().is_none_or(|end| end > soon) {
             return;
         }

@@ -367,7 +367,7 @@ fn told(done: &Value, sentence: &str, as_json: bool) -> Result<ExitCode, Failure
         if let Some(open) = done.get("still_open").and_then(Value::as_u64).filter(|open| *open > 0) {
             told.push_str(&format!(", {open} addresses and ports are open for other names or rules still"));
         }
-        print(&format!("{told}\n"))?;
+        print(&format!("{told}\n{}", peers(done)))?;
     }
     let all = |key| {
         let values = done.get(key).and_then(Value::as_array).into_iter().flatten();
@@ -386,7 +386,42 @@ fn told(done: &Value, sentence: &str, as_json: bool) -> Result<ExitCode, Failure
             "it is in force and could not be written to the state directory: {why}; a restart forgets it, so mend that: it is then written by itself"
         ));
     }
+    let told = done.get("peers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let without = told.iter().filter(|peer| peer.get("in_force") != Some(&Value::Bool(true))).count();
+    if without > 0 {
+        failed.push(format!("of {} nodes {without} did not confirm it", told.len() + 1));
+    }
     if failed.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::Failed(failed.join("\n"))) }
+}
+
+/// A line for each node, where there are several.
+fn peers(done: &Value) -> String {
+    let Some(peers) = done.get("peers").and_then(Value::as_array) else { return String::new() };
+    let mut lines = format!("{}: in force\n", text(done, "node"));
+    for peer in peers {
+        lines.push_str(&text(peer, "name"));
+        if peer.get("in_force") == Some(&Value::Bool(true)) {
+            lines.push_str(": in force");
+            for (key, what) in [("revoked", "grants closed"), ("cut", "connections cut")] {
+                if peer.get(key).and_then(Value::as_u64).is_some_and(|count| count > 0) {
+                    lines.push_str(&format!(", {} {what}", text(peer, key)));
+                }
+            }
+            for (key, what) in [
+                ("unclosed", "firewalls that did not take it yet"),
+                ("uncut", "connections could not be cut"),
+                ("unsaved", "a restart forgets it, for it could not be written"),
+            ] {
+                if peer.get(key).is_some() {
+                    lines.push_str(&format!("; {what}: {}", text(peer, key)));
+                }
+            }
+            lines.push('\n');
+        } else {
+            lines.push_str(&format!(": {}\n", text(peer, "why")));
+        }
+    }
+    lines
 }
 
 fn text(value: &Value, key: &str) -> String {

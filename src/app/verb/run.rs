@@ -15,6 +15,7 @@ use crate::app::config::Config;
 use crate::app::flow;
 use crate::app::node::{Doors, RunningNode};
 use crate::app::notify;
+use crate::app::peers;
 use crate::app::start::{Built, Started, start};
 use crate::app::watch::Watch;
 use crate::audit::Log;
@@ -113,8 +114,21 @@ fn serve(
     mut signals: Signals,
     mut watch: Option<Watch>,
 ) -> Result<ExitCode, Failure> {
-    let Started { built, log, sinks, streams, tls_streams, https_streams, quic, health, admin, followed, stop, lock } =
-        started;
+    let Started {
+        built,
+        log,
+        sinks,
+        streams,
+        tls_streams,
+        https_streams,
+        quic,
+        health,
+        peers,
+        admin,
+        followed,
+        stop,
+        lock,
+    } = started;
     let Built { node, workers, granter, stream_door, stream_limits, tls, refresher, watcher } = built;
     announce(&node);
     runtime.block_on(node.record_start());
@@ -137,6 +151,11 @@ fn serve(
         let (door, limits, stopped) = (Arc::clone(&stream_door), Arc::clone(&stream_limits), stopped.clone());
         doors.push(runtime.spawn(tcp::serve(listener, speech, door, limits, stopped)));
     }
+    // What they tell is finished like a query: it is a change.
+    doors.extend(peers.map(|listener| runtime.spawn(peers::serve(listener, Arc::clone(&node), stopped.clone()))));
+    doors.extend(
+        (0..node.peers().len()).map(|peer| runtime.spawn(peers::link(Arc::clone(&node), peer, stopped.clone()))),
+    );
     // Monitoring sees the node drain: its doors close last.
     let (stop_side_doors, drained) = watch::channel(false);
     let side_doors = [
@@ -310,6 +329,9 @@ fn announce(node: &RunningNode) {
     tracing::info!(file = %config.audit.file.display(), "query log");
     if let Some(address) = config.health {
         tracing::info!(%address, "health and metrics");
+    }
+    if let Some(peers) = &config.peers {
+        tracing::info!(address = %peers.listen, peers = node.peers().len(), "peers");
     }
     let Doors { dns, tls, https, quic, h3 } = node.doors();
     for address in dns {

@@ -393,7 +393,15 @@ pub async fn write(to: &mut (impl AsyncWrite + Unpin), message: &impl Message) -
 /// # Errors
 /// The connection's; a frame that is too long or none of these messages.
 pub async fn read<M: Message + Default>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<M> {
-    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let frame = read_frame(from).await?;
+    M::decode(frame.as_slice()).map_err(|error| invalid(format!("a frame that is no message: {error}")))
+}
+
+/// Reads what is in one frame; not to be cancelled half way.
+///
+/// # Errors
+/// The connection's; a frame that is too long.
+pub async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let length = from.read_u32().await? as usize;
     if length > LONGEST {
         return Err(invalid(format!("a frame of {length} octets, of at most {LONGEST}")));
@@ -404,7 +412,11 @@ pub async fn read<M: Message + Default>(from: &mut (impl AsyncRead + Unpin)) -> 
     if read < length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    M::decode(frame.as_slice()).map_err(|error| invalid(format!("a frame that is no message: {error}")))
+    Ok(frame)
+}
+
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ impl Settings {
             table.document().note(&table.span_of("kind"), "kind = \"remote\" needs TLS", remedy);
         }
         let server = server?;
-        let Some((host, port)) = split(&server.value) else {
+        let Some((host, port)) = split(&server.value, PORT) else {
             let remedy = "write a name or an address, and its port where it is not 8953: \"gw1.corp.example:8953\"";
             table.document().note(&server.span, "`server` is no host", remedy);
             return None;
@@ -69,17 +69,18 @@ impl Settings {
     }
 }
 
-/// Host and port; an IPv6 address with a port stands in brackets.
-fn split(server: &str) -> Option<(String, u16)> {
+/// Host and port, that one where none is named; an IPv6 address with a port stands in brackets.
+#[must_use]
+pub fn split(server: &str, port: u16) -> Option<(String, u16)> {
     if let Ok(address) = server.parse::<std::net::SocketAddr>() {
         return Some((address.ip().to_string(), address.port())).filter(|(_, port)| *port > 0);
     }
     if server.parse::<std::net::IpAddr>().is_ok() {
-        return Some((server.to_owned(), PORT));
+        return Some((server.to_owned(), port));
     }
     let (host, port) = match server.split_once(':') {
         Some((host, port)) => (host, port.parse().ok().filter(|port| *port > 0)?),
-        None => (server, PORT),
+        None => (server, port),
     };
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     (!host.is_empty() && host.chars().all(plain)).then(|| (host.to_owned(), port))
@@ -318,7 +319,7 @@ mod tests {
             ("", None),
             ("https://gw1", None),
         ] {
-            assert_eq!(split(text), expected.map(|(host, port)| (host.to_owned(), port)), "{text}");
+            assert_eq!(split(text, PORT), expected.map(|(host, port)| (host.to_owned(), port)), "{text}");
         }
     }
 }

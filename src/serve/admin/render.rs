@@ -113,6 +113,19 @@ pub fn render_status(status: &Value, colour: bool) -> String {
     });
     let heads = ["FIREWALL", "KIND", "READY", "ELEMENTS", "CAPACITY", "LAST ACK", "ERRORS"];
     section(&mut out, &paint, &heads, firewalls.collect());
+    let peers = list("/peers").iter().map(|peer| {
+        let is = |key: &str| peer.get(key).and_then(Value::as_bool);
+        let policy = field(peer, "revision");
+        vec![
+            field(peer, "name"),
+            is("connected").map_or("-", |connected| if connected { "up" } else { "DOWN" }).to_owned(),
+            if is("differs") == Some(true) { paint.red(&format!("{policy} DIFFERS")) } else { policy },
+            field(peer, "version"),
+            field(peer, "waiting"),
+            if is("connected") == Some(true) { String::new() } else { field(peer, "why") },
+        ]
+    });
+    section(&mut out, &paint, &["PEER", "STATE", "POLICY", "VERSION", "WAITING", "WHY"], peers.collect());
     let sinks = list("/sinks").iter().map(|sink| {
         let up = sink.get("up").and_then(Value::as_bool);
         let age = sink.get("lag_s").and_then(Value::as_u64).map_or_else(|| "-".to_owned(), span);

@@ -1,0 +1,341 @@
+//! The other nodes in front of the same clients. They share nothing: each opens what it answers. What an operator changes
+//! at one is told to all over mutual TLS, and each says whether it is in force there.
+//!
+//! A peer that is away or hangs keeps nobody waiting for longer than [`PATIENCE`], and no answer at all. When it is back, both
+//! tell each other the rules that stand and those that were taken back: these have ids, so that nothing is made twice, and
+//! what was taken back does not come back. What is done once, revoking and forgetting, is told late, for [`LATE`] at most.
+
+mod door;
+mod link;
+mod message;
+mod settings;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::sleep;
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
+
+pub(super) use self::door::serve;
+pub(super) use self::link::link;
+use self::message::Standing;
+use self::settings::PeerSettings;
+pub(super) use self::settings::Settings;
+use crate::app::changes::News;
+use crate::document::Mistake;
+use crate::metric::{self, Registry};
+use crate::time::Tick;
+
+/// How long an operator's command waits for the peers to confirm.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a node says that it lives.
+const BEAT: Duration = Duration::from_secs(1);
+/// After so long without a word a connection ends.
+const SILENT: Duration = Duration::from_secs(3);
+/// How late is told what is done once. Most of what it was to close has ended by then.
+const LATE: Duration = Duration::from_secs(3600);
+/// What waits to be told to one peer.
+const WAITING: usize = 256;
+/// Of what is done once, so many are remembered as done.
+const DONE: usize = 1_024;
+
+/// See the module.
+pub(super) struct Peers {
+    all: Vec<Arc<Peer>>,
+    settings: Option<Settings>,
+    tls: Mutex<Option<Tls>>,
+    refusals: Refusals,
+    /// What was told once and is done, or being done.
+    done: Mutex<VecDeque<String>>,
+}
+
+/// Both sides of a connection.
+#[derive(Clone)]
+struct Tls {
+    dials: Arc<ClientConfig>,
+    takes: Arc<ServerConfig>,
+}
+
+/// Who was refused at the door, by why.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// No TLS, or no certificate that is believed.
+    tls: AtomicU64,
+    /// A certificate of nobody who is configured.
+    stranger: AtomicU64,
+    /// Another version.
+    version: AtomicU64,
+    /// What is no frame, says nothing, or is out of turn.
+    message: AtomicU64,
+}
+
+/// One of them.
+struct Peer {
+    settings: PeerSettings,
+    state: Mutex<State>,
+    /// There is something to tell.
+    wake: Notify,
+    /// Ends its connection to our door, once there is a newer one.
+    newer: Mutex<Arc<Notify>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Our connection to it stands.
+    connected: bool,
+    /// Why it does not.
+    why: String,
+    /// What it said last of itself.
+    said: Option<Standing>,
+    /// All that stands, as far as it was not told since it is connected.
+    standing: VecDeque<News>,
+    waiting: VecDeque<Waiting>,
+    /// What it was told, under this number, and did not answer yet.
+    under_way: Option<(u64, Waiting)>,
+    /// It did not take all: when it is told again.
+    again: Option<Tick>,
+}
+
+/// What waits to be told.
+struct Waiting {
+    news: News,
+    since: Tick,
+    /// Nobody may wait any more.
+    reply: Option<oneshot::Sender<Result<Value, String>>>,
+}
+
+impl Peers {
+    /// Those of a configuration.
+    ///
+    /// # Errors
+    /// A file of certificates cannot be used.
+    pub(super) fn new(settings: Option<&Settings>) -> Result<Self, Mistake> {
+        let peers = settings.map(|settings| settings.peers.as_slice()).unwrap_or_default();
+        let peer = |settings: &PeerSettings| Peer {
+            settings: settings.clone(),
+            state: Mutex::new(State { why: "it was not reached yet".into(), ..State::default() }),
+            wake: Notify::new(),
+            newer: Mutex::default(),
+        };
+        Ok(Self {
+            all: peers.iter().map(|settings| Arc::new(peer(settings))).collect(),
+            settings: settings.cloned(),
+            tls: Mutex::new(settings.map(Tls::read).transpose()?),
+            refusals: Refusals::default(),
+            done: Mutex::default(),
+        })
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Reads the certificates again; new connections use them.
+    ///
+    /// # Errors
+    /// A file cannot be used: those before stay in use.
+    pub(super) fn renew(&self) -> Result<(), Mistake> {
+        if let Some(settings) = &self.settings {
+            *self.tls.lock() = Some(Tls::read(settings)?);
+        }
+        Ok(())
+    }
+
+    fn tls(&self) -> Option<Tls> {
+        self.tls.lock().clone()
+    }
+
+    /// Tells all of them; how each confirmed it, after [`PATIENCE`] at most.
+    pub(super) async fn tell(&self, news: &News, now: Tick) -> Vec<Value> {
+        if let Some(id) = news.once() {
+            self.begin(id);
+        }
+        let asked: Vec<_> = self.all.iter().map(|peer| (&peer.settings.name, peer.ask(news, now))).collect();
+        let patience = sleep(PATIENCE);
+        tokio::pin!(patience);
+        let mut told = Vec::new();
+        for (name, asked) in asked {
+            let became = match asked {
+                Err(why) => Err(why),
+                Ok(reply) => tokio::select! {
+                    biased;
+                    reply = reply => reply.unwrap_or_else(|_| Err("the connection ended before it answered; it is told when it is back".into())),
+                    () = &mut patience => Err("it has not confirmed within 2 s; it is told, and may still do it".into()),
+                },
+            };
+            told.push(match became {
+                Ok(mut became) => {
+                    if let Some(became) = became.as_object_mut() {
+                        became.insert("name".into(), name.as_str().into());
+                        became.insert("in_force".into(), true.into());
+                    }
+                    became
+                }
+                Err(why) => json!({ "name": name, "in_force": false, "why": why }),
+            });
+        }
+        told
+    }
+
+    /// Whether something that is done once is new here; it is then known as done.
+    fn begin(&self, id: &str) -> bool {
+        let mut done = self.done.lock();
+        if done.iter().any(|known| known == id) {
+            return false;
+        }
+        if done.len() >= DONE {
+            done.pop_front();
+        }
+        done.push_back(id.to_owned());
+        true
+    }
+
+    /// It was not done after all.
+    fn undone(&self, id: &str) {
+        self.done.lock().retain(|known| known != id);
+    }
+
+    /// What a node's status says of them.
+    pub(super) fn status(&self, revision: &str) -> Vec<Value> {
+        let one = self.all.iter().map(|peer| {
+            let (PeerSettings { name, host, port, .. }, state) = (&peer.settings, peer.state.lock());
+            let said = state.said.as_ref();
+            json!({
+                "name": name, "server": format!("{host}:{port}"), "connected": state.connected,
+                "why": (!state.connected).then_some(&state.why),
+                "node": said.map(|said| &said.node), "version": said.map(|said| &said.version),
+                "revision": said.map(|said| &said.revision),
+                "differs": said.is_some_and(|said| said.revision != revision),
+                "waiting": state.waiting.len() + state.standing.len() + usize::from(state.under_way.is_some()),
+            })
+        });
+        one.collect()
+    }
+
+    /// Their metrics.
+    pub(super) fn measure(&self, registry: &Registry, revision: &str) {
+        if self.settings.is_none() {
+            return;
+        }
+        for peer in &self.all {
+            let (label, state) = ([peer.settings.name.as_str()], peer.state.lock());
+            let differs = state.said.as_ref().is_some_and(|said| said.revision != revision);
+            registry.set_gauge(metric::PEER_UP, label, f64::from(u8::from(state.connected)));
+            registry.set_gauge(metric::PEER_POLICY_DIFFERS, label, f64::from(u8::from(differs)));
+        }
+        let Refusals { tls, stranger, version, message } = &self.refusals;
+        for (why, count) in [("tls", tls), ("stranger", stranger), ("version", version), ("message", message)] {
+            registry.absolute(metric::PEER_REFUSED, [why], count.load(Ordering::Relaxed));
+        }
+    }
+}
+
+impl Tls {
+    fn read(settings: &Settings) -> Result<Self, Mistake> {
+        Ok(Self { dials: Arc::new(settings.tls.config()?), takes: Arc::new(settings.tls.server_config()?) })
+    }
+}
+
+impl Peer {
+    /// Lets it be told; where its answer comes.
+    ///
+    /// # Errors
+    /// It cannot be now, and how it will be.
+    fn ask(&self, news: &News, now: Tick) -> Result<oneshot::Receiver<Result<Value, String>>, String> {
+        let mut state = self.state.lock();
+        let once = news.once().is_some();
+        if state.waiting.len() >= WAITING {
+            // Rules are all told again; of what is done once the oldest is given up.
+            let oldest = state.waiting.iter().position(|waiting| waiting.news.once().is_some());
+            match oldest.filter(|_| once) {
+                Some(oldest) => {
+                    state.waiting.remove(oldest);
+                    tracing::warn!(peer = self.settings.name, "it is not told of the oldest that waits: too much does");
+                }
+                None => {
+                    state.again = Some(now);
+                    return Err(format!("{WAITING} changes wait to be told to it; it is told when they are"));
+                }
+            }
+        }
+        let (reply, receiver) = oneshot::channel();
+        if state.connected || once {
+            state.waiting.push_back(Waiting { news: news.clone(), since: now, reply: Some(reply) });
+            self.wake.notify_one();
+        }
+        if state.connected {
+            return Ok(receiver);
+        }
+        let for_long = if once { ", within the hour" } else { "" };
+        Err(format!("it cannot be reached: {}; it is told when it is back{for_long}", state.why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer() -> Peer {
+        let settings = PeerSettings {
+            name: "ns2.example".into(),
+            shown: "ns2.example".try_into().unwrap(),
+            host: "192.0.2.2".into(),
+            port: 8954,
+        };
+        Peer { settings, state: Mutex::default(), wake: Notify::new(), newer: Mutex::default() }
+    }
+
+    fn revoke(id: usize) -> News {
+        let text =
+            format!(r#"{{ "revoke": {{ "id": "{id}", "author": {{ "uid": 0 }}, "order": {{ "reason": "x" }} }} }}"#);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn rule() -> News {
+        News::Standing { changes: Vec::new(), retracted: Vec::new() }
+    }
+
+    #[test]
+    fn what_is_done_once_waits_for_a_peer_and_rules_do_not() {
+        let peer = peer();
+        assert!(peer.ask(&rule(), Tick(0)).unwrap_err().ends_with("it is told when it is back"));
+        assert!(peer.ask(&revoke(1), Tick(0)).unwrap_err().ends_with("within the hour"));
+        assert_eq!(peer.state.lock().waiting.len(), 1);
+        for id in 2..=WAITING + 2 {
+            assert!(peer.ask(&revoke(id), Tick(0)).is_err());
+        }
+        let state = peer.state.lock();
+        let ids: Vec<_> = state.waiting.iter().filter_map(|waiting| waiting.news.once()).collect();
+        assert_eq!((ids.len(), ids[0]), (WAITING, "3"), "the oldest are given up");
+    }
+
+    #[test]
+    fn rules_that_do_not_fit_are_told_with_all_others() {
+        let peer = peer();
+        peer.state.lock().connected = true;
+        for _ in 0..WAITING {
+            assert!(peer.ask(&rule(), Tick(0)).is_ok());
+        }
+        assert!(peer.ask(&rule(), Tick(7)).is_err());
+        let state = peer.state.lock();
+        assert_eq!((state.waiting.len(), state.again), (WAITING, Some(Tick(7))));
+    }
+
+    #[test]
+    fn what_is_done_once_is_done_once() {
+        let peers = Peers::new(None).unwrap();
+        assert!(peers.begin("a") && !peers.begin("a"));
+        peers.undone("a");
+        assert!(peers.begin("a"));
+        for id in 0..DONE {
+            assert!(peers.begin(&id.to_string()));
+        }
+        assert_eq!(peers.done.lock().len(), DONE);
+    }
+}
