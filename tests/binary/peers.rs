@@ -390,9 +390,17 @@ fn who_is_no_peer_or_speaks_out_of_turn_is_refused_and_counted() {
     ended["ends"] = 1.into();
     assert_eq!(told(&ended), json!({ "Ok": {} }));
     assert_eq!(rules(one), [""; 0]);
-    // The same twice is one.
+    // What was taken back stays so, whoever tells of it again.
     assert!(told(&deny)["Ok"].is_object() && told(&deny)["Ok"].is_object());
-    assert_eq!((rules(one), changes(one, "deny").len()), (vec!["runtime-00000001".to_owned()], 1));
+    assert_eq!((rules(one), changes(one, "deny").len()), (vec!["runtime-00000001".to_owned()], 1), "twice is once");
+    let taken_back = json!({ "id": "runtime-00000001", "author": { "uid": 0 }, "at": u64::MAX, "why": "x" });
+    let news = json!({ "standing": { "changes": [], "retracted": [taken_back] } });
+    peer.say(&json!({ "tell": { "number": 99, "news": news } }));
+    assert!(peer.hear().unwrap()["done"]["became"]["Ok"].is_object());
+    assert_eq!(rules(one), [""; 0]);
+    peer.say(&tell(&deny));
+    assert!(peer.hear().unwrap()["done"]["became"]["Ok"].is_object());
+    assert_eq!((rules(one).len(), changes(one, "retract").len()), (0, 1));
 }
 
 #[test]

@@ -303,6 +303,25 @@ mod tests {
 }
 "#;
 
+    #[test]
+    fn of_what_was_taken_back_denies_are_forgotten_first_and_what_has_ended_at_once() {
+        let mut contents = Contents::default();
+        let retracted = |at: u64, ends: Option<u64>| -> Retracted {
+            let author = serde_json::from_str(r#"{ "uid": 0 }"#).unwrap();
+            Retracted { id: format!("runtime-{at:08x}"), author, at, ends, why: String::new() }
+        };
+        contents.bury(retracted(1, Some(10)), Wall(1));
+        contents.bury(retracted(2, None), Wall(9));
+        assert!(contents.is_retracted("runtime-00000001"));
+        contents.bury(retracted(3, Some(u64::MAX)), Wall(10));
+        assert!(!contents.is_retracted("runtime-00000001"), "a peer that still has it has ended it");
+        let full = u64::try_from(MAX_RETRACTED).unwrap() + 1;
+        (4..=full).for_each(|at| contents.bury(retracted(at, Some(u64::MAX)), Wall(10)));
+        assert!(contents.retracted.len() == MAX_RETRACTED && contents.is_retracted("runtime-00000002"));
+        contents.bury(retracted(full + 1, Some(u64::MAX)), Wall(10));
+        assert!(contents.retracted.len() == MAX_RETRACTED && !contents.is_retracted("runtime-00000002"));
+    }
+
     /// A release before or after this one reads what this one writes: a change of it needs another version.
     #[test]
     fn the_text_of_this_version_stays_as_it_is() {

@@ -95,7 +95,8 @@ impl RunningNode {
         let (mut made, mut gone, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         let mut is_news = false;
         for retracted in retracted.into_iter().filter_map(|retracted| retracted.told_by(peer, now)) {
-            if contents.is_retracted(&retracted.id) || retracted.forgotten_at() <= now.0 {
+            let stands = contents.changes.iter().any(|change| change.id == retracted.id);
+            if contents.is_retracted(&retracted.id) || !stands && retracted.forgotten_at() <= now.0 {
                 continue;
             }
             is_news = true;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::split;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -25,6 +25,8 @@ use crate::trust::shown_by;
 const HELLO: Duration = Duration::from_secs(5);
 /// Connections of which it is not known yet.
 const STRANGERS: usize = 32;
+/// So many octets are read of one that is refused.
+const UNHEARD: u64 = 1 << 20;
 
 /// Serves a listener until `stop`; what was begun is finished.
 pub(in crate::app) async fn serve(listener: TcpListener, node: Arc<RunningNode>, mut stop: watch::Receiver<bool>) {
@@ -80,7 +82,7 @@ impl Peers {
         let Some(peer) = who.and_then(|who| self.all.get(who)) else {
             let why = "your certificate has the name of no peer that is configured here";
             refuse(&refusals.stranger, from, &why);
-            drop(write(&mut stream, &Answer::Refused(why.into())).await);
+            farewell(stream, why).await;
             return None;
         };
         match read(&mut stream).await {
@@ -88,7 +90,7 @@ impl Peers {
             Ok(Words::Hello { version }) => {
                 let why = format!("you speak version {version}, this node speaks {VERSION}; upgrade the older one");
                 refuse(&refusals.version, from, &why);
-                drop(write(&mut stream, &Answer::Refused(why)).await);
+                farewell(stream, &why).await;
                 return None;
             }
             Ok(_) => {
@@ -103,6 +105,18 @@ impl Peers {
         write(&mut stream, &Answer::Welcome { version: VERSION }).await.ok()?;
         Some((Arc::clone(peer), stream))
     }
+}
+
+/// Says why, and hears the other side out: a connection that ends with something unread takes what was said last with it.
+async fn farewell(mut stream: TlsStream<TcpStream>, why: &str) {
+    let said = async {
+        write(&mut stream, &Answer::Refused(why.to_owned())).await?;
+        stream.shutdown().await?;
+        let mut rest = stream.take(UNHEARD);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    // Nobody may be there any more.
+    drop(said.await);
 }
 
 fn refuse(count: &AtomicU64, from: SocketAddr, why: &dyn std::fmt::Display) {
