@@ -87,3 +87,8 @@ fn the_probe_says_what_is_so() {
 fn an_answer_waits_for_every_gateway() {
     tell("gateways");
 }
+
+#[test]
+fn clients_of_every_habit_connect_for_three_minutes() {
+    tell("soak");
+}

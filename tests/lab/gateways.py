@@ -143,10 +143,11 @@ def certificates(directory):
 
 
 class Site:
-    """The machines; built on entry, gone on exit."""
+    """The machines; built on entry, gone on exit. `outside` starts what the internet is made of."""
 
-    def __init__(self):
+    def __init__(self, outside=internet.start):
         lab.require()
+        self._outside = outside
         self._spaces = {}
         self._processes = {}
         self._internet = []
@@ -161,7 +162,7 @@ class Site:
             self.directory = tempfile.mkdtemp(prefix=f"{PREFIX}-")
             certificates(self.directory)
             self._build()
-            self._internet = internet.start(self.host("internet"), self.directory)
+            self._internet = self._outside(self.host("internet"), self.directory)
         except BaseException:
             self.__exit__()
             raise
