@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::holds::{Before, Holder, Holds, NOBODY};
 use super::journal::Journal;
@@ -25,6 +25,8 @@ use crate::time::{Clock, Tick};
 const IDLE: Duration = Duration::from_millis(250);
 /// How often what is over is forgotten, and the firewall asked how full it is.
 const SWEEP: Duration = Duration::from_secs(5);
+/// From so many elements on they are restored instead of listed.
+const RESTORED: usize = 50_000;
 /// Orders of all resolvers that may wait.
 const QUEUE: usize = 1024;
 /// The longest that anything is held: a rule's longest `hold`, and its grace (docs/policy.md).
@@ -51,6 +53,8 @@ pub struct Task {
     pub(super) who: Holder,
     pub(super) number: u64,
     pub(super) what: What,
+    /// Its place among those of its connection that are under way.
+    pub(super) place: Option<OwnedSemaphorePermit>,
     /// The connection that it came by: one that ended is not obeyed any more.
     pub(super) connection: Arc<AtomicBool>,
     pub(super) reply: mpsc::UnboundedSender<Report>,
@@ -96,19 +100,20 @@ struct Desk {
     clock: Clock,
 }
 
-/// Takes the firewall over and starts the thread: where orders go, and what can be read of it.
+/// Takes the firewall over and starts the thread: where orders go, what can be read of it, and whether it was known for whom
+/// everything is open.
 ///
 /// # Errors
 /// The firewall or the state cannot be used, in a sentence.
-pub fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>), String> {
+pub fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>, bool), String> {
     let DeskParts { firewall, resolvers, state, never, max_grants, clock } = parts;
     let mut holds = Holds::default();
     let unusable =
         |error: std::io::Error| format!("{}: {error}; let the user that runs outgate write there", state.display());
     let (journal, known) = Journal::open(&state, &resolvers, &mut holds).map_err(unusable)?;
     let layout_file = state.join("layout");
-    // Without one nothing has a segment, and nothing passes.
-    let layout = read_layout(&layout_file).unwrap_or_default();
+    // Without one nothing has a segment, and nothing passes. That of another start of the machine may be long out of force.
+    let layout = if known { read_layout(&layout_file) } else { None }.unwrap_or_default();
     let figures = Figures { held: resolvers.iter().map(|_| AtomicU64::new(0)).collect(), ..Figures::default() };
     let figures = Arc::new(figures);
     let mut desk = Desk {
@@ -135,7 +140,7 @@ pub fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>), Strin
     thread
         .spawn(move || desk.run(&waiting))
         .map_err(|error| format!("no thread: {error}; raise the limit of threads"))?;
-    Ok((tasks, figures))
+    Ok((tasks, figures, known))
 }
 
 impl Desk {
@@ -162,6 +167,12 @@ impl Desk {
     /// Puts in force what is held, and nothing else; what is open and nobody is known to hold stays until its end.
     fn take_over(&mut self, known: bool, now: Tick) -> Result<(), FirewallError> {
         self.usable = false;
+        let in_force: Vec<_> = if known { self.holds.in_force(now).collect() } else { Vec::new() };
+        // To list that much would take long.
+        if in_force.len() >= RESTORED && self.firewall.restore(&self.layout, &in_force, now)? {
+            self.is_usable(true);
+            return Ok(());
+        }
         let found = self.firewall.adopt(&self.layout, now)?;
         let mut changes = Vec::new();
         let mut there: HashMap<Element, Tick> = HashMap::with_capacity(found.len());
@@ -190,9 +201,14 @@ impl Desk {
                 why: format!("{} of {} changes were not taken", failed.len(), changes.len()),
             });
         }
-        self.usable = true;
-        self.figures.usable.store(true, Ordering::Relaxed);
+        self.is_usable(true);
         Ok(())
+    }
+
+    /// Where it is not, the doors answer nobody: to the resolvers it is a gateway that is silent.
+    fn is_usable(&mut self, usable: bool) {
+        self.usable = usable;
+        self.figures.usable.store(usable, Ordering::Release);
     }
 
     fn repair(&mut self, now: Tick) {
@@ -200,13 +216,17 @@ impl Desk {
         if usable && matches!(self.firewall.drifted(), Ok(false)) {
             return;
         }
-        match self.take_over(true, now) {
+        let written = self
+            .journal
+            .trial()
+            .map_err(|error| FirewallError::Kernel { what: "writing the journal".into(), why: error.to_string() });
+        match written.and_then(|()| self.take_over(true, now)) {
             Ok(()) => {
                 self.figures.repairs.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!("the firewall was changed by somebody else, or had failed; it is repaired");
             }
             Err(error) => {
-                self.figures.usable.store(false, Ordering::Relaxed);
+                self.is_usable(false);
                 if usable {
                     tracing::error!(%error, "the firewall cannot be used; nothing is acknowledged until it can");
                 }
@@ -241,7 +261,7 @@ impl Desk {
     }
 
     fn obey(&mut self, task: Task) {
-        let Task { who, number, what, reply, .. } = task;
+        let Task { who, number, what, reply, place: _place, .. } = task;
         // Nobody may wait any more.
         let report = |became| drop(reply.send(Report { number, became: Some(became) }));
         let became = match what {
@@ -291,7 +311,7 @@ impl Desk {
         let next = Layout { segments: given.segments.clone(), denied };
         if next != self.layout {
             if let Err(error) = self.firewall.arrange(&next) {
-                self.usable = false;
+                self.is_usable(false);
                 return Err(error.to_string());
             }
             self.layout = next;
@@ -337,6 +357,8 @@ impl Desk {
             Change::Close { element } => (element, None),
         });
         if let Err(error) = self.journal.write(who, ends) {
+            self.is_usable(false);
+            tracing::error!(%error, "the journal in the state directory cannot be written; nothing is acknowledged until it can");
             return Err(format!("the journal cannot be written: {error}"));
         }
         let mut made: Vec<(u32, Before)> = Vec::with_capacity(wanted.len());
@@ -357,8 +379,7 @@ impl Desk {
         self.show();
         if let Err(error) = applied {
             // What is in force is not known any more.
-            self.usable = false;
-            self.figures.usable.store(false, Ordering::Relaxed);
+            self.is_usable(false);
             tracing::error!(%error, "the firewall did not take a batch; nothing is acknowledged until it is repaired");
             return Err(error.to_string());
         }

@@ -1,7 +1,8 @@
 //! The enforcer's door: mutual TLS, one connection of each resolver.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -27,10 +28,12 @@ use crate::trust::shown_by;
 
 /// How long a connection may take until it is known who it is.
 const HELLO: Duration = Duration::from_secs(5);
-/// Connections of which it is not known yet.
-const STRANGERS: usize = 32;
-/// Orders of one connection that may be under way.
-const UNDER_WAY: usize = 256;
+/// Connections of which it is not known yet: of all addresses, and of one.
+const STRANGERS: [usize; 2] = [256, 4];
+/// Orders of one connection that may be under way: those of a resolver that opens 2,000,000 elements at once.
+const UNDER_WAY: usize = 128;
+/// Reports of one connection that may wait: those that list 32,000,000 elements.
+const REPORTS: usize = 2048;
 
 /// What was refused at the door, by why.
 #[derive(Debug, Default)]
@@ -54,6 +57,8 @@ pub struct Door {
     pub(super) tasks: SyncSender<Task>,
     pub(super) figures: Arc<Figures>,
     pub(super) refusals: Refusals,
+    /// How many connections of an address are not known yet.
+    pub(super) strangers: Mutex<HashMap<IpAddr, usize>>,
     /// The connection of each resolver that counts.
     pub(super) connections: Mutex<Vec<Option<Arc<AtomicBool>>>>,
     pub(super) clock: Clock,
@@ -62,7 +67,6 @@ pub struct Door {
 impl Door {
     /// Serves a listener until `stop`.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
         loop {
             let accepted = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
@@ -76,15 +80,37 @@ impl Door {
                     continue;
                 }
             };
-            let Ok(seat) = Arc::clone(&strangers).try_acquire_owned() else { continue };
+            if !self.seat(peer.ip()) {
+                continue;
+            }
             let (door, stop) = (Arc::clone(&self), stop.clone());
             tokio::spawn(async move {
                 let welcomed = timeout(HELLO, door.welcome(stream, peer)).await;
-                drop(seat);
+                door.unseat(peer.ip());
                 if let Ok(Some((who, stream))) = welcomed {
                     door.attend(who, stream, peer, stop).await;
                 }
             });
+        }
+    }
+
+    /// Whether one more connection of an address may show who it is.
+    fn seat(&self, of: IpAddr) -> bool {
+        let mut strangers = self.strangers.lock();
+        let [all, one] = STRANGERS;
+        let of_it = strangers.get(&of).copied().unwrap_or(0);
+        let may = of_it < one && strangers.values().sum::<usize>() < all;
+        if may {
+            strangers.insert(of, of_it + 1);
+        }
+        may
+    }
+
+    fn unseat(&self, of: IpAddr) {
+        let mut strangers = self.strangers.lock();
+        match strangers.get_mut(&of) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(strangers.remove(&of)),
         }
     }
 
@@ -126,6 +152,17 @@ impl Door {
                 return None;
             }
         }
+        // Who cannot open anything is no gateway: the resolver goes on without it once it must have fenced.
+        if !self.figures.usable.load(Ordering::Acquire) {
+            drop(
+                write(
+                    &mut stream,
+                    &refused("the firewall or the state of this gateway cannot be used; its log says why"),
+                )
+                .await,
+            );
+            return None;
+        }
         let standing = Report { number: 0, became: Some(Became::Standing(self.standing(who))) };
         write(&mut stream, &standing).await.ok()?;
         Some((who, stream))
@@ -163,7 +200,7 @@ impl Door {
         };
         let was_current = connection.swap(false, Ordering::AcqRel);
         if was_current {
-            self.hearing.lock().left(who);
+            self.hearing.lock().left(who, self.clock.tick());
         }
         match ended {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -185,6 +222,7 @@ impl Door {
     ) -> io::Result<()> {
         let out_of_turn = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why));
         let holder = Holder::try_from(who).unwrap_or(Holder::MAX);
+        let places = Arc::new(Semaphore::new(UNDER_WAY));
         let (mut last, mut adopted, mut heard) = (0, false, self.clock.tick());
         loop {
             let silent = || io::Error::new(io::ErrorKind::TimedOut, "it was silent for 2 s");
@@ -207,7 +245,10 @@ impl Door {
             match what {
                 What::Hello(_) => return out_of_turn("a second hello"),
                 What::Beat(mut beat) => {
-                    beat.caught_up &= adopted && self.figures.usable.load(Ordering::Relaxed);
+                    if !self.figures.usable.load(Ordering::Acquire) {
+                        continue;
+                    }
+                    beat.caught_up &= adopted;
                     self.hearing.lock().heard(who, beat, now);
                     let became = Some(Became::Standing(self.standing(who)));
                     drop(reply.send(Report { number, became }));
@@ -218,8 +259,12 @@ impl Door {
                 What::Cut(cutting) if cutting.cuts.len() > CHUNK => return out_of_turn("too many cuts"),
                 what => {
                     adopted |= matches!(what, What::Adopt(_));
+                    let place = Arc::clone(&places).try_acquire_owned().ok();
+                    if place.is_none() {
+                        return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many orders wait"));
+                    }
                     let (connection, reply) = (Arc::clone(connection), reply.clone());
-                    let task = Task { who: holder, number, what, connection, reply };
+                    let task = Task { who: holder, number, what, place, connection, reply };
                     if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.tasks.try_send(task) {
                         return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many orders wait"));
                     }
@@ -282,7 +327,7 @@ async fn send(mut to: impl AsyncWrite + Unpin, mut reports: mpsc::UnboundedRecei
     while let Some(report) = reports.recv().await {
         let slow = |_| io::Error::new(io::ErrorKind::TimedOut, "it takes nothing");
         timeout(FENCE, write(&mut to, &report)).await.map_err(slow)??;
-        if reports.len() > UNDER_WAY {
+        if reports.len() > REPORTS {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "it does not read what it asks for"));
         }
     }

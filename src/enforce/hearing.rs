@@ -20,8 +20,10 @@ struct Resolver {
     last: Tick,
     /// When it last said that this gateway has all that it wants open.
     drove: Option<Tick>,
-    /// It told addresses that are not open here, and has not caught up.
+    /// It told addresses that are not open here, or may have, and has not caught up.
     lacks: bool,
+    /// What it wants open was never all here.
+    begins: bool,
     /// Whom it said to be alive then.
     alive: Vec<String>,
 }
@@ -37,26 +39,56 @@ impl Resolver {
 pub struct Hearing(Vec<Resolver>);
 
 impl Hearing {
-    /// Of resolvers that were not heard yet.
+    /// Of resolvers that were not heard yet. `known`: what they want open is here, as a process before left it.
     #[must_use]
-    pub fn new(names: &[String]) -> Self {
-        Self(names.iter().map(|name| Resolver { name: name.clone(), ..Resolver::default() }).collect())
+    pub fn new(names: &[String], known: bool) -> Self {
+        let resolver = |name: &String| Resolver { name: name.clone(), begins: !known, ..Resolver::default() };
+        Self(names.iter().map(resolver).collect())
     }
 
     /// A resolver said that it lives.
     pub fn heard(&mut self, who: usize, beat: Beat, now: Tick) {
+        self.judge(now);
         if let Some(resolver) = self.0.get_mut(who) {
-            (resolver.heard, resolver.last) = (Some(now), now);
+            // It goes on without this gateway by what it hears, not by what is heard of it.
+            let heard_us = now - Duration::from_micros(beat.heard_ago);
+            (resolver.heard, resolver.last) = (Some(heard_us), now);
             if beat.caught_up {
-                resolver.drove = Some(now);
+                resolver.drove = resolver.drove.max(Some(heard_us));
+                (resolver.lacks, resolver.begins) = (false, false);
+            } else {
+                resolver.lacks |= beat.went_without;
             }
-            resolver.lacks = beat.went_without && !beat.caught_up;
-            resolver.alive = beat.alive;
+            // Who has not caught up knows little of others.
+            resolver.alive = if beat.caught_up { beat.alive } else { Vec::new() };
         }
     }
 
+    /// Notes who may go on without this gateway from here on, though he is heard again, or whoever said that he lives is gone.
+    fn judge(&mut self, now: Tick) {
+        let alone = !self.driving(now).any(|(_, drives)| drives);
+        let absent: Vec<usize> = (0..self.0.len())
+            .filter(|at| alone || self.0.get(*at).is_some_and(|resolver| self.witness(resolver, now).is_some()))
+            .collect();
+        for at in absent {
+            if let Some(resolver) = self.0.get_mut(at).filter(|resolver| resolver.drove.is_some() || !alone) {
+                (resolver.lacks, resolver.last) = (true, if alone { resolver.last } else { now });
+            }
+        }
+    }
+
+    /// Who says that a resolver lives which is not heard here.
+    fn witness(&self, resolver: &Resolver, now: Tick) -> Option<&str> {
+        let is_here =
+            Resolver::is_within(resolver.heard, now, FENCE) || Resolver::is_within(resolver.drove, now, FENCE);
+        let hears = |other: &&Resolver| Resolver::is_within(other.heard, now, ALIVE);
+        let mut others = self.0.iter().filter(|_| !is_here).filter(hears);
+        others.find(|other| other.alive.contains(&resolver.name)).map(|other| &*other.name)
+    }
+
     /// Its connection ended: it does not count as alive by what it said. It may be there again before it counts as gone.
-    pub fn left(&mut self, who: usize) {
+    pub fn left(&mut self, who: usize, now: Tick) {
+        self.judge(now);
         if let Some(resolver) = self.0.get_mut(who) {
             resolver.heard = None;
         }
@@ -84,26 +116,25 @@ impl Hearing {
     ///
     /// # Errors
     /// Why not, as a clause.
-    pub fn is_ready(&self, now: Tick) -> Result<(), String> {
+    pub fn is_ready(&mut self, now: Tick) -> Result<(), String> {
+        self.judge(now);
         if !self.driving(now).any(|(_, drives)| drives) {
             return Err(match self.0.iter().any(|resolver| resolver.drove.is_some()) {
                 true => "no resolver was heard for 2 s".into(),
                 false => "no resolver has brought this gateway up to date yet".into(),
             });
         }
-        for (resolver, (name, drives)) in self.0.iter().zip(self.driving(now)) {
+        for resolver in &self.0 {
+            let name = &resolver.name;
+            if let Some(witness) = self.witness(resolver, now) {
+                return Err(format!("{name} lives, as {witness} says, and is not heard here"));
+            }
+            // Who is heard waits for this gateway, whether it has caught up or not; unless it went on without it.
             if resolver.lacks && now.since(resolver.last) < TOLD {
                 return Err(format!("{name} told addresses that are not open here yet"));
             }
-            // Who is heard waits for this gateway, whether it has caught up or not.
-            if drives || Resolver::is_within(resolver.heard, now, FENCE) {
-                continue;
-            }
-            let hears = |other: &&Resolver| Resolver::is_within(other.heard, now, ALIVE);
-            if let Some(witness) =
-                self.0.iter().filter(hears).find(|other| other.alive.iter().any(|alive| alive == name))
-            {
-                return Err(format!("{name} lives, as {} says, and is not heard here", witness.name));
+            if resolver.begins && Resolver::is_within(resolver.heard, now, FENCE) {
+                return Err(format!("{name} has not brought this gateway up to date yet"));
             }
         }
         Ok(())
@@ -119,11 +150,11 @@ mod tests {
     }
 
     fn beat(caught_up: bool, alive: &[&str]) -> Beat {
-        Beat { caught_up, went_without: false, alive: alive.iter().map(|name| (*name).to_owned()).collect() }
+        Beat { caught_up, alive: alive.iter().map(|name| (*name).to_owned()).collect(), ..Beat::default() }
     }
 
     fn two() -> Hearing {
-        Hearing::new(&["a".into(), "b".into()])
+        Hearing::new(&["a".into(), "b".into()], true)
     }
 
     #[test]
@@ -140,7 +171,7 @@ mod tests {
         // One that went on without it has told what is not open here.
         hearing.heard(1, Beat { went_without: true, ..beat(false, &[]) }, at(300));
         assert_eq!(hearing.is_ready(at(300)).unwrap_err(), "b told addresses that are not open here yet");
-        hearing.left(1);
+        hearing.left(1, at(300));
         for millis in (400..300_300).step_by(1000) {
             hearing.heard(0, beat(true, &[]), at(millis));
             assert!(hearing.is_ready(at(millis)).is_err());
@@ -164,7 +195,7 @@ mod tests {
     fn the_death_of_a_resolver_fences_nobody() {
         let mut hearing = two();
         hearing.heard(1, beat(true, &[]), at(0));
-        hearing.left(1);
+        hearing.left(1, at(300));
         for millis in (0..5000).step_by(250) {
             // The other gateways hear b for a second after its last beat, and tell it with the beat after that.
             let alive: &[&str] = if millis <= 1500 { &["b"] } else { &[] };
@@ -186,5 +217,62 @@ mod tests {
         // Paused, it is heard again and drives again.
         hearing.heard(1, beat(true, &[]), at(5000));
         assert_eq!(hearing.is_ready(at(5000)), Ok(()));
+    }
+
+    /// Whoever said that it lives is restarted, and the resolver that is cut off is still there.
+    #[test]
+    fn it_stays_fenced_where_the_witness_goes() {
+        let mut hearing = two();
+        for millis in (0..4000).step_by(250) {
+            if millis == 0 {
+                hearing.heard(1, beat(true, &["a"]), at(millis));
+            }
+            hearing.heard(0, beat(true, &["b"]), at(millis));
+        }
+        assert!(hearing.is_ready(at(4000)).is_err());
+        hearing.left(0, at(4000));
+        assert!(hearing.is_ready(at(4000)).is_err(), "b told addresses without it");
+        hearing.heard(0, beat(true, &[]), at(4250));
+        assert_eq!(hearing.is_ready(at(4250)).unwrap_err(), "b told addresses that are not open here yet");
+        hearing.heard(1, beat(true, &[]), at(4500));
+        assert_eq!(hearing.is_ready(at(4500)), Ok(()));
+    }
+
+    /// Nobody was heard: any of them may have gone on without it.
+    #[test]
+    fn who_comes_back_first_does_not_speak_for_the_others() {
+        let mut hearing = two();
+        hearing.heard(0, beat(true, &[]), at(0));
+        hearing.heard(1, beat(true, &[]), at(0));
+        assert!(hearing.is_ready(at(5000)).is_err());
+        hearing.heard(0, beat(true, &[]), at(6000));
+        assert_eq!(hearing.is_ready(at(6000)).unwrap_err(), "b told addresses that are not open here yet");
+        hearing.heard(1, beat(true, &[]), at(6250));
+        assert_eq!(hearing.is_ready(at(6250)), Ok(()));
+    }
+
+    /// Its beats come, and it hears nothing from here.
+    #[test]
+    fn a_way_that_is_cut_in_one_direction_fences_in_time() {
+        let mut hearing = two();
+        for millis in (0..4000).step_by(250) {
+            hearing.heard(0, beat(true, &["b"]), at(millis));
+            if millis <= 1250 {
+                hearing.heard(1, Beat { heard_ago: millis * 1000, ..beat(true, &["a"]) }, at(millis));
+            }
+            assert_eq!(hearing.is_ready(at(millis)).is_ok(), millis < 2000, "{millis}");
+        }
+    }
+
+    /// The kernel was emptied: what was told before is not open.
+    #[test]
+    fn after_a_reboot_everybody_who_is_heard_has_to_catch_up() {
+        let mut hearing = Hearing::new(&["a".into(), "b".into()], false);
+        hearing.heard(0, beat(true, &[]), at(0));
+        assert_eq!(hearing.is_ready(at(0)), Ok(()), "nobody else is there");
+        hearing.heard(1, beat(false, &[]), at(100));
+        assert_eq!(hearing.is_ready(at(100)).unwrap_err(), "b has not brought this gateway up to date yet");
+        hearing.heard(1, beat(true, &[]), at(200));
+        assert_eq!(hearing.is_ready(at(200)), Ok(()));
     }
 }

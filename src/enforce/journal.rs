@@ -90,6 +90,17 @@ impl Journal {
         written
     }
 
+    /// Whether it can be written now.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub(super) fn trial(&mut self) -> io::Result<()> {
+        // A line that says nothing.
+        let written = self.file.write_all(b"\n");
+        self.torn |= written.is_err();
+        written
+    }
+
     /// Rewrites it where it has grown to twice what is held.
     ///
     /// # Errors

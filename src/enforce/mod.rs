@@ -40,15 +40,16 @@ impl Door {
             Err(_) => Err(format!("{name} is no name that a certificate could have")),
         };
         let resolvers = names.iter().map(named).collect::<Result<Vec<_>, _>>()?;
-        let (tasks, figures) = start(parts)?;
+        let (tasks, figures, known) = start(parts)?;
         Ok(Arc::new(Self {
             connections: Mutex::new(resolvers.iter().map(|_| None).collect()),
             resolvers,
             tls: Mutex::new(Arc::new(tls)),
-            hearing: Mutex::new(Hearing::new(&names)),
+            hearing: Mutex::new(Hearing::new(&names, known)),
             tasks,
             figures,
             refusals: Refusals::default(),
+            strangers: Mutex::default(),
             clock,
         }))
     }

@@ -41,7 +41,7 @@ impl Site {
             max_grants: 4,
             clock: self.clock.clone(),
         };
-        let (tasks, figures) = start(parts).unwrap();
+        let (tasks, figures, _) = start(parts).unwrap();
         let clock = self.clock.clone();
         Running { tasks, figures, handle, clock, number: std::cell::Cell::new(0) }
     }
@@ -58,7 +58,7 @@ impl Running {
         let (reply, mut reports) = mpsc::unbounded_channel();
         let connection = Arc::new(AtomicBool::new(true));
         self.number.set(self.number.get() + 1);
-        self.tasks.send(Task { who, number: self.number.get(), what, connection, reply }).unwrap();
+        self.tasks.send(Task { who, number: self.number.get(), what, place: None, connection, reply }).unwrap();
         reports.blocking_recv().unwrap().became.unwrap()
     }
 
@@ -224,7 +224,7 @@ fn who_left_is_not_obeyed_any_more() {
     let connection = Arc::new(AtomicBool::new(false));
     let changes = vec![Held::of(&desk.open(1, 60), desk.clock.tick())];
     let what = What::Apply(Changes { changes });
-    desk.tasks.send(Task { who: 0, number: 1, what, connection, reply }).unwrap();
+    desk.tasks.send(Task { who: 0, number: 1, what, place: None, connection, reply }).unwrap();
     assert_eq!(reports.blocking_recv(), None);
     assert_eq!(desk.in_force(), []);
 }

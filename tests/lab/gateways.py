@@ -78,7 +78,7 @@ REMOTE = """\
 name        = "{gateway}"
 kind        = "remote"
 server      = "10.99.0.{last}"
-deadline    = "300ms"
+deadline    = "200ms"
 ca          = "{directory}/ca.pem"
 certificate = "{directory}/{name}.pem"
 key         = "{directory}/{name}.key"
@@ -273,6 +273,14 @@ class Site:
         for here, there in ((one, other), (other, one)):
             self.host(here).ip("route", "add", "blackhole", f"10.99.0.{self._last(there)}/32")
 
+    def silence(self, one, other):
+        """Nothing goes from one machine to another any more; the other way is open."""
+        self.host(one).ip("route", "add", "blackhole", f"10.99.0.{self._last(other)}/32")
+
+    def hear(self, one, other):
+        """Takes that back."""
+        self.host(one).ip("route", "delete", "blackhole", f"10.99.0.{self._last(other)}/32")
+
     def mend(self, one, other):
         """Takes a cut back."""
         for here, there in ((one, other), (other, one)):
@@ -348,7 +356,7 @@ def ask_both(askers, name, then, patience):
     answered = None
     for attempt in range(40):
         asker = askers[attempt % len(askers)]
-        reply, result = asker.ask(name, packets.A, then, timeout=0.45)
+        reply, result = asker.ask(name, packets.A, then, timeout=0.4)
         if reply is not None and answered is None:
             answered = time.monotonic() - began
         if reply is not None and reply.rcode != packets.SERVFAIL:
@@ -509,6 +517,8 @@ class Chaos:
 
     def __init__(self, site):
         self._site = site
+        self.faults = []
+        self.denied = None
 
     def kill(self, name, seconds=6):
         """kill -9, and started again after a while."""
@@ -537,12 +547,35 @@ class Chaos:
         """No packet between two for a while."""
         return f"cut {one} {other}", lambda: self._site.cut(one, other), lambda: self._site.mend(one, other), seconds
 
+    def later(self, fault, seconds):
+        """A fault that begins while another one lasts."""
+        name, begin, end, lasts = fault
+        timer = threading.Timer(seconds, begin)
+        return f"{name} after {seconds} s", timer.start, lambda: (timer.join(), end()), lasts
+
+    def deny(self, name):
+        """A change of the operator, which has to be taken now."""
+        def begin():
+            self.denied, code = self._site.host(name).output(
+                node.binary(), "deny", "203.0.113.99", "--for", "1m", "--reason", "chaos", "-c",
+                f"{self._site.directory}/{name}/run.toml")
+            if code != 0:
+                self.faults.append(f"a deny during a fault: {self.denied}")
+
+        return f"deny at {name}", begin, lambda: None, 1
+
+    def one_way(self, one, other, seconds=8):
+        """Words of one do not come to the other for a while; those of the other come."""
+        return (f"silence {one} to {other}", lambda: self._site.silence(one, other),
+                lambda: self._site.hear(one, other), seconds)
+
     def all(self):
         """One at a time, and in pairs."""
         one = [self.kill("ns1"), self.kill("gw1"), self.cut("ns1", "gw1"), self.pause("ns2"), self.pause("gw2"),
-               self.restart("ns1"), self.restart("gw1")]
+               self.restart("ns1"), self.restart("gw1"), self.one_way("gw2", "ns1")]
         pairs = [(self.kill("ns1"), self.kill("gw1")), (self.kill("gw1"), self.kill("gw2")),
-                 (self.pause("ns2"), self.cut("ns1", "gw3"))]
+                 (self.pause("ns2"), self.cut("ns1", "gw3")), (self.cut("ns1", "gw1", 14), self.later(self.restart("ns2"), 6)),
+                 (self.kill("gw1", 8), self.later(self.deny("ns1"), 5))]
         return [(fault,) for fault in one] + pairs
 
 
@@ -553,7 +586,8 @@ def chaos_part(site):
     tasks = [(source, index % 2, index, over) for index, source in enumerate(lab.sources("crowd", 4)[1:13])]
     pool = client.Crowd(crowd, loaded, tasks)
     try:
-        for together in Chaos(site).all():
+        chaos = Chaos(site)
+        for together in chaos.all():
             what = " and ".join(name for name, *_ in together)
             live = [client.Download(crowd, "192.0.2.80", internet.bulk_address(number, 4), socket.SOCK_STREAM)
                     for number in opened(site, range(24000, 24000 + LIVE))]
@@ -575,7 +609,9 @@ def chaos_part(site):
     finally:
         with open(over, "w"):
             pass
-    return merged(pool.results()), faults
+    if chaos.denied is None:
+        faults.append("nothing was denied")
+    return merged(pool.results()), faults + chaos.faults
 
 
 def opened(site, numbers):

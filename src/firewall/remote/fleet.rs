@@ -106,6 +106,13 @@ impl Fleet {
     pub(super) fn is_fenced(&self, place: usize, now: Tick) -> Result<(), String> {
         let mut gateways = self.0.lock();
         let Some(gateway) = gateways.get(place) else { return Err("it is not known".into()) };
+        // It is back, knows that it lacks something, and lets nothing new through until it has that.
+        let is_back = gateway.gone_without
+            && now.since(gateway.since) >= 2 * BEAT
+            && gateway.says_now(now).is_some_and(|said| !said.waiting.is_empty());
+        if is_back {
+            return Ok(());
+        }
         if now.since(gateway.heard) < FENCED {
             return Err("it was heard less than 4 s ago".into());
         }
@@ -189,6 +196,12 @@ mod tests {
         fleet.heard(one, said("a", &["a", "b"]), at(5000));
         assert!(fleet.is_fenced(one, at(5000)).is_err(), "it came back");
         assert!(fleet.went_without(one));
+        let lacking =
+            || Standing { waiting: "a told addresses that are not open here yet".into(), ..said("a", &["a", "b"]) };
+        fleet.heard(one, lacking(), at(5250));
+        assert!(fleet.is_fenced(one, at(5250)).is_err(), "it may not know yet");
+        fleet.heard(one, lacking(), at(5500));
+        assert_eq!(fleet.is_fenced(one, at(5500)), Ok(()));
         fleet.caught_up(one);
         assert!(!fleet.went_without(one));
     }

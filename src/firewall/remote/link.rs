@@ -228,12 +228,15 @@ async fn serve(
             let what = tokio::select! {
                 _ = beats.tick() => {
                     let now = terms.clock.tick();
-                    if now.since(*heard.lock()) >= SILENT {
+                    let ago = now.since(*heard.lock());
+                    if ago >= SILENT {
                         break "it says nothing".to_owned();
                     }
                     let alive = terms.fleet.alive(terms.place, now);
                     let went_without = terms.fleet.went_without(terms.place);
-                    What::Beat(Beat { caught_up: state.caught_up.load(Ordering::Acquire), went_without, alive })
+                    let caught_up = state.caught_up.load(Ordering::Acquire);
+                    let heard_ago = u64::try_from(ago.as_micros()).unwrap_or(u64::MAX);
+                    What::Beat(Beat { caught_up, went_without, heard_ago, alive })
                 }
                 order = asked.recv() => {
                     let Some(Asked { what, reply }) = order else { break "it is not needed any more".to_owned() };

@@ -23,7 +23,7 @@ use crate::time::Tick;
 pub const VERSION: u32 = 1;
 
 /// The longest frame without its length, in octets.
-pub const LONGEST: usize = 4 << 20;
+pub const LONGEST: usize = 16 << 20;
 
 /// Changes, cuts or elements in one frame, at most.
 pub const CHUNK: usize = 16_384;
@@ -79,6 +79,9 @@ pub struct Beat {
     /// It told addresses without this gateway since that was last caught up with.
     #[prost(bool, tag = "3")]
     pub went_without: bool,
+    /// How long ago the enforcer was last heard, in microseconds: its words may not come here while ours come there.
+    #[prost(uint64, tag = "4")]
+    pub heard_ago: u64,
     /// Other resolvers that some enforcer hears, as it told this one.
     #[prost(string, repeated, tag = "2")]
     pub alive: Vec<String>,
@@ -501,7 +504,7 @@ mod tests {
         let cut = octets.len() - 1;
         assert_eq!(read::<Order>(&mut &octets[..cut]).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         let long = read::<Order>(&mut [0xff; 8].as_slice()).await.unwrap_err().to_string();
-        assert_eq!(long, "a frame of 4294967295 octets, of at most 4194304");
+        assert_eq!(long, "a frame of 4294967295 octets, of at most 16777216");
         let none = read::<Order>(&mut [0, 0, 0, 1, 0xff].as_slice()).await.unwrap_err().to_string();
         assert!(none.starts_with("a frame that is no message: "), "{none}");
     }

@@ -103,6 +103,7 @@ impl Plan for Settings {
             place,
             clock: clock.clone(),
         };
+        let clock = clock.clone();
         let fleet = Arc::clone(&self.fleet);
         Ok(Box::new(Remote {
             common: common.clone(),
@@ -112,6 +113,7 @@ impl Plan for Settings {
             place,
             adopted: None,
             begun: None,
+            clock,
         }))
     }
 }
@@ -128,6 +130,7 @@ struct Remote {
     adopted: Option<u64>,
     /// The reports of changes that are under way.
     begun: Option<Vec<Receiver<Became>>>,
+    clock: Clock,
 }
 
 impl Remote {
@@ -201,7 +204,7 @@ impl Firewall for Remote {
         self.common.required
     }
 
-    fn adopt(&mut self, layout: &Layout, now: Tick) -> Result<Vec<(Element, Tick)>, FirewallError> {
+    fn adopt(&mut self, layout: &Layout, _now: Tick) -> Result<Vec<(Element, Tick)>, FirewallError> {
         if let Some(terms) = self.terms.take() {
             let link = Link::start(terms).map_err(|error| FirewallError::Away(error.to_string()))?;
             link.await_first(START);
@@ -216,6 +219,8 @@ impl Firewall for Remote {
             let Became::Holds(holds) = self.next(&reports, LAYOUT)? else {
                 return Err(FirewallError::Away("it answers something else".into()));
             };
+            // What is left was told a moment ago: as late as what we told was early there.
+            let now = self.clock.tick();
             for held in &holds.elements {
                 if let Some(Change::Open { element, until }) = held.change(now) {
                     found.push((element, until));

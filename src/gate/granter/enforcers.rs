@@ -18,6 +18,9 @@ const SLOW: Duration = Duration::from_millis(50);
 /// would wait meanwhile.
 const REST: Duration = Duration::from_secs(5);
 
+/// How long a gateway that cannot be used is left alone.
+const AWAY: Duration = Duration::from_millis(100);
+
 /// From so many elements on they are restored instead of listed: a tenth of a second in nftables.
 const RESTORED: usize = 50_000;
 
@@ -328,7 +331,7 @@ impl Enforcers {
         let firewalls = self.firewalls.iter_mut().zip(&self.counts.enforcers);
         for ((firewall, counts), rest) in firewalls.zip(&mut self.rest_until) {
             let usable = counts.usable.load(Ordering::Relaxed);
-            if usable && matches!(firewall.drifted(), Ok(false)) || !usable && now < *rest {
+            if usable && matches!(firewall.drifted(), Ok(false)) {
                 continue;
             }
             let (is_fenced, was_fenced) = (firewall.is_fenced(now), counts.fenced.load(Ordering::Relaxed));
@@ -338,7 +341,11 @@ impl Enforcers {
                     tracing::warn!(firewall = %counts.name, "a gateway is silent and must have fenced; answers do not wait for it until it is back");
                 }
             }
-            let in_force = if ledger.len() < RESTORED { Vec::new() } else { ledger.in_force(now) };
+            if !usable && now < *rest {
+                continue;
+            }
+            let restored = ledger.len() >= RESTORED && !firewall.is_away();
+            let in_force = if restored { ledger.in_force(now) } else { Vec::new() };
             let repaired = take_over(&mut **firewall, &layout(), &in_force, now).and_then(|found| {
                 let changes = ledger.repair(&found, now);
                 firewall.apply(&changes, now).map(|failed| (changes.len(), failed.len()))
@@ -352,6 +359,8 @@ impl Enforcers {
             counts.usable.store(whole, Ordering::Relaxed);
             if !whole && !counts.required {
                 *rest = now + REST;
+            } else if !whole && firewall.is_away() {
+                *rest = now + AWAY;
             }
             match repaired {
                 Ok(_) if !whole && !usable => {}
@@ -386,6 +395,11 @@ impl Enforcers {
             counts.usable.store(false, Ordering::Relaxed);
             if !counts.required {
                 tracing::warn!(firewall = %counts.name, %error, "an advisory firewall did not take the layout");
+                continue;
+            }
+            // Answers wait for it, or it lets nothing new through: it is given the new layout before it counts.
+            if firewall.is_away() {
+                tracing::warn!(firewall = %counts.name, %error, "a gateway did not take the layout; it is given it when it is taken over");
                 continue;
             }
             let old = old();
