@@ -550,8 +550,12 @@ class Chaos:
     def later(self, fault, seconds):
         """A fault that begins while another one lasts."""
         name, begin, end, lasts = fault
-        timer = threading.Timer(seconds, begin)
-        return f"{name} after {seconds} s", timer.start, lambda: (timer.join(), end()), lasts
+
+        def wait():
+            time.sleep(seconds)
+            begin()
+
+        return f"{name} after {seconds} s", wait, end, lasts
 
     def deny(self, name):
         """A change of the operator, which has to be taken now."""
@@ -574,8 +578,8 @@ class Chaos:
         one = [self.kill("ns1"), self.kill("gw1"), self.cut("ns1", "gw1"), self.pause("ns2"), self.pause("gw2"),
                self.restart("ns1"), self.restart("gw1"), self.one_way("gw2", "ns1")]
         pairs = [(self.kill("ns1"), self.kill("gw1")), (self.kill("gw1"), self.kill("gw2")),
-                 (self.pause("ns2"), self.cut("ns1", "gw3")), (self.cut("ns1", "gw1", 14), self.later(self.restart("ns2"), 6)),
-                 (self.kill("gw1", 8), self.later(self.deny("ns1"), 5))]
+                 (self.pause("ns2"), self.cut("ns1", "gw3")), (self.cut("ns1", "gw1", 8), self.later(self.restart("ns2"), 6)),
+                 (self.kill("gw1", 3), self.later(self.deny("ns1"), 5))]
         return [(fault,) for fault in one] + pairs
 
 
