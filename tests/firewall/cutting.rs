@@ -295,6 +295,8 @@ fn one_of_a_hundred_thousand_connections_is_cut() {
     let mut wall = net.gateway.run(|| {
         let mut wall = firewall(forward());
         wall.adopt(&layout(vec![segment("office", &["192.0.2.0/24"], &[])]), now()).unwrap();
+        // Else the first end before a slow machine has begun the last.
+        set("netfilter/nf_conntrack_udp_timeout", "600");
         open(&mut wall, &[SERVER[0], OTHER[0]].map(|to| element(CLIENT[0], to, Service::Any)), MINUTE);
         wall
     });
@@ -330,7 +332,7 @@ fn one_of_a_hundred_thousand_connections_is_cut() {
             clock.tick().since(start)
         );
         let ended = cutting.join().unwrap().unwrap();
-        assert!(ended > 45_000, "{ended}: those that began first may have ended by themselves");
+        assert!(ended > 45_000, "{ended}");
         assert_eq!(cut(&wall, vec![of("", SERVER[0], None)]), 0);
     });
 }

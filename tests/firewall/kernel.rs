@@ -120,6 +120,16 @@ pub(crate) fn now() -> Tick {
     Clock::system().tick()
 }
 
+/// Whether the table here has an owner, as every table with a chain of ours must since Linux 6.9.
+pub(crate) fn owned() -> bool {
+    let owned = run("nft", &["list", "table", "inet", "outgate"]).contains("flags owner");
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+
+    assert!(owned || [numbers.next().unwrap(), numbers.next().unwrap()] < [6, 9], "{release}");
+    owned
+}
+
 /// What is live in the kernel, in seconds of remaining life, as a second look of the backend tells.
 pub(crate) fn live(firewall: &mut Nftables, layout: &Layout) -> BTreeMap<Element, f64> {
     let now = now();
