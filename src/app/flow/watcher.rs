@@ -263,6 +263,8 @@ impl Watcher {
     fn begin(&mut self) {
         self.look_at_rules();
         let list = self.list();
+        // What began while the log was read for the first time is judged by what was written until now.
+        self.follow();
         // Without a list, those that live are not told apart from those that began while nobody heard.
         self.lost |= list.is_none();
         for seen in list.unwrap_or_default() {
