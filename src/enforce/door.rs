@@ -129,13 +129,15 @@ impl Door {
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
         let who = certificate.and_then(|certificate| self.name_of(&certificate));
         let refused = |why: &str| Report { number: 0, became: Some(Became::Refused(why.into())) };
+        // Read whoever it is: a connection that is closed with something unread is reset, and the reason is lost.
+        let hello = read::<Order>(&mut stream).await;
         let Some(who) = who else {
             let why = "your certificate has the name of no resolver that is configured here";
             self.refuse(&self.refusals.stranger, peer, &why);
             drop(write(&mut stream, &refused(why)).await);
             return None;
         };
-        match read::<Order>(&mut stream).await {
+        match hello {
             Ok(Order { what: Some(What::Hello(Hello { version: VERSION })), .. }) => {}
             Ok(Order { what: Some(What::Hello(Hello { version })), .. }) => {
                 let why = format!("you speak version {version}, this enforcer speaks {VERSION}; upgrade the older one");
