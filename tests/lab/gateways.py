@@ -499,7 +499,7 @@ def refused(site):
               "try:\n b=s.recv(4096)\nexcept OSError as e:\n b=str(e).encode()\nprint(b)")
     directory, ns1 = site.directory, site.host("ns1")
     for what, name, frame, expected in (
-        ("no certificate", "", "0000000412020801", "alert|reset"),
+        ("no certificate", "", "0000000412020801", "alert|reset|pipe"),
         ("a stranger's", "stranger", "00000004120208 01", "no resolver that is configured"),
         ("another version", "ns2", "0000000412020809", "you speak version 9"),
         ("an over-long frame", "ns2", "ffffffff", "b''"),
