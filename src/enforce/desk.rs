@@ -49,7 +49,7 @@ pub struct DeskParts {
 }
 
 /// An order of a resolver, and where its reports go.
-pub struct Task {
+pub(super) struct Task {
     pub(super) who: Holder,
     pub(super) number: u64,
     pub(super) what: What,
@@ -94,7 +94,6 @@ struct Desk {
     layouts: Vec<Option<Layout>>,
     /// The one in force.
     layout: Layout,
-    usable: bool,
     sweep_at: Tick,
     figures: Arc<Figures>,
     clock: Clock,
@@ -105,7 +104,7 @@ struct Desk {
 ///
 /// # Errors
 /// The firewall or the state cannot be used, in a sentence.
-pub fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>, bool), String> {
+pub(super) fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>, bool), String> {
     let DeskParts { firewall, resolvers, state, never, max_grants, clock } = parts;
     let mut holds = Holds::default();
     let unusable =
@@ -126,7 +125,6 @@ pub fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>, bool),
         layout_file,
         layouts: resolvers.iter().map(|_| None).collect(),
         layout,
-        usable: false,
         sweep_at: Tick(0),
         figures: Arc::clone(&figures),
         clock,
@@ -166,11 +164,10 @@ impl Desk {
 
     /// Puts in force what is held, and nothing else; what is open and nobody is known to hold stays until its end.
     fn take_over(&mut self, known: bool, now: Tick) -> Result<(), FirewallError> {
-        self.usable = false;
         let in_force: Vec<_> = if known { self.holds.in_force(now).collect() } else { Vec::new() };
         // To list that much would take long.
         if in_force.len() >= RESTORED && self.firewall.restore(&self.layout, &in_force, now)? {
-            self.is_usable(true);
+            self.set_usable(true);
             return Ok(());
         }
         let found = self.firewall.adopt(&self.layout, now)?;
@@ -192,7 +189,8 @@ impl Desk {
         let is_there = |element: &Element, until: Tick| {
             there.get(element).is_some_and(|held| held.since(until) <= slack && until.since(*held) <= slack)
         };
-        let missing = self.holds.in_force(now).filter(|(element, until)| !is_there(element, *until));
+        // Where nobody is known to hold anything, what was found is all there is.
+        let missing = in_force.into_iter().filter(|(element, until)| !is_there(element, *until));
         changes.extend(missing.map(|(element, until)| Change::Open { element, until }));
         let failed = self.firewall.apply(&changes, now)?;
         if !failed.is_empty() {
@@ -201,18 +199,21 @@ impl Desk {
                 why: format!("{} of {} changes were not taken", failed.len(), changes.len()),
             });
         }
-        self.is_usable(true);
+        self.set_usable(true);
         Ok(())
     }
 
     /// Where it is not, the doors answer nobody: to the resolvers it is a gateway that is silent.
-    fn is_usable(&mut self, usable: bool) {
-        self.usable = usable;
+    fn set_usable(&self, usable: bool) {
         self.figures.usable.store(usable, Ordering::Release);
     }
 
+    fn is_usable(&self) -> bool {
+        self.figures.usable.load(Ordering::Acquire)
+    }
+
     fn repair(&mut self, now: Tick) {
-        let usable = self.usable;
+        let usable = self.is_usable();
         if usable && matches!(self.firewall.drifted(), Ok(false)) {
             return;
         }
@@ -226,7 +227,7 @@ impl Desk {
                 tracing::warn!("the firewall was changed by somebody else, or had failed; it is repaired");
             }
             Err(error) => {
-                self.is_usable(false);
+                self.set_usable(false);
                 if usable {
                     tracing::error!(%error, "the firewall cannot be used; nothing is acknowledged until it can");
                 }
@@ -299,7 +300,7 @@ impl Desk {
     /// Lays out what a resolver wants: its own segments and static rules, and what is denied by any of them.
     fn lay(&mut self, who: Holder, message: &LayoutMessage) -> Result<(), String> {
         let given = message.read().ok_or("the layout cannot be read")?;
-        if !self.usable {
+        if !self.is_usable() {
             return Err("the firewall cannot be used".into());
         }
         let mut denied: Vec<Prefix> = given.denied.clone();
@@ -311,7 +312,7 @@ impl Desk {
         let next = Layout { segments: given.segments.clone(), denied };
         if next != self.layout {
             if let Err(error) = self.firewall.arrange(&next) {
-                self.is_usable(false);
+                self.set_usable(false);
                 return Err(error.to_string());
             }
             self.layout = next;
@@ -340,7 +341,7 @@ impl Desk {
 
     /// Makes a resolver's changes; the indexes of those that failed.
     fn apply(&mut self, who: Holder, changes: &Changes) -> Result<Vec<u32>, String> {
-        if !self.usable {
+        if !self.is_usable() {
             return Err("the firewall cannot be used".into());
         }
         let now = self.clock.tick();
@@ -357,7 +358,7 @@ impl Desk {
             Change::Close { element } => (element, None),
         });
         if let Err(error) = self.journal.write(who, ends) {
-            self.is_usable(false);
+            self.set_usable(false);
             tracing::error!(%error, "the journal in the state directory cannot be written; nothing is acknowledged until it can");
             return Err(format!("the journal cannot be written: {error}"));
         }
@@ -379,7 +380,7 @@ impl Desk {
         self.show();
         if let Err(error) = applied {
             // What is in force is not known any more.
-            self.is_usable(false);
+            self.set_usable(false);
             tracing::error!(%error, "the firewall did not take a batch; nothing is acknowledged until it is repaired");
             return Err(error.to_string());
         }
@@ -460,5 +461,4 @@ fn read_layout(path: &Path) -> Option<Layout> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

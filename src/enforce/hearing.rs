@@ -36,18 +36,17 @@ impl Resolver {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Hearing(Vec<Resolver>);
+pub(super) struct Hearing(Vec<Resolver>);
 
 impl Hearing {
     /// Of resolvers that were not heard yet. `known`: what they want open is here, as a process before left it.
-    #[must_use]
-    pub fn new(names: &[String], known: bool) -> Self {
+    pub(super) fn new(names: &[String], known: bool) -> Self {
         let resolver = |name: &String| Resolver { name: name.clone(), begins: !known, ..Resolver::default() };
         Self(names.iter().map(resolver).collect())
     }
 
     /// A resolver said that it lives.
-    pub fn heard(&mut self, who: usize, beat: Beat, now: Tick) {
+    pub(super) fn heard(&mut self, who: usize, beat: Beat, now: Tick) {
         self.judge(now);
         if let Some(resolver) = self.0.get_mut(who) {
             // It goes on without this gateway by what it hears, not by what is heard of it.
@@ -87,7 +86,7 @@ impl Hearing {
     }
 
     /// Its connection ended: it does not count as alive by what it said. It may be there again before it counts as gone.
-    pub fn left(&mut self, who: usize, now: Tick) {
+    pub(super) fn left(&mut self, who: usize, now: Tick) {
         self.judge(now);
         if let Some(resolver) = self.0.get_mut(who) {
             resolver.heard = None;
@@ -95,20 +94,18 @@ impl Hearing {
     }
 
     /// Everybody's name.
-    #[must_use]
-    pub fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         self.0.iter().map(|resolver| resolver.name.clone()).collect()
     }
 
     /// Who is heard.
-    #[must_use]
-    pub fn all_heard(&self, now: Tick) -> Vec<String> {
+    pub(super) fn all_heard(&self, now: Tick) -> Vec<String> {
         let heard = self.0.iter().filter(|resolver| Resolver::is_within(resolver.heard, now, ALIVE));
         heard.map(|resolver| resolver.name.clone()).collect()
     }
 
     /// Every resolver, and whether it drives this gateway.
-    pub fn driving(&self, now: Tick) -> impl Iterator<Item = (&str, bool)> {
+    pub(super) fn driving(&self, now: Tick) -> impl Iterator<Item = (&str, bool)> {
         self.0.iter().map(move |resolver| (&*resolver.name, Resolver::is_within(resolver.drove, now, FENCE)))
     }
 
@@ -116,7 +113,7 @@ impl Hearing {
     ///
     /// # Errors
     /// Why not, as a clause.
-    pub fn is_ready(&mut self, now: Tick) -> Result<(), String> {
+    pub(super) fn is_ready(&mut self, now: Tick) -> Result<(), String> {
         self.judge(now);
         if !self.driving(now).any(|(_, drives)| drives) {
             return Err(match self.0.iter().any(|resolver| resolver.drove.is_some()) {

@@ -12,62 +12,52 @@ use crate::net::Element;
 use crate::time::Tick;
 
 /// A resolver's place in the configuration.
-pub type Holder = u8;
+pub(super) type Holder = u8;
 
 /// Who holds what was in force when nobody knew for whom: what the journal of another process would say.
-pub const NOBODY: Holder = Holder::MAX;
+pub(super) const NOBODY: Holder = Holder::MAX;
 
 /// One element's, by holder; few.
 type Ends = SmallVec<[(Holder, Tick); 2]>;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Holds {
+pub(super) struct Holds {
     ends: HashMap<Element, Ends, RandomState>,
 }
 
 /// How an element was held before it changed, to put it back.
 #[derive(Debug)]
-pub struct Before {
+pub(super) struct Before {
     element: Element,
     ends: Ends,
 }
 
 impl Before {
     /// Which element.
-    #[must_use]
-    pub const fn element(&self) -> &Element {
+    pub(super) const fn element(&self) -> &Element {
         &self.element
     }
 
     /// For how long `holder` held it.
-    #[must_use]
-    pub fn of(&self, holder: Holder) -> Option<Tick> {
+    pub(super) fn of(&self, holder: Holder) -> Option<Tick> {
         self.ends.iter().find(|(held_by, _)| *held_by == holder).map(|(_, end)| *end)
     }
 }
 
 impl Holds {
     /// How many elements anybody holds, those that are over and were not swept among them.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Nobody holds anything.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
     /// Whether anybody holds it.
-    #[must_use]
-    pub fn has(&self, element: &Element) -> bool {
+    pub(super) fn has(&self, element: &Element) -> bool {
         self.ends.contains_key(element)
     }
 
     /// Makes a holder's change: what changes in force by it, and how it was before.
-    pub fn change(&mut self, holder: Holder, change: &Change, now: Tick) -> (Option<Change>, Before) {
+    pub(super) fn change(&mut self, holder: Holder, change: &Change, now: Tick) -> (Option<Change>, Before) {
         let element = *change.element();
         let held = self.ends.entry(element).or_default();
         let before = Before { element, ends: held.clone() };
@@ -94,7 +84,7 @@ impl Holds {
     }
 
     /// Takes a change back.
-    pub fn put_back(&mut self, before: Before) {
+    pub(super) fn put_back(&mut self, before: Before) {
         if before.ends.is_empty() {
             self.ends.remove(&before.element);
         } else {
@@ -103,7 +93,7 @@ impl Holds {
     }
 
     /// What a holder holds.
-    pub fn of(&self, holder: Holder, now: Tick) -> impl Iterator<Item = (Element, Tick)> {
+    pub(super) fn of(&self, holder: Holder, now: Tick) -> impl Iterator<Item = (Element, Tick)> {
         let one = move |(element, ends): (&Element, &Ends)| {
             let end = ends.iter().find(|(by, end)| *by == holder && *end > now)?.1;
             Some((*element, end))
@@ -112,27 +102,19 @@ impl Holds {
     }
 
     /// All that is to be in force.
-    pub fn in_force(&self, now: Tick) -> impl Iterator<Item = (Element, Tick)> {
+    pub(super) fn in_force(&self, now: Tick) -> impl Iterator<Item = (Element, Tick)> {
         self.ends.iter().filter_map(move |(element, ends)| Some((*element, last(ends, now)?)))
     }
 
     /// Every hold, for the journal.
-    pub fn all(&self) -> impl Iterator<Item = (Holder, Element, Tick)> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (Holder, Element, Tick)> {
         self.ends.iter().flat_map(|(element, ends)| ends.iter().map(|(holder, end)| (*holder, *element, *end)))
     }
 
     /// Forgets what is over.
-    pub fn sweep(&mut self, now: Tick) {
+    pub(super) fn sweep(&mut self, now: Tick) {
         self.ends.retain(|_, ends| {
             ends.retain(|(_, end)| *end > now);
-            !ends.is_empty()
-        });
-    }
-
-    /// Forgets one holder, who is none any more.
-    pub fn forget(&mut self, is_holder: impl Fn(Holder) -> bool) {
-        self.ends.retain(|_, ends| {
-            ends.retain(|(holder, _)| is_holder(*holder));
             !ends.is_empty()
         });
     }
@@ -219,6 +201,6 @@ mod tests {
         assert_eq!(changed, None, "it is open for longer");
         let (changed, _) = holds.change(0, &Change::Close { element: element(1) }, Tick(0));
         assert_eq!(changed, Some(Change::Close { element: element(1) }));
-        assert!(holds.is_empty());
+        assert_eq!(holds.len(), 0);
     }
 }

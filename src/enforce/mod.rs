@@ -5,7 +5,7 @@
 //!                              └─ beats ──► hearing: may new flows be led through this gateway?
 //! ```
 //!
-//! An order is answered when it is in the kernel. What is open is the longest of what any resolver wants ([`Holds`]).
+//! An order is answered when it is in the kernel. What is open is the longest of what any resolver wants (`holds`).
 
 mod desk;
 mod door;
@@ -19,10 +19,10 @@ use parking_lot::Mutex;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-pub use self::desk::{DeskParts, Figures, start};
+use self::desk::start;
+pub use self::desk::{DeskParts, Figures};
 pub use self::door::{Door, Refusals};
-pub use self::hearing::Hearing;
-pub use self::holds::{Before, Holder, Holds, NOBODY};
+use self::hearing::Hearing;
 use crate::time::Clock;
 
 /// Resolvers of one enforcer, at most.

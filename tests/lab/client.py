@@ -113,6 +113,11 @@ class Crowd:
             return [future.result() for future in self._futures]
 
 
+def total(counts):
+    """The sum of many clients' counts; of what went wrong, all."""
+    return {key: sum((count[key] for count in counts), type(counts[0][key])()) for key in counts[0]}
+
+
 class Download:
     """Bytes that keep coming from a web server of the lab's internet, over TCP or UDP, read by a thread of its own."""
 

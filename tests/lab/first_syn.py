@@ -117,11 +117,6 @@ def ages(task):
     return count
 
 
-def total(counts):
-    """The sum of many clients' counts; of what went wrong, all."""
-    return {key: sum((count[key] for count in counts), type(counts[0][key])()) for key in counts[0]}
-
-
 def shown(count):
     """A count with no more than a few examples of what went wrong."""
     return {**count, "wrong": count["wrong"][:5]}
@@ -141,7 +136,7 @@ def main():
         before = crowd.counter("TCPSynRetrans")
         started = time.monotonic()
         tasks = [(*who, range(index, FRESH, 32)) for index, who in enumerate(clients(32))]
-        first = total(client.Crowd(crowd, fresh, tasks).results())
+        first = client.total(client.Crowd(crowd, fresh, tasks).results())
         first["seconds"] = round(time.monotonic() - started, 1)
         first["names"] = FRESH
         print(json.dumps({"fresh": shown(first)}), flush=True)
@@ -152,7 +147,7 @@ def main():
             time.sleep(1)
             built.node.reload()
             reloads += 1
-        second = total(pool.results())
+        second = client.total(pool.results())
         second["reloads"] = reloads
         second["revisions"] = len({record["policy"] for record in built.node.records("query")})
         print(json.dumps({"ages": shown(second)}), flush=True)

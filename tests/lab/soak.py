@@ -227,7 +227,7 @@ def main():
         results = pool.results()
         over.set()
         ended = {program.name: program.result(30) for program in real}
-        total = {kind: gateways.merged([result for result, task in zip(results, tasks) if task[0] == kind]) for kind in HABITS}
+        total = {kind: client.total([result for result, task in zip(results, tasks) if task[0] == kind]) for kind in HABITS}
         connected = sum(count["connected"] for count in [*total.values(), *ended.values()])
         refused = [fault for count in total.values() for fault in count["refused"]]
         of_programs = [f"{name}: {line}" for name, count in ended.items() for line in count["refused"]]

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, split};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, sleep, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::message::{Answer, Standing, VERSION, Words, read, write};
 use super::{BEAT, LATE, Peer, SILENT, State, Tls, Waiting};
 use crate::app::changes::News;
 use crate::app::node::RunningNode;
+use crate::firewall::remote::dial;
 use crate::time::Tick;
 
 /// How long a connection may take to be made, its first words included.
@@ -59,10 +58,7 @@ async fn keep(node: &RunningNode, peer: &Peer) {
 
 async fn connect(peer: &Peer, tls: Tls) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, String> {
     let settings = &peer.settings;
-    let tcp = TcpStream::connect((settings.host.as_str(), settings.port)).await.map_err(|error| error.to_string())?;
-    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-    let connecting = TlsConnector::from(tls.dials).connect(settings.shown.clone(), tcp);
-    let mut stream = connecting.await.map_err(|error| format!("TLS: {error}"))?;
+    let mut stream = dial((&settings.host, settings.port), settings.shown.clone(), tls.dials).await?;
     write(&mut stream, &Words::Hello { version: VERSION }).await.map_err(|error| error.to_string())?;
     match read(&mut stream).await {
         Ok(Answer::Welcome { version: VERSION }) => Ok(stream),

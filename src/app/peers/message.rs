@@ -8,10 +8,10 @@ use std::io;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::app::changes::News;
-use crate::firewall::remote::message::{LONGEST, read_frame};
+use crate::firewall::remote::message::{HEAD, read_frame, write_frame};
 
 /// The version of what is said. Nodes of different ones do not talk.
 pub(super) const VERSION: u32 = 1;
@@ -55,17 +55,9 @@ pub(super) struct Standing {
 
 /// Writes one frame.
 pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), said: &impl Serialize) -> io::Result<()> {
-    let mut frame = vec![0; 4];
+    let mut frame = HEAD.to_vec();
     serde_json::to_writer(&mut frame, said)?;
-    let length = frame.len() - 4;
-    if length > LONGEST {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "what is told is longer than a frame may be"));
-    }
-    if let Some(head) = frame.first_chunk_mut() {
-        *head = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
-    }
-    to.write_all(&frame).await?;
-    to.flush().await
+    write_frame(to, frame).await
 }
 
 /// Reads one frame; not to be cancelled half way.

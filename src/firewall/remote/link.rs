@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -46,7 +47,8 @@ struct Asked {
     reply: replies::Sender<Became>,
 }
 
-/// The handle; the thread ends with it.
+/// The handle; the thread ends with the last of them.
+#[derive(Clone)]
 pub(super) struct Link {
     orders: mpsc::Sender<Asked>,
     state: Arc<State>,
@@ -122,13 +124,6 @@ impl Link {
         drop(self.orders.try_send(Asked { what, reply }));
         reports
     }
-
-    /// For threads of their own.
-    pub(super) fn remote(&self) -> impl Fn(What) -> replies::Receiver<Became> + Send + use<> {
-        let orders = self.orders.clone();
-        let link = Self { orders, state: Arc::clone(&self.state) };
-        move |what| link.order(what)
-    }
 }
 
 /// Connects again and again, until the handle is gone.
@@ -166,10 +161,7 @@ async fn run(terms: &Terms, state: &State, mut asked: mpsc::Receiver<Asked>) {
 async fn connect(terms: &Terms) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, String> {
     let name = ServerName::try_from(terms.host.clone())
         .map_err(|_| format!("{} is no name that a certificate could have", terms.host))?;
-    let tcp = TcpStream::connect((terms.host.as_str(), terms.port)).await.map_err(|error| error.to_string())?;
-    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-    let connector = TlsConnector::from(Arc::clone(&terms.tls));
-    let mut stream = connector.connect(name, tcp).await.map_err(|error| format!("TLS: {error}"))?;
+    let mut stream = dial((&terms.host, terms.port), name, Arc::clone(&terms.tls)).await?;
     let hello = Order { number: 0, what: Some(What::Hello(Hello { version: VERSION })) };
     write(&mut stream, &hello).await.map_err(|error| error.to_string())?;
     let report: Report = read(&mut stream).await.map_err(|error| match error.kind() {
@@ -184,6 +176,20 @@ async fn connect(terms: &Terms) -> Result<impl AsyncRead + AsyncWrite + Unpin + 
         Some(Became::Refused(why)) => Err(format!("it refused: {why}")),
         _ => Err("it does not speak as an enforcer".into()),
     }
+}
+
+/// Connects and makes the handshake; `name` is the one that the certificate there has to have.
+///
+/// # Errors
+/// Why not, as a clause.
+pub async fn dial(
+    to: (&str, u16),
+    name: ServerName<'static>,
+    tls: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, String> {
+    let tcp = TcpStream::connect(to).await.map_err(|error| error.to_string())?;
+    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| format!("TLS: {error}"))
 }
 
 /// Serves one connection to its end; why it ended.

@@ -25,6 +25,9 @@ pub const VERSION: u32 = 1;
 /// The longest frame without its length, in octets.
 pub const LONGEST: usize = 16 << 20;
 
+/// The room for a frame's length.
+pub const HEAD: [u8; 4] = [0; 4];
+
 /// Changes, cuts or elements in one frame, at most.
 pub const CHUNK: usize = 16_384;
 
@@ -380,13 +383,23 @@ impl LayoutMessage {
 /// # Errors
 /// The connection's; a message that is too long for a frame.
 pub async fn write(to: &mut (impl AsyncWrite + Unpin), message: &impl Message) -> io::Result<()> {
-    let length = message.encoded_len();
+    let mut frame = HEAD.to_vec();
+    message.encode_raw(&mut frame);
+    write_frame(to, frame).await
+}
+
+/// Writes a frame whose octets follow [`HEAD`], where its length is filled in.
+///
+/// # Errors
+/// The connection's; more than a frame may have.
+pub async fn write_frame(to: &mut (impl AsyncWrite + Unpin), mut frame: Vec<u8>) -> io::Result<()> {
+    let length = frame.len() - HEAD.len();
     if length > LONGEST {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is longer than a frame may be"));
     }
-    let mut frame = Vec::with_capacity(4 + length);
-    frame.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-    message.encode_raw(&mut frame);
+    if let Some(head) = frame.first_chunk_mut() {
+        *head = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    }
     to.write_all(&frame).await?;
     to.flush().await
 }

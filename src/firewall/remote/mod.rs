@@ -25,6 +25,7 @@ use crate::time::{Clock, Tick};
 use crate::trust::ClientTls;
 
 pub use self::fleet::{ALIVE, BEAT, FENCE, FENCED, Fleet};
+pub use self::link::dial;
 
 /// The port where `server` names none. Not registered.
 pub const PORT: u16 = 8953;
@@ -267,13 +268,13 @@ impl Firewall for Remote {
     }
 
     fn cutter(&self, cuts: &Arc<[Cut]>) -> Cutter {
-        let remote = self.link().map(Link::remote);
+        let link = self.link().cloned();
         let cuts = Arc::clone(cuts);
         Box::new(move || {
-            let order = remote?;
+            let link = link?;
             let mut ended = 0;
             for cuts in cuts.chunks(CHUNK) {
-                let reports = order(What::Cut(Cutting { cuts: cuts.iter().map(CutMessage::from).collect() }));
+                let reports = link.order(What::Cut(Cutting { cuts: cuts.iter().map(CutMessage::from).collect() }));
                 match reports.recv_timeout(CUT) {
                     Ok(Became::Ended(count)) => ended += count,
                     Ok(Became::Refused(why)) => return Err(FirewallError::Refused(why)),
