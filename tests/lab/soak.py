@@ -23,9 +23,9 @@ import threading
 import time
 
 import client
-import gateways
 import internet
 import lab
+import machines
 import packets
 
 NAMES = [f"n{number}.example.com" for number in range(24)]
@@ -122,7 +122,7 @@ def habit(task):
     """One client; what it saw."""
     kind, source, seed, seconds = task
     chance = random.Random(seed)
-    order = list(gateways.RESOLVERS.values())
+    order = list(machines.RESOLVERS.values())
     chance.shuffle(order)
     askers = [client.Asker(source, f"192.0.2.{last}") for last in order]
     count = {"connected": 0, "unanswered": 0, "refused": []}
@@ -132,7 +132,7 @@ def habit(task):
         name = chance.choice(NAMES)
         until, addresses = kept.get(name, (0, []))
         if until < time.monotonic():
-            reply, _, _ = gateways.ask_both(askers, name, lambda message: None, 3.0)
+            reply, _, _ = machines.ask_both(askers, name, packets.A, lambda message: None, 3.0)
             if reply is None or not reply.addresses:
                 count["unanswered"] += 1
                 continue
@@ -156,7 +156,7 @@ class Program:
     def __init__(self, site, source, command):
         conf = f"{site.directory}/resolv.conf"
         with open(conf, "w") as file:
-            file.writelines(f"nameserver 192.0.2.{last}\n" for last in gateways.RESOLVERS.values())
+            file.writelines(f"nameserver 192.0.2.{last}\n" for last in machines.RESOLVERS.values())
             file.write("options timeout:1 attempts:3\n")
         bound = ["unshare", "--mount", "sh", "-c", f'mount --bind {conf} /etc/resolv.conf && exec "$@"', "sh", *command]
         self.source, self.name = source, os.path.basename(command[0])
@@ -195,7 +195,7 @@ def programs(site, seconds):
 def told_of(site, source, address):
     """What the logs of both resolvers say of an address that was refused."""
     found = []
-    for name in gateways.RESOLVERS:
+    for name in machines.RESOLVERS:
         with open(f"{site.directory}/{name}/query.jsonl", "rb") as file:
             for line in file:
                 line = line.strip(b"\0\n")
@@ -209,14 +209,14 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=float(os.environ.get("SOAK_SECONDS", "180")))
     seconds = parser.parse_args().seconds
-    with gateways.Site(outside) as site:
+    with machines.Site(outside) as site:
         # As an operator has it: five minutes at least, and a minute beyond the TTL.
-        gateways.RUN = gateways.RUN.replace('grace   = "2s"', 'grace   = "60s"').replace('hold    = "30s"', f'hold    = "{HOLD}s"')
+        machines.RUN = machines.RUN.replace('grace   = "2s"', 'grace   = "60s"').replace('hold    = "30s"', f'hold    = "{HOLD}s"')
         site.configure("remote")
-        for name in [*gateways.GATEWAYS, *gateways.RESOLVERS]:
+        for name in [*machines.GATEWAYS, *machines.RESOLVERS]:
             site.start(name)
         site.watch()
-        site.wait(gateways.GATEWAYS)
+        site.wait(machines.GATEWAYS)
         sources = lab.sources("crowd", 4)[1:]
         kinds = [kind for kind, count in HABITS.items() for _ in range(count)]
         tasks = [(kind, sources[index % len(sources)], index, seconds) for index, kind in enumerate(kinds)]
@@ -248,7 +248,7 @@ def main():
         if connected < 100 * seconds:
             faults.append(f"too few connections to mean anything: {connected}")
         if faults:
-            faults += [f"{name}:\n{site.diagnostics(name)}" for name in [*gateways.RESOLVERS, *gateways.GATEWAYS]]
+            faults += [f"{name}:\n{site.diagnostics(name)}" for name in [*machines.RESOLVERS, *machines.GATEWAYS]]
     print("\n".join(faults) or "whoever was told an address could connect to it for as long as it was held")
     return 1 if faults else 0
 
