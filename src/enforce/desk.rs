@@ -13,13 +13,14 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::holds::{Before, Holder, Holds, NOBODY};
 use super::journal::Journal;
 use crate::firewall::remote::message::{
-    Became, CHUNK, Changes, CutMessage, Cutting, Done, Held, Holds as HoldsMessage, LayoutMessage, Report, What,
+    Became, CHUNK, Changes, CutMessage, Cutting, Done, EndMessage, Held, Holds as HoldsMessage, LayoutMessage, Report,
+    What,
 };
 use crate::firewall::{Firewall, FirewallError};
 use crate::grant::Change;
 use crate::net::{Element, Prefix};
 use crate::policy::{Layout, NeverGranted};
-use crate::time::{Clock, Tick};
+use crate::time::{Clock, Tick, Wall};
 
 /// How often it looks after itself when nobody asks.
 const IDLE: Duration = Duration::from_millis(250);
@@ -94,6 +95,8 @@ struct Desk {
     layouts: Vec<Option<Layout>>,
     /// The one in force.
     layout: Layout,
+    /// What of it ends by itself; what is left is reckoned from the start of the machine.
+    ends: Vec<EndMessage>,
     sweep_at: Tick,
     figures: Arc<Figures>,
     clock: Clock,
@@ -112,7 +115,7 @@ pub(super) fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>,
     let (journal, known) = Journal::open(&state, &resolvers, &mut holds).map_err(unusable)?;
     let layout_file = state.join("layout");
     // Without one nothing has a segment, and nothing passes. That of another start of the machine may be long out of force.
-    let layout = if known { read_layout(&layout_file) } else { None }.unwrap_or_default();
+    let (layout, ends) = if known { read_layout(&layout_file) } else { None }.unwrap_or_default();
     let figures = Figures { held: resolvers.iter().map(|_| AtomicU64::new(0)).collect(), ..Figures::default() };
     let figures = Arc::new(figures);
     let mut desk = Desk {
@@ -125,12 +128,14 @@ pub(super) fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>,
         layout_file,
         layouts: resolvers.iter().map(|_| None).collect(),
         layout,
+        ends,
         sweep_at: Tick(0),
         figures: Arc::clone(&figures),
         clock,
     };
     let now = desk.clock.tick();
     desk.holds.sweep(now);
+    desk.end(now);
     desk.take_over(known, now).map_err(|error| format!("firewall \"{}\": {error}", desk.firewall.name()))?;
     desk.tend(now);
     let (tasks, waiting) = sync_channel(QUEUE);
@@ -150,6 +155,7 @@ impl Desk {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let now = self.clock.tick();
+            self.end(now);
             self.repair(now);
             if self.sweep_at <= now {
                 self.tend(now);
@@ -235,6 +241,27 @@ impl Desk {
         }
     }
 
+    /// Puts the layout in force without what ended by itself: no resolver may be there to say so.
+    fn end(&mut self, now: Tick) {
+        let (ended, rest): (Vec<_>, _) = std::mem::take(&mut self.ends).into_iter().partition(|end| end.left <= now.0);
+        self.ends = rest;
+        if ended.is_empty() {
+            return;
+        }
+        for end in ended {
+            tracing::info!(segment = end.segment, rule = end.network, "a static rule, or observing, has ended");
+            end.take_from(&mut self.layout);
+        }
+        // Where it is not usable, it is laid out when it is repaired.
+        if self.is_usable()
+            && let Err(error) = self.firewall.arrange(&self.layout)
+        {
+            self.set_usable(false);
+            tracing::error!(%error, "what ended could not be closed; nothing is acknowledged until it is");
+        }
+        self.keep_layout();
+    }
+
     fn tend(&mut self, now: Tick) {
         self.sweep_at = now + SWEEP;
         self.holds.sweep(now);
@@ -316,10 +343,11 @@ impl Desk {
                 return Err(error.to_string());
             }
             self.layout = next;
-            if let Err(error) = self.keep_layout() {
-                tracing::warn!(%error, "the layout could not be kept; after a restart nothing new passes until a resolver is heard");
-            }
         }
+        let now = self.clock.tick();
+        let reckoned = |end: &EndMessage| EndMessage { left: end.left.saturating_add(now.0), ..end.clone() };
+        self.ends = message.ends.iter().map(reckoned).collect();
+        self.keep_layout();
         if let Some(layout) = self.layouts.get_mut(usize::from(who)) {
             *layout = Some(given);
         }
@@ -333,10 +361,15 @@ impl Desk {
         Ok(())
     }
 
-    fn keep_layout(&self) -> std::io::Result<()> {
+    fn keep_layout(&self) {
+        let message = LayoutMessage { ends: self.ends.clone(), ..LayoutMessage::new(&self.layout, Wall(0)) };
         let next = self.layout_file.with_extension("next");
-        std::fs::write(&next, LayoutMessage::from(&self.layout).encode_to_vec())?;
-        std::fs::rename(&next, &self.layout_file)
+        let written = std::fs::write(&next, message.encode_to_vec());
+        if let Err(error) = written.and_then(|()| std::fs::rename(&next, &self.layout_file)) {
+            // An older one may say more than is open by now.
+            drop(std::fs::remove_file(&self.layout_file));
+            tracing::warn!(%error, "the layout could not be kept; after a restart nothing new passes until a resolver is heard");
+        }
     }
 
     /// Makes a resolver's changes; the indexes of those that failed.
@@ -456,8 +489,9 @@ impl Desk {
     }
 }
 
-fn read_layout(path: &Path) -> Option<Layout> {
-    LayoutMessage::decode(std::fs::read(path).ok()?.as_slice()).ok()?.read()
+fn read_layout(path: &Path) -> Option<(Layout, Vec<EndMessage>)> {
+    let message = LayoutMessage::decode(std::fs::read(path).ok()?.as_slice()).ok()?;
+    Some((message.read()?, message.ends))
 }
 
 #[cfg(test)]

@@ -408,6 +408,8 @@ names    = ["**.track.example.com"]
         let observes = |now| policy.layout(now).segments.iter().map(|segment| segment.observe).collect::<Vec<_>>();
         assert_eq!(observes(NOW), [true, false, false]);
         assert_eq!(observes(end), [false, false, false]);
+        let ends = |now| policy.layout(now).segments.into_iter().flat_map(|segment| segment.ends).collect::<Vec<_>>();
+        assert_eq!((ends(NOW), ends(end)), (vec![(None, end)], vec![]));
         let rows = [
             ("x.example.com", RecordType::A, "permit one", "permit one"),
             ("x.example.com", RecordType::TXT, "observe type one", "type NoData one"),

@@ -130,6 +130,8 @@ pub struct SegmentLayout {
     pub sources: Vec<Prefix>,
     /// Static rules for addresses (`networks` rules).
     pub networks: Vec<(Prefix, Services)>,
+    /// What of this ends by itself, and when: a static rule; or, without one, that everything passes.
+    pub ends: Vec<(Option<(Prefix, Services)>, Wall)>,
 }
 
 impl Policy {
@@ -202,6 +204,7 @@ impl Policy {
             observe: segment.observes(now),
             sources: segment.sources.clone(),
             networks: segment.open_networks(now),
+            ends: segment.ends(now),
         });
         let mut denied: Vec<Prefix> = self.denying(now).flat_map(|(_, rule)| &rule.networks).copied().collect();
         denied.sort_unstable();
@@ -295,5 +298,29 @@ allow_tenant_wildcard = true
         let partner = policy.rule(RuleIndex(1));
         assert_eq!((&*partner.id, partner.owner.as_deref(), partner.place.line), ("partner", Some("platform"), 11));
         assert_eq!(partner.ticket.as_deref(), Some("NET-7"));
+    }
+
+    #[test]
+    fn what_several_rules_open_ends_with_the_last_of_them() {
+        let rule = |id: &str, ports: &str, expires: &str| {
+            format!(
+                "[[rule]]\nid = \"{id}\"\naction = \"allow\"\nsegments = [\"*\"]\nnetworks = [\"192.88.98.0/24\"]\n\
+                 ports = [\"{ports}\"]\n{expires}\n"
+            )
+        };
+        let policy = policy(
+            &[
+                "[[segment]]\nname = \"office\"\nclients = [\"192.0.2.0/24\"]\n".to_owned(),
+                rule("one", "tcp/22", "expires = 2001-10-01T00:00:00Z"),
+                rule("two", "tcp/22", "expires = 2001-11-01T00:00:00Z"),
+                rule("three", "tcp/23", "expires = 2001-11-01T00:00:00Z"),
+                rule("four", "tcp/23", ""),
+                rule("over", "tcp/24", "expires = 2001-09-01T00:00:00Z"),
+            ]
+            .concat(),
+        );
+        let segment = policy.layout(NOW).segments.remove(0);
+        assert_eq!(segment.networks.len(), 2);
+        assert_eq!(segment.ends, [(Some(segment.networks[0]), Wall::from_civil(2001, 11, 1, 0))]);
     }
 }

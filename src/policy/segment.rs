@@ -73,6 +73,17 @@ impl Segment {
         open
     }
 
+    /// What of that, and of its observing, ends later, and when: of several rules for the same the last end counts.
+    pub(super) fn ends(&self, now: Wall) -> Vec<(Option<(Prefix, Services)>, Wall)> {
+        let same = |a: &(Prefix, Services, _), b: &(Prefix, Services, _)| (a.0, a.1) == (b.0, b.1);
+        let networks = self.networks.chunk_by(same).filter_map(|rules| {
+            let (prefix, services, _) = rules.first()?;
+            let ends = rules.iter().map(|(.., end)| *end).collect::<Option<Vec<_>>>()?;
+            Some((Some((*prefix, *services)), ends.into_iter().max()?))
+        });
+        self.observe_until.map(|end| (None, end)).into_iter().chain(networks).filter(|(_, end)| now < *end).collect()
+    }
+
     /// Takes a client in that none of its prefixes has to hold.
     pub(super) fn receive(&mut self, client: Prefix) {
         if self.clients_connect {

@@ -100,6 +100,7 @@ pub(crate) fn segment(name: &str, sources: &[&str], networks: &[(&str, &str)]) -
         observe: name.starts_with("observed"),
         sources: sources.iter().map(|prefix| prefix.parse().unwrap()).collect(),
         networks: networks.iter().map(|(p, s)| (p.parse().unwrap(), s.parse().unwrap())).collect(),
+        ends: Vec::new(),
     }
 }
 

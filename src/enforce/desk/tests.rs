@@ -73,7 +73,7 @@ impl Running {
     }
 
     fn adopt(&self, who: Holder, layout: &Layout) -> Vec<Element> {
-        match self.order(who, What::Adopt(layout.into())) {
+        match self.order(who, What::Adopt(LayoutMessage::new(layout, self.clock.now().wall))) {
             Became::Holds(holds) => holds.elements.iter().map(|held| held.element().unwrap()).collect(),
             other => panic!("{other:?}"),
         }
@@ -103,6 +103,7 @@ fn layout(name: &str, denied: &str) -> Layout {
         observe: false,
         sources: vec!["192.0.2.0/24".parse().unwrap()],
         networks: Vec::new(),
+        ends: Vec::new(),
     };
     Layout { segments: vec![segment], denied: vec![denied.parse().unwrap()] }
 }
@@ -210,7 +211,7 @@ fn what_one_resolver_denies_is_denied() {
     };
     assert_eq!(desk.handle.layout(), both, "the segments are those of whoever spoke last");
     assert_eq!(desk.figures.layouts.load(Ordering::Relaxed), 2);
-    desk.order(0, What::Arrange((&layout("deploy", "198.51.100.0/24")).into()));
+    desk.order(0, What::Arrange(LayoutMessage::new(&layout("deploy", "198.51.100.0/24"), Wall(0))));
     assert_eq!(desk.handle.layout(), layout("deploy", "198.51.100.0/24"));
     assert_eq!(desk.figures.layouts.load(Ordering::Relaxed), 1);
     assert!(Path::new(&site.directory).join("layout").exists());
@@ -227,4 +228,43 @@ fn who_left_is_not_obeyed_any_more() {
     desk.tasks.send(Task { who: 0, number: 1, what, place: None, connection, reply }).unwrap();
     assert_eq!(reports.blocking_recv(), None);
     assert_eq!(desk.in_force(), []);
+}
+
+/// While no resolver is heard, too, and over a restart.
+#[test]
+fn what_ends_in_a_layout_ends_by_itself() {
+    let site = Site::new("until");
+    let mut wanted = layout("build", "203.0.113.0/24");
+    let after = |seconds: u64| Wall(site.clock.now().wall.0 + seconds * 1_000_000);
+    let network = ("198.51.100.0/24".parse().unwrap(), "tcp/22".parse().unwrap());
+    let segment = &mut wanted.segments[0];
+    (segment.observe, segment.networks) = (true, vec![network]);
+    segment.ends = vec![(None, after(20)), (Some(network), after(10))];
+    let first = site.start(Memory::new("gateway", site.clock.clone()));
+    first.adopt(0, &wanted);
+    let in_force = |desk: &Running| {
+        let segment = desk.handle.layout().segments.remove(0);
+        (segment.observe, segment.networks.len())
+    };
+    assert_eq!(in_force(&first), (true, 1));
+    site.clock.advance(Duration::from_secs(10));
+    until(|| in_force(&first) == (true, 0));
+    assert_eq!(first.apply(0, &[]), Ok(vec![]), "it can be used");
+    drop(first);
+    let again = site.start(Memory::new("gateway", site.clock.clone()));
+    assert_eq!(in_force(&again), (true, 0));
+    drop(again);
+    site.clock.advance(Duration::from_secs(10));
+    let again = site.start(Memory::new("gateway", site.clock.clone()));
+    assert_eq!(in_force(&again), (false, 0), "it ended while there was no process");
+}
+
+fn until(done: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("it does not come to be");
 }

@@ -442,6 +442,7 @@ mod tests {
             observe: false,
             sources: vec![source.parse().unwrap()],
             networks: Vec::new(),
+            ends: Vec::new(),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::firewall::Cut;
 use crate::grant::Change;
 use crate::net::{Element, Prefix, Scope, SegmentId, Service, Services, parse_prefix};
 use crate::policy::{Layout, SegmentLayout};
-use crate::time::Tick;
+use crate::time::{Tick, Wall};
 
 /// The version that both sides have to speak.
 pub const VERSION: u32 = 1;
@@ -149,6 +149,23 @@ pub struct LayoutMessage {
     /// Prefixes that are closed to everybody.
     #[prost(string, repeated, tag = "2")]
     pub denied: Vec<String>,
+    /// What ends by itself: also where no resolver is heard by then.
+    #[prost(message, repeated, tag = "3")]
+    pub ends: Vec<EndMessage>,
+}
+
+/// An end within a layout.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct EndMessage {
+    /// The segment's name.
+    #[prost(string, tag = "1")]
+    pub segment: String,
+    /// Its static rule, as in `networks`; empty: that everything passes.
+    #[prost(string, tag = "2")]
+    pub network: String,
+    /// What is left, in microseconds.
+    #[prost(uint64, tag = "3")]
+    pub left: u64,
 }
 
 /// A [`SegmentLayout`].
@@ -339,29 +356,36 @@ fn single(services: Services) -> Option<Service> {
     services.expand().next().filter(|_| services.count() == 1)
 }
 
-impl From<&Layout> for LayoutMessage {
-    fn from(layout: &Layout) -> Self {
+impl LayoutMessage {
+    /// A layout as it is told at `now`.
+    #[must_use]
+    pub fn new(layout: &Layout, now: Wall) -> Self {
         let texts = |prefixes: &[Prefix]| prefixes.iter().map(ToString::to_string).collect();
         let network = |(prefix, services): &(Prefix, Services)| format!("{prefix} {services}");
+        let end = |segment: &SegmentLayout, what: &Option<_>, end: &Wall| EndMessage {
+            segment: segment.name.to_string(),
+            network: what.as_ref().map(network).unwrap_or_default(),
+            // The layout says that it has not ended.
+            left: end.0.saturating_sub(now.0).max(1),
+        };
         let segment = |segment: &SegmentLayout| SegmentMessage {
             name: segment.name.to_string(),
             observe: segment.observe,
             sources: texts(&segment.sources),
             networks: segment.networks.iter().map(network).collect(),
         };
-        Self { segments: layout.segments.iter().map(segment).collect(), denied: texts(&layout.denied) }
+        let ends = layout.segments.iter().flat_map(|one| one.ends.iter().map(move |(what, at)| end(one, what, at)));
+        Self {
+            segments: layout.segments.iter().map(segment).collect(),
+            denied: texts(&layout.denied),
+            ends: ends.collect(),
+        }
     }
-}
 
-impl LayoutMessage {
-    /// What it stands for; `None` where it cannot be read.
+    /// What it stands for, without its ends; `None` where it cannot be read.
     #[must_use]
     pub fn read(&self) -> Option<Layout> {
         let prefixes = |texts: &[String]| texts.iter().map(|text| parse_prefix(text)).collect::<Option<Vec<_>>>();
-        let network = |text: &String| {
-            let (prefix, services) = text.split_once(' ')?;
-            Some((parse_prefix(prefix)?, services.parse().ok()?))
-        };
         let segment = |segment: &SegmentMessage| {
             let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
             let is_name = (1..=63).contains(&segment.name.len()) && segment.name.chars().all(plain);
@@ -370,11 +394,35 @@ impl LayoutMessage {
                 name: is_name.then(|| Arc::from(segment.name.as_str()))?,
                 observe: segment.observe,
                 sources: prefixes(&segment.sources)?,
-                networks: segment.networks.iter().map(network).collect::<Option<_>>()?,
+                networks: segment.networks.iter().map(|text| read_network(text)).collect::<Option<_>>()?,
+                ends: Vec::new(),
             })
         };
+        self.ends.iter().map(EndMessage::network).collect::<Option<Vec<_>>>()?;
         let segments = self.segments.iter().map(segment).collect::<Option<_>>()?;
         Some(Layout { segments, denied: prefixes(&self.denied)? })
+    }
+}
+
+fn read_network(text: &str) -> Option<(Prefix, Services)> {
+    let (prefix, services) = text.split_once(' ')?;
+    Some((parse_prefix(prefix)?, services.parse().ok()?))
+}
+
+impl EndMessage {
+    /// The static rule that ends, if it is one; `None` where that cannot be read.
+    #[expect(clippy::option_option, reason = "that there is none, and that it cannot be read, are two things")]
+    fn network(&self) -> Option<Option<(Prefix, Services)>> {
+        if self.network.is_empty() { Some(None) } else { read_network(&self.network).map(Some) }
+    }
+
+    /// Takes what ended out of a layout.
+    pub fn take_from(&self, layout: &mut Layout) {
+        let Some(segment) = layout.segments.iter_mut().find(|segment| *segment.name == *self.segment) else { return };
+        match self.network() {
+            Some(Some(ended)) => segment.networks.retain(|network| *network != ended),
+            _ => segment.observe = false,
+        }
     }
 }
 
@@ -493,11 +541,24 @@ mod tests {
             observe: true,
             sources: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
             networks: vec![("192.0.2.0/24".parse().unwrap(), "udp/1-9".parse().unwrap())],
+            ends: Vec::new(),
         };
-        let layout = Layout { segments: vec![segment], denied: vec!["203.0.113.0/24".parse().unwrap()] };
-        assert_eq!(LayoutMessage::from(&layout).read(), Some(layout.clone()));
-        let mut hostile = LayoutMessage::from(&layout);
+        let mut layout = Layout { segments: vec![segment], denied: vec!["203.0.113.0/24".parse().unwrap()] };
+        let message = LayoutMessage::new(&layout, Wall(0));
+        assert_eq!(message.read(), Some(layout.clone()));
+        let mut hostile = message.clone();
         hostile.segments[0].name = "a\" accept; #".into();
+        assert_eq!(hostile.read(), None);
+        let network = layout.segments[0].networks[0];
+        layout.segments[0].ends = vec![(None, Wall(9)), (Some(network), Wall(7))];
+        let told = LayoutMessage::new(&layout, Wall(7));
+        assert_eq!(told.ends.iter().map(|end| end.left).collect::<Vec<_>>(), [2, 1], "it has not ended yet");
+        let mut read = told.read().unwrap();
+        assert_eq!(Some(read.clone()), message.read());
+        told.ends.iter().for_each(|end| end.take_from(&mut read));
+        assert!(!read.segments[0].observe && read.segments[0].networks.is_empty());
+        let mut hostile = told;
+        hostile.ends[1].network = "192.0.2.0/24".into();
         assert_eq!(hostile.read(), None);
         for cut in [
             Cut::default(),

@@ -214,7 +214,7 @@ impl Firewall for Remote {
         self.lost();
         let link = self.link()?;
         let connection = link.connection();
-        let reports = link.order(What::Adopt(LayoutMessage::from(layout)));
+        let reports = link.order(What::Adopt(LayoutMessage::new(layout, self.clock.now().wall)));
         let mut found = Vec::new();
         loop {
             let Became::Holds(holds) = self.next(&reports, LAYOUT)? else {
@@ -243,7 +243,8 @@ impl Firewall for Remote {
     }
 
     fn arrange(&mut self, layout: &Layout) -> Result<(), FirewallError> {
-        let reports = self.adopted()?.order(What::Arrange(LayoutMessage::from(layout)));
+        let layout = LayoutMessage::new(layout, self.clock.now().wall);
+        let reports = self.adopted()?.order(What::Arrange(layout));
         let arranged = self.next(&reports, LAYOUT).map(drop);
         if arranged.is_err() {
             self.lost();
