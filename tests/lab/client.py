@@ -17,14 +17,15 @@ IP_BIND_ADDRESS_NO_PORT = 24
 REFUSALS = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENETUNREACH)
 
 
-def _family(address):
+def family(address):
+    """The family of an address, as sockets have it."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def stream(source, timeout):
     """A TCP socket that will connect from `source`, and that is gone without TIME_WAIT once closed."""
-    made = socket.socket(_family(source), socket.SOCK_STREAM)
-    if _family(source) == socket.AF_INET:
+    made = socket.socket(family(source), socket.SOCK_STREAM)
+    if family(source) == socket.AF_INET:
         made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     made.bind((source, 0))
@@ -71,7 +72,7 @@ class Asker:
         self.source = source
         self.told = []
         self._identity = 0
-        self._socket = socket.socket(_family(source), socket.SOCK_DGRAM)
+        self._socket = socket.socket(family(source), socket.SOCK_DGRAM)
         self._socket.bind((source, 0))
         self._socket.connect((server, 53))
         self.port = self._socket.getsockname()[1]
@@ -123,7 +124,7 @@ class Download:
 
     def __init__(self, namespace, source, address, kind, port=443):
         with namespace.inside():
-            made = stream(source, 2.0) if kind == socket.SOCK_STREAM else socket.socket(_family(source), kind)
+            made = stream(source, 2.0) if kind == socket.SOCK_STREAM else socket.socket(family(source), kind)
         if kind == socket.SOCK_DGRAM:
             made.bind((source, 0))
         made.settimeout(2.0)

@@ -121,6 +121,7 @@ def certificates(directory):
     names = {name: (f"DNS:{name}.corp.example", last) for name, last in RESOLVERS.items()}
     names |= {name: (f"IP:10.99.0.{last}", last) for name, last in GATEWAYS.items()}
     names["stranger"] = ("DNS:stranger.corp.example", 0)
+    names["web"] = ("DNS:*.example.com", 0)
     for name, (alternative, _) in names.items():
         openssl("req", *curve, "-keyout", f"{directory}/{name}.key", "-out", f"{directory}/{name}.csr",
                 "-subj", f"/CN={name}")
@@ -303,8 +304,9 @@ class Site:
         """Leads new connections through these gateways; established ones stay where they are."""
         marks = ", ".join(f"{index} : {GATEWAYS[name]}" for index, name in enumerate(ready))
         new = f"ct mark set numgen random mod {len(ready)} map {{ {marks} }}" if ready else "drop"
+        led = "meta l4proto { tcp, udp } th dport { 443, 8443 }"
         rules = (f"table inet steer {{ }}\nflush table inet steer\ntable inet steer {{ chain out {{ type route hook output priority -150; "
-                 f"tcp dport 443 ct state new {new}; tcp dport 443 meta mark set ct mark; }}\n}}")
+                 f"{led} ct state new {new}; {led} meta mark set ct mark; }}\n}}")
         with self.host("crowd").inside():
             network.run("nft", "-f", "-", feed=rules)
 
