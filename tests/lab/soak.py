@@ -336,6 +336,19 @@ def failed(crowd):
     return int(dict(zip(*rows))["AttemptFails"])
 
 
+def unanswered_why(site):
+    """Why the resolvers told clients that they could not answer: how often, by reason."""
+    why = {}
+    for name in machines.RESOLVERS:
+        with open(f"{site.directory}/{name}/query.jsonl", "rb") as file:
+            for line in file:
+                if b'"rcode":"SERVFAIL"' in line:
+                    record = json.loads(line)
+                    said = f"{record.get('reason')} {record.get('why', '')}".strip()
+                    why[said] = why.get(said, 0) + 1
+    return why
+
+
 def told_of(site, source, address):
     """What the logs of both resolvers say of an address that was refused: to whom asked for it there, or to others."""
     found = []
@@ -379,7 +392,7 @@ def main():
         # Flows over UDP are no attempts of TCP.
         counted = len(refused) - len(total["streams"]["refused"]) + len(of_programs)
         hidden = max(0, failed(site.host("crowd")) - before - counted)
-        print(json.dumps({"seconds": seconds, "connected": connected, "refused": len(refused) + len(of_programs), "hidden": hidden,
+        print(json.dumps({"seconds": seconds, "connected": connected, "refused": len(refused) + len(of_programs), "hidden": hidden, "servfail": unanswered_why(site),
                           **{kind: {**count, "refused": len(count["refused"])} for kind, count in total.items()},
                           **{name: {**count, "refused": len(count["refused"])} for name, count in ended.items()}}), flush=True)
         faults = []
