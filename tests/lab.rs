@@ -84,6 +84,11 @@ fn the_probe_says_what_is_so() {
 }
 
 #[test]
+fn a_resolver_without_privileges_opens_what_it_tells() {
+    tell("apart");
+}
+
+#[test]
 fn an_answer_waits_for_every_gateway() {
     tell("gateways");
 }

@@ -34,7 +34,7 @@ use crate::metric::{self, Registry};
 use crate::serve::tcp::{Limits, Streams};
 use crate::serve::tls::Tls;
 use crate::serve::udp::{Bound, Worker};
-use crate::serve::{Given, StreamDoor, admin, quic};
+use crate::serve::{Given, Socket, StreamDoor, quic};
 use crate::time::Clock;
 use crate::upstream::Upstreams;
 
@@ -58,7 +58,7 @@ pub(super) struct Started {
     pub(super) quic: Vec<quic::Door>,
     pub(super) health: Option<tokio::net::TcpListener>,
     pub(super) peers: Option<tokio::net::TcpListener>,
-    pub(super) admin: admin::Socket,
+    pub(super) admin: Socket,
     /// The service manager holds sockets: what waits in them is for the next process.
     pub(super) followed: bool,
     pub(super) stop: (watch::Sender<bool>, watch::Receiver<bool>),
@@ -123,7 +123,8 @@ pub(super) async fn start(config: Config, given: Given) -> Result<Started, Failu
     // The workers, the runtime that the streams share, what refreshes answers and what keeps names warm have ports
     // of their own.
     let files = upstreams.sockets() * (config.listen.workers + 3) + OTHER_FILES;
-    let admin = admin::Socket::bind(&config.admin_socket).await.map_err(|error| Failure::Failed(error.to_string()))?;
+    let admin = Socket::bind(&config.admin_socket, "[admin].socket").await;
+    let admin = admin.map_err(|error| Failure::Failed(error.to_string()))?;
 
     let boot = random()?;
     let own = FIXED_SHARDS + u16::from(config.flow.is_some());

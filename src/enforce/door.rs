@@ -1,6 +1,7 @@
-//! The enforcer's door: mutual TLS, one connection of each resolver.
+//! The enforcer's door: mutual TLS, or a socket of this machine; one connection of each resolver.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,19 +11,20 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, split};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::server::TlsStream;
 
 use super::desk::{Figures, Task};
 use super::hearing::Hearing;
 use super::holds::Holder;
 use crate::firewall::remote::FENCE;
-use crate::firewall::remote::message::{Became, CHUNK, Hello, Order, Report, Standing, VERSION, What, read, write};
+use crate::firewall::remote::message::{
+    Became, CHUNK, Hello, Order, Report, Standing, Stream, VERSION, What, read, write,
+};
 use crate::time::Clock;
 use crate::trust::shown_by;
 
@@ -34,6 +36,68 @@ const STRANGERS: [usize; 2] = [256, 4];
 const UNDER_WAY: usize = 128;
 /// Reports of one connection that may wait: those that list 32,000,000 elements.
 const REPORTS: usize = 2048;
+
+/// Where resolvers come in; `L` holds the socket and its file.
+pub enum Entrance<L> {
+    /// Each shows a certificate with its name; we show the newest of ours.
+    Tls(TcpListener, watch::Receiver<Arc<ServerConfig>>),
+    /// The only one, of this machine: the mode of the socket says who.
+    Socket(L),
+}
+
+/// One that came in.
+enum Arrival {
+    Tls(TcpStream, Arc<ServerConfig>),
+    Socket(UnixStream),
+}
+
+impl<L: AsRef<UnixListener>> Entrance<L> {
+    async fn accept(&self) -> io::Result<(Arrival, Peer)> {
+        match self {
+            Self::Tls(listener, tls) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Arrival::Tls(stream, Arc::clone(&tls.borrow())), Peer::Address(peer)))
+            }
+            Self::Socket(listener) => {
+                let (stream, _) = listener.as_ref().accept().await?;
+                let user = stream.peer_cred()?.uid();
+                Ok((Arrival::Socket(stream), Peer::User(user)))
+            }
+        }
+    }
+}
+
+/// From where a connection comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Peer {
+    Address(SocketAddr),
+    User(u32),
+}
+
+impl Peer {
+    /// All connections of one address, or of one user, are those of one.
+    fn origin(self) -> Origin {
+        match self {
+            Self::Address(address) => Origin::Address(address.ip()),
+            Self::User(user) => Origin::User(user),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::User(user) => write!(f, "user {user}"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Origin {
+    Address(IpAddr),
+    User(u32),
+}
 
 /// What was refused at the door, by why.
 #[derive(Debug, Default)]
@@ -52,27 +116,30 @@ pub struct Refusals {
 pub struct Door {
     /// Names and their form in certificates; the place is the [`Holder`].
     pub(super) resolvers: Vec<(String, ServerName<'static>)>,
-    pub(super) tls: Mutex<Arc<ServerConfig>>,
     pub(super) hearing: Mutex<Hearing>,
     pub(super) tasks: SyncSender<Task>,
     pub(super) figures: Arc<Figures>,
     pub(super) refusals: Refusals,
-    /// How many connections of an address are not known yet.
-    pub(super) strangers: Mutex<HashMap<IpAddr, usize>>,
+    /// How many connections of an origin are not known yet.
+    pub(super) strangers: Mutex<HashMap<Origin, usize>>,
     /// The connection of each resolver that counts.
     pub(super) connections: Mutex<Vec<Option<Arc<AtomicBool>>>>,
     pub(super) clock: Clock,
 }
 
 impl Door {
-    /// Serves a listener until `stop`.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    /// Serves an entrance until `stop`.
+    pub async fn serve<L: AsRef<UnixListener>>(
+        self: Arc<Self>,
+        entrance: Entrance<L>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         loop {
             let accepted = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
-                accepted = listener.accept() => accepted,
+                accepted = entrance.accept() => accepted,
             };
-            let (stream, peer) = match accepted {
+            let (arrival, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -80,13 +147,13 @@ impl Door {
                     continue;
                 }
             };
-            if !self.seat(peer.ip()) {
+            if !self.seat(peer.origin()) {
                 continue;
             }
             let (door, stop) = (Arc::clone(&self), stop.clone());
             tokio::spawn(async move {
-                let welcomed = timeout(HELLO, door.welcome(stream, peer)).await;
-                door.unseat(peer.ip());
+                let welcomed = timeout(HELLO, door.welcome(arrival, peer)).await;
+                door.unseat(peer.origin());
                 if let Ok(Some((who, stream))) = welcomed {
                     door.attend(who, stream, peer, stop).await;
                 }
@@ -94,8 +161,8 @@ impl Door {
         }
     }
 
-    /// Whether one more connection of an address may show who it is.
-    fn seat(&self, of: IpAddr) -> bool {
+    /// Whether one more connection of an origin may show who it is.
+    fn seat(&self, of: Origin) -> bool {
         let mut strangers = self.strangers.lock();
         let [all, one] = STRANGERS;
         let of_it = strangers.get(&of).copied().unwrap_or(0);
@@ -106,7 +173,7 @@ impl Door {
         may
     }
 
-    fn unseat(&self, of: IpAddr) {
+    fn unseat(&self, of: Origin) {
         let mut strangers = self.strangers.lock();
         match strangers.get_mut(&of) {
             Some(count) if *count > 1 => *count -= 1,
@@ -115,19 +182,24 @@ impl Door {
     }
 
     /// Finds out who it is.
-    async fn welcome(&self, stream: TcpStream, peer: SocketAddr) -> Option<(usize, TlsStream<TcpStream>)> {
-        // A frame is written whole: to wait for more would be to wait for nothing.
-        let _ = stream.set_nodelay(true);
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls.lock()));
-        let mut stream = match acceptor.accept(stream).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                self.refuse(&self.refusals.tls, peer, &error);
-                return None;
+    async fn welcome(&self, arrival: Arrival, peer: Peer) -> Option<(usize, Box<dyn Stream>)> {
+        let (who, mut stream): (_, Box<dyn Stream>) = match arrival {
+            Arrival::Tls(stream, tls) => {
+                // A frame is written whole: to wait for more would be to wait for nothing.
+                let _ = stream.set_nodelay(true);
+                match TlsAcceptor::from(tls).accept(stream).await {
+                    Ok(stream) => {
+                        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                        (certificate.and_then(|certificate| self.name_of(certificate)), Box::new(stream))
+                    }
+                    Err(error) => {
+                        self.refuse(&self.refusals.tls, peer, &error);
+                        return None;
+                    }
+                }
             }
+            Arrival::Socket(stream) => (Some(0), Box::new(stream)),
         };
-        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
-        let who = certificate.and_then(|certificate| self.name_of(&certificate));
         let refused = |why: &str| Report { number: 0, became: Some(Became::Refused(why.into())) };
         // Read whoever it is: a connection that is closed with something unread is reset, and the reason is lost.
         let hello = read::<Order>(&mut stream).await;
@@ -170,7 +242,7 @@ impl Door {
         Some((who, stream))
     }
 
-    fn refuse(&self, count: &AtomicU64, peer: SocketAddr, why: &dyn std::fmt::Display) {
+    fn refuse(&self, count: &AtomicU64, peer: Peer, why: &dyn fmt::Display) {
         count.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(%peer, %why, "a connection was refused");
     }
@@ -180,13 +252,7 @@ impl Door {
     }
 
     /// Obeys one resolver until its connection ends.
-    async fn attend(
-        &self,
-        who: usize,
-        stream: TlsStream<TcpStream>,
-        peer: SocketAddr,
-        mut stop: watch::Receiver<bool>,
-    ) {
+    async fn attend(&self, who: usize, stream: Box<dyn Stream>, peer: Peer, mut stop: watch::Receiver<bool>) {
         let (name, connection) = (self.name(who), Arc::new(AtomicBool::new(true)));
         let before = self.connections.lock().get_mut(who).and_then(|of_it| of_it.replace(Arc::clone(&connection)));
         if let Some(before) = before {

@@ -16,12 +16,11 @@ mod journal;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use self::desk::start;
 pub use self::desk::{DeskParts, Figures};
-pub use self::door::{Door, Refusals};
+pub use self::door::{Door, Entrance, Refusals};
 use self::hearing::Hearing;
 use crate::time::Clock;
 
@@ -33,7 +32,7 @@ impl Door {
     ///
     /// # Errors
     /// The firewall, the state or a resolver's name cannot be used, in a sentence.
-    pub fn open(parts: DeskParts, tls: ServerConfig) -> Result<Arc<Self>, String> {
+    pub fn open(parts: DeskParts) -> Result<Arc<Self>, String> {
         let (names, clock): (Vec<String>, Clock) = (parts.resolvers.clone(), parts.clock.clone());
         let named = |name: &String| match ServerName::try_from(name.clone()) {
             Ok(in_certificates) => Ok((name.clone(), in_certificates)),
@@ -44,7 +43,6 @@ impl Door {
         Ok(Arc::new(Self {
             connections: Mutex::new(resolvers.iter().map(|_| None).collect()),
             resolvers,
-            tls: Mutex::new(Arc::new(tls)),
             hearing: Mutex::new(Hearing::new(&names, known)),
             tasks,
             figures,
@@ -52,10 +50,5 @@ impl Door {
             strangers: Mutex::default(),
             clock,
         }))
-    }
-
-    /// Shows another certificate from now on, and believes others.
-    pub fn renew(&self, tls: ServerConfig) {
-        *self.tls.lock() = Arc::new(tls);
     }
 }

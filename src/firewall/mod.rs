@@ -329,6 +329,26 @@ mod tests {
     }
 
     #[test]
+    fn an_enforcer_is_on_another_machine_with_certificates_or_on_this_one_without() {
+        let tls = "ca = \"ca.pem\"\ncertificate = \"own.pem\"\nkey = \"own.key\"\n";
+        for (server, tls, expected) in [
+            ("gw1", tls, None),
+            ("gw1", "", Some("kind = \"remote\" needs TLS")),
+            ("gw 1", tls, Some("`server` is no host")),
+            ("unix:/run/outgate-enforce/socket", "", None),
+            ("unix:/run/outgate-enforce/socket", tls, Some("a socket of this machine has no TLS")),
+            ("unix:", "", Some("`server` names no socket")),
+        ] {
+            let (_, mistakes) = read(&format!("name = \"a\"\nkind = \"remote\"\nserver = \"{server}\"\n{tls}"));
+            let found: Vec<_> = mistakes.iter().map(String::as_str).collect();
+            match expected {
+                Some(fact) => assert!(matches!(found[..], [told] if told.contains(fact)), "{server}: {found:?}"),
+                None => assert_eq!(found, [""; 0], "{server}"),
+            }
+        }
+    }
+
+    #[test]
     fn every_kind_is_found_by_its_word() {
         let remote = "server = \"gw1\"\nca = \"ca.pem\"\ncertificate = \"own.pem\"\nkey = \"own.key\"\n";
         for (kind, _) in BACKENDS {

@@ -12,6 +12,7 @@ mod node;
 mod order;
 #[cfg_attr(not(feature = "quic"), path = "quic/none.rs")]
 pub mod quic;
+mod socket;
 mod stream;
 pub mod tcp;
 pub mod tls;
@@ -20,6 +21,7 @@ pub mod udp;
 pub use given::Given;
 pub use node::{FlushOrder, Flushed, GrantFilter, GrantRow, Node, PromoteOrder, Readiness, Who, encode};
 pub use order::{ChangeAction, ChangeOrder, ClientRow, ForgetOrder, PlaceOrder, RevokeOrder};
+pub use socket::{Socket, SocketError};
 pub use stream::StreamDoor;
 use tokio::sync::watch;
 

@@ -18,11 +18,11 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::admin::client::{ClientError, Method, call};
-use super::admin::{Socket, SocketError};
 use super::{
     ChangeOrder, ClientRow, FlushOrder, Flushed, ForgetOrder, GrantFilter, GrantRow, Node, PlaceOrder, PromoteOrder,
     Readiness, RevokeOrder, Who, admin, health,
 };
+use super::{Socket, SocketError};
 
 /// Nothing on this machine takes this long; it only bounds a test that fails.
 const BOUND: Duration = Duration::from_secs(20);
@@ -299,7 +299,7 @@ struct Admin {
 
 async fn admin_door() -> Admin {
     let directory = Directory::new();
-    let socket = Socket::bind(&directory.socket()).await.unwrap();
+    let socket = Socket::bind(&directory.socket(), "[admin].socket").await.unwrap();
     let (stop, stopping) = watch::channel(false);
     let node = Fake::new();
     let served = tokio::spawn(admin::serve(socket, Arc::clone(&node), stopping));
@@ -420,13 +420,13 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let path = directory.socket();
     // Dropping tokio's listener leaves its file.
     drop(UnixListener::bind(&path).unwrap());
-    let first = Socket::bind(&path).await.unwrap();
-    let taken = Socket::bind(&path).await.unwrap_err();
-    assert!(matches!(taken, SocketError::Taken(_)));
+    let first = Socket::bind(&path, "[admin].socket").await.unwrap();
+    let taken = Socket::bind(&path, "[admin].socket").await.unwrap_err();
+    assert!(matches!(taken, SocketError::Taken { .. }));
     assert!(taken.to_string().starts_with(&format!("another outgate answers on {}; stop it first", path.display())));
     // Somebody put another socket there: that one stays when ours goes.
     fs::remove_file(&path).unwrap();
-    let other = Socket::bind(&path).await.unwrap();
+    let other = Socket::bind(&path, "[admin].socket").await.unwrap();
     drop(first);
     assert!(path.exists());
     drop(other);
@@ -438,20 +438,20 @@ async fn what_is_no_socket_is_left_alone() {
     let directory = Directory::new();
     let path = directory.socket();
     fs::write(&path, "precious").unwrap();
-    assert!(matches!(Socket::bind(&path).await.unwrap_err(), SocketError::Occupied(_)));
+    assert!(matches!(Socket::bind(&path, "[admin].socket").await.unwrap_err(), SocketError::Occupied { .. }));
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     fs::remove_file(&path).unwrap();
     symlink("elsewhere", &path).unwrap();
-    assert!(matches!(Socket::bind(&path).await.unwrap_err(), SocketError::Occupied(_)));
+    assert!(matches!(Socket::bind(&path, "[admin].socket").await.unwrap_err(), SocketError::Occupied { .. }));
     let long = directory.0.join("x".repeat(120));
-    assert!(matches!(Socket::bind(&long).await.unwrap_err(), SocketError::TooLong(_)));
+    assert!(matches!(Socket::bind(&long, "[admin].socket").await.unwrap_err(), SocketError::TooLong { .. }));
 }
 
 #[tokio::test]
 async fn a_directory_is_made_where_there_is_none() {
     let directory = Directory::new();
     let path = directory.0.join("run/outgate/admin.sock");
-    let _socket = Socket::bind(&path).await.unwrap();
+    let _socket = Socket::bind(&path, "[admin].socket").await.unwrap();
     assert_eq!(mode(path.parent().unwrap()) & 0o007, 0, "not for others");
 }
 
@@ -462,7 +462,7 @@ async fn a_directory_of_another_user_is_refused() {
     }
     let directory = Directory::new();
     nix::unistd::chown(&directory.0, Some(65_534.into()), None).unwrap();
-    let error = Socket::bind(&directory.socket()).await.unwrap_err();
+    let error = Socket::bind(&directory.socket(), "[admin].socket").await.unwrap_err();
     assert!(matches!(error, SocketError::Foreign { owner: 65_534, .. }));
     assert_eq!(
         error.to_string(),
@@ -479,7 +479,7 @@ async fn without_permission_it_says_so() {
     if us.is_root() {
         return; // root may do everything
     }
-    let error = Socket::bind(Path::new("/admin.sock")).await.unwrap_err();
+    let error = Socket::bind(Path::new("/admin.sock"), "[admin].socket").await.unwrap_err();
     assert_eq!(
         error.to_string(),
         format!(
@@ -488,7 +488,7 @@ async fn without_permission_it_says_so() {
     );
     let directory = Directory::new();
     let path = directory.socket();
-    let _socket = Socket::bind(&path).await.unwrap();
+    let _socket = Socket::bind(&path, "[admin].socket").await.unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     assert!(matches!(call(&path, Method::GET, "/v1/status", None).await.unwrap_err(), ClientError::Denied { .. }));
 }

@@ -53,6 +53,32 @@ listen = "127.0.0.1:9953"
 socket = "{directory}/admin.sock"
 """
 
+# The enforcer of a resolver that may not touch the firewall itself.
+ENFORCE = """\
+state = "{directory}/enforce"
+
+[enforce]
+listen    = "unix:{directory}/socket/enforce"
+resolvers = ["og-lab"]
+
+[[firewall]]
+name   = "gateway"
+kind   = "nftables"
+hook   = "forward"
+inside = ["inside0"]
+"""
+REMOTE = """\
+kind   = "remote"
+server = "unix:{directory}/socket/enforce"
+"""
+LOCAL = """\
+kind   = "nftables"
+hook   = "forward"
+inside = ["inside0"]
+"""
+# The user of such a resolver: nobody on this machine.
+USER = 64053
+
 # {until}: the end of the trial; {reason}: changes with every reload.
 POLICY = """\
 [[segment]]
@@ -141,6 +167,8 @@ class Node:
         self._binary = binary()
         self._config = f"{directory}/outgate.toml"
         self._process = None
+        self._enforcer = None
+        self._as_user = []
         self._reloads = 0
         self._policy = POLICY
         for folder in ("policy", "zones", "state"):
@@ -179,9 +207,33 @@ class Node:
             file.write(self._policy.format(until=until, reason=reason))
         os.rename(path + ".new", path)
 
+    def take_apart(self):
+        """From the next start on it runs as a user who may bind a port and nothing else; the firewall is an enforcer's."""
+        self.amend(LOCAL, REMOTE.format(directory=self._directory))
+        with open(f"{self._directory}/enforce.toml", "w") as file:
+            file.write(ENFORCE.format(directory=self._directory))
+        os.makedirs(f"{self._directory}/socket", 0o750)
+        for path in ("", "policy", "zones", "state", "socket"):
+            os.chown(f"{self._directory}/{path}", 0 if path == "socket" else USER, USER)
+        self._as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--pdeathsig=KILL",
+                         "--inh-caps=-all,+net_bind_service", "--ambient-caps=+net_bind_service",
+                         "--bounding-set=-all,+net_bind_service", "--no-new-privs"]
+
+    def enforce(self):
+        """Starts the enforcer; its socket belongs to the group of the resolver."""
+        group = ["setpriv", f"--regid={USER}", "--clear-groups", "--pdeathsig=KILL"]
+        command = [self._binary, "enforce", "-c", f"{self._directory}/enforce.toml"]
+        self._enforcer = self._namespace.start(*group, *command, output=self._diagnostics)
+
+    def kill_enforcer(self):
+        """kill -9."""
+        self._enforcer.kill()
+        self._enforcer.wait()
+
     def spawn(self):
         """Starts it, and does not wait."""
-        self._process = self._namespace.start(self._binary, "run", "-c", self._config, output=self._diagnostics)
+        command = [*self._as_user, self._binary, "run", "-c", self._config]
+        self._process = self._namespace.start(*command, output=self._diagnostics)
 
     def start(self):
         """Starts it and waits until its doors are open."""
@@ -229,7 +281,9 @@ class Node:
         self._process.wait()
 
     def stop(self):
-        """SIGTERM, and waits for it to drain; its exit code."""
+        """SIGTERM, and waits for it to drain; its exit code. The enforcer is killed."""
+        if self._enforcer is not None:
+            self.kill_enforcer()
         if self._process is None:
             return None
         self._process.terminate()

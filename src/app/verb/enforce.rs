@@ -1,5 +1,6 @@
 //! `outgate enforce`: the enforcer of a gateway, a process of its own.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,24 +10,26 @@ use std::sync::atomic::Ordering;
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::app::cli::{Failure, print};
 use crate::app::config::{DEFAULT_STATE, host_name, read_health};
 use crate::app::start::lock_state;
 use crate::app::verb::run::{Signals, diagnose};
 use crate::document::{Document, Mistake, Table, read_text};
-use crate::enforce::{DeskParts, Door, RESOLVERS};
+use crate::enforce::{DeskParts, Door, Entrance, RESOLVERS};
 use crate::firewall;
+use crate::firewall::remote::SOCKET;
 use crate::gate::WORDS;
 use crate::metric::{self, Registry};
 use crate::net::Prefix;
 use crate::policy::NeverGranted;
-use crate::serve::Readiness;
 use crate::serve::health::{self, Health};
+use crate::serve::{Readiness, Socket};
 use crate::time::Clock;
 use crate::trust::ClientTls;
 
-pub(crate) const AFTER_HELP: &str = "It opens nothing by itself: resolvers whose certificates it knows do, by `kind = \"remote\"`. See docs/gateways.md.\n\
+pub(crate) const AFTER_HELP: &str = "It opens nothing by itself: resolvers that it knows do, by `kind = \"remote\"`. See docs/gateways.md.\n\
     Exit code: 0 stopped by a signal, 1 it cannot run, 2 mistakes in the file.\n\n\
     Example:\n  outgate enforce -c /etc/outgate/enforce.toml";
 
@@ -46,13 +49,69 @@ pub(crate) struct Arguments {
 pub(crate) struct Settings {
     node: String,
     state: PathBuf,
-    listen: SocketAddr,
+    listen: Listen,
     resolvers: Vec<String>,
-    tls: ClientTls,
     never_grant: Vec<Prefix>,
     max_grants: usize,
     health: Option<SocketAddr>,
     firewall: firewall::Settings,
+}
+
+/// Where resolvers reach it.
+#[derive(Debug)]
+enum Listen {
+    Tls(SocketAddr, ClientTls),
+    Socket(PathBuf),
+}
+
+const LISTEN: &str = "[enforce].listen";
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tls(address, _) => write!(f, "{address}"),
+            Self::Socket(path) => write!(f, "{SOCKET}{}", path.display()),
+        }
+    }
+}
+
+impl Listen {
+    /// Whether the files that it names can be used.
+    fn check(&self) -> Result<(), Mistake> {
+        match self {
+            Self::Tls(_, tls) => tls.server_config().map(drop),
+            Self::Socket(_) => Ok(()),
+        }
+    }
+
+    async fn open(&self) -> Result<(Entrance<Socket>, Option<Certificates>), Failure> {
+        match self {
+            Self::Tls(address, tls) => {
+                let config = tls.server_config().map_err(|mistake| Failure::Mistakes(vec![mistake]))?;
+                let (shown, newest) = watch::channel(Arc::new(config));
+                let entrance = Entrance::Tls(bind(*address, LISTEN).await?, newest);
+                Ok((entrance, Some(Certificates { tls: tls.clone(), shown })))
+            }
+            Self::Socket(path) => {
+                let socket = Socket::bind(path, LISTEN).await;
+                Ok((Entrance::Socket(socket.map_err(|error| Failure::Failed(error.to_string()))?), None))
+            }
+        }
+    }
+}
+
+/// What the door shows and believes.
+struct Certificates {
+    tls: ClientTls,
+    shown: watch::Sender<Arc<ServerConfig>>,
+}
+
+impl Certificates {
+    /// Reads them again, for connections that follow.
+    fn renew(&self) -> Result<(), Mistake> {
+        self.shown.send_replace(Arc::new(self.tls.server_config()?));
+        Ok(())
+    }
 }
 
 impl Settings {
@@ -90,12 +149,11 @@ impl Settings {
         root.finish(&[]);
         let mistakes = document.take_mistakes();
         match (door, firewalls.pop()) {
-            (Some((listen, resolvers, tls)), Some(firewall)) if mistakes.is_empty() => Ok(Self {
+            (Some((listen, resolvers)), Some(firewall)) if mistakes.is_empty() => Ok(Self {
                 node,
                 state: if state.is_relative() { base.join(state) } else { state },
                 listen,
                 resolvers,
-                tls,
                 never_grant: never_grant.into_iter().map(|found| found.value).collect(),
                 max_grants: max_grants.unwrap_or(1_000_000),
                 health,
@@ -106,7 +164,7 @@ impl Settings {
     }
 
     /// Who may drive it, and where.
-    fn read_door(root: &Table, base: &Path) -> Option<(SocketAddr, Vec<String>, ClientTls)> {
+    fn read_door(root: &Table, base: &Path) -> Option<(Listen, Vec<String>)> {
         let Some(table) = root.table("enforce") else {
             root.document().note(
                 &root.span_of("enforce"),
@@ -116,10 +174,7 @@ impl Settings {
             return None;
         };
         let note = |key, fact: &str, remedy: &str| table.document().note(&table.span_of(key), fact, remedy);
-        let listen = table.parsed("listen", "write an address with its port: \"192.0.2.1:8953\"");
-        if !table.has("listen") {
-            note("listen", "`listen` is missing", "add listen = \"192.0.2.1:8953\", where the resolvers reach it");
-        }
+        let listen = Self::read_listen(&table, base);
         let resolvers: Vec<_> = table.strings("resolvers").unwrap_or_default();
         if !table.has("resolvers") || resolvers.is_empty() {
             let remedy = "add resolvers = [\"ns1.corp.example\"]: the names in their certificates";
@@ -140,16 +195,44 @@ impl Settings {
             let fact = format!("\"{}\" is {fact}", resolver.value);
             table.document().note(&resolver.span, fact, "write each resolver's name once, as in its certificate");
         }
-        let tls = ClientTls::read(&table, base);
-        if !tls.is_mutual() {
-            note(
-                "listen",
-                "the door needs TLS",
-                "add ca, certificate and key: both sides know each other by their certificates",
-            );
+        if matches!(listen, Some(Listen::Socket(_))) && resolvers.len() > 1 {
+            let remedy = "name that of this machine; others need an address, with certificates";
+            note("resolvers", "one resolver alone can drive a gateway over a socket", remedy);
         }
         table.finish(&[]);
-        Some((listen?.value, resolvers.into_iter().map(|found| found.value).collect(), tls))
+        Some((listen?, resolvers.into_iter().map(|found| found.value).collect()))
+    }
+
+    fn read_listen(table: &Table, base: &Path) -> Option<Listen> {
+        let note = |fact: &str, remedy: &str| table.document().note(&table.span_of("listen"), fact, remedy);
+        let tls = ClientTls::read(table, base);
+        if !table.has("listen") {
+            note("`listen` is missing", "add listen = \"192.0.2.1:8953\", where the resolvers reach it");
+            return None;
+        }
+        let listen = table.string("listen")?.value;
+        if let Some(path) = listen.strip_prefix(SOCKET) {
+            if !tls.is_empty() {
+                let remedy =
+                    "take ca, certificate and key out: who may connect there is said by the mode of the socket";
+                note("a socket of this machine has no TLS", remedy);
+            }
+            if path.is_empty() {
+                note("`listen` names no socket", "write its path: \"unix:/run/outgate-enforce/socket\"");
+            }
+            return Some(Listen::Socket(base.join(path)));
+        }
+        if !tls.is_mutual() {
+            note("the door needs TLS", "add ca, certificate and key: both sides know each other by their certificates");
+        }
+        match listen.parse() {
+            Ok(address) => Some(Listen::Tls(address, tls)),
+            Err(_) => {
+                let remedy = "write an address with its port, \"192.0.2.1:8953\", or a socket, \"unix:/run/outgate-enforce/socket\"";
+                note("`listen` is no address", remedy);
+                None
+            }
+        }
     }
 }
 
@@ -163,7 +246,7 @@ pub(crate) fn enforce(arguments: &Arguments) -> Result<ExitCode, Failure> {
         )])
     })?;
     let settings = Settings::parse(&arguments.config, &text).map_err(Failure::Mistakes)?;
-    let tls = settings.tls.server_config().map_err(|mistake| Failure::Mistakes(vec![mistake]))?;
+    settings.listen.check().map_err(|mistake| Failure::Mistakes(vec![mistake]))?;
     if arguments.check {
         print("no mistakes\n")?;
         return Ok(ExitCode::SUCCESS);
@@ -175,9 +258,9 @@ pub(crate) fn enforce(arguments: &Arguments) -> Result<ExitCode, Failure> {
     runtime.block_on(async {
         let mut signals = Signals::new()?;
         let _lock = lock_state(&settings.state)?;
-        let listener = listen(settings.listen, "[enforce].listen").await?;
+        let (entrance, certificates) = settings.listen.open().await?;
         let monitoring = match settings.health {
-            Some(address) => Some(listen(address, "[health].listen").await?),
+            Some(address) => Some(bind(address, "[health].listen").await?),
             None => None,
         };
         let clock = Clock::system();
@@ -192,22 +275,20 @@ pub(crate) fn enforce(arguments: &Arguments) -> Result<ExitCode, Failure> {
             max_grants: settings.max_grants,
             clock,
         };
-        let door = Door::open(parts, tls).map_err(Failure::Failed)?;
+        let door = Door::open(parts).map_err(Failure::Failed)?;
         let (stop, stopped) = watch::channel(false);
         if let Some(listener) = monitoring {
             let registry = Registry::new(WORDS);
             let gateway = Arc::new(Gateway { door: Arc::clone(&door), registry, firewall: name });
             tokio::spawn(health::serve(listener, gateway, stopped.clone()));
         }
-        let serving = tokio::spawn(Arc::clone(&door).serve(listener, stopped));
+        let serving = tokio::spawn(Arc::clone(&door).serve(entrance, stopped));
         tracing::info!(node = settings.node, listen = %settings.listen, "the enforcer waits for resolvers; what is open stays open until its end");
         while signals.wants_reload().await {
-            match settings.tls.server_config() {
-                Ok(tls) => {
-                    door.renew(tls);
-                    tracing::info!("certificates read again");
-                }
-                Err(mistake) => tracing::error!(%mistake, "the certificates before stay in use"),
+            match certificates.as_ref().map(Certificates::renew) {
+                None => tracing::info!("a socket has no certificates: there is nothing to read again"),
+                Some(Ok(())) => tracing::info!("certificates read again"),
+                Some(Err(mistake)) => tracing::error!(%mistake, "the certificates before stay in use"),
             }
         }
         tracing::info!("stopping: what is open stays open until its end");
@@ -217,7 +298,7 @@ pub(crate) fn enforce(arguments: &Arguments) -> Result<ExitCode, Failure> {
     })
 }
 
-async fn listen(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
+async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         Failure::Failed(format!("{key} {address} cannot be bound: {error}; stop who uses it, or correct {key}"))
     })
@@ -289,7 +370,7 @@ mod tests {
     fn the_example_of_the_documentation_is_valid() {
         let settings = Settings::parse(Path::new("/etc/outgate/enforce.toml"), example()).unwrap();
         assert_eq!(settings.resolvers, ["ns1.corp.example", "ns2.corp.example"]);
-        assert_eq!(settings.state, Path::new("/var/lib/outgate"));
+        assert_eq!(settings.state, Path::new("/var/lib/outgate-enforce"));
         assert_eq!((settings.max_grants, settings.firewall.kind), (1_000_000, "nftables"));
     }
 
@@ -341,5 +422,35 @@ mod tests {
                 "enforce.toml:4:1: there is more than one [[firewall]]\n  run one enforcer for each",
             ]
         );
+        let firewall = "[[firewall]]\nname = \"a\"\nkind = \"memory\"\n";
+        for (listen, resolvers, expected) in [
+            ("unix:", "\"ns1\"", "`listen` names no socket\n  write its path: \"unix:/run/outgate-enforce/socket\""),
+            (
+                "unix:/run/a",
+                "\"ns1\", \"ns2\"",
+                "one resolver alone can drive a gateway over a socket\n  name that of this machine; others need an address, with certificates",
+            ),
+            (
+                "unix:/run/a\"\nca = \"ca.pem",
+                "\"ns1\"",
+                "a socket of this machine has no TLS\n  take ca, certificate and key out: who may connect there is said by the mode of the socket",
+            ),
+            (
+                "gw1:8953\"\nca = \"c\"\ncertificate = \"c\"\nkey = \"k",
+                "\"ns1\"",
+                "`listen` is no address\n  write an address with its port, \"192.0.2.1:8953\", or a socket, \"unix:/run/outgate-enforce/socket\"",
+            ),
+        ] {
+            let found = mistakes(&format!("[enforce]\nlisten = \"{listen}\"\nresolvers = [{resolvers}]\n{firewall}"));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found.iter().all(|mistake| mistake.ends_with(expected)), "{found:?}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_socket_needs_no_certificates() {
+        let text = PAGE.split("```toml\n# enforce.toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let settings = Settings::parse(Path::new("/etc/outgate/enforce.toml"), text).unwrap();
+        assert_eq!(settings.listen.to_string(), "unix:/run/outgate-enforce/socket");
     }
 }

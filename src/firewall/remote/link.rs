@@ -1,14 +1,15 @@
 //! Link: one connection to an enforcer, made anew when it ends, with a thread of its own.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc as replies;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use tokio::io::{AsyncRead, AsyncWrite, split};
-use tokio::net::TcpStream;
+use tokio::io::split;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -17,7 +18,7 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::fleet::{BEAT, FENCE, Fleet};
-use super::message::{Beat, Became, Hello, Order, Report, VERSION, What, read, write};
+use super::message::{Beat, Became, Hello, Order, Report, Stream, VERSION, What, read, write};
 use crate::time::{Clock, Tick};
 
 /// How long a connection may take to be made, its first words included.
@@ -30,12 +31,18 @@ const SILENT: Duration = Duration::from_millis(1500);
 /// Orders that may wait to be written.
 const QUEUE: usize = 4096;
 
+/// Where an enforcer is.
+pub(super) enum Way {
+    /// On another machine.
+    Tls { host: String, port: u16, tls: Arc<ClientConfig> },
+    /// On this one, behind a socket that says by its mode who may drive it.
+    Socket(PathBuf),
+}
+
 /// To whom, and how.
 pub(super) struct Terms {
     pub(super) name: String,
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) tls: Arc<ClientConfig>,
+    pub(super) way: Way,
     pub(super) fleet: Arc<Fleet>,
     pub(super) place: usize,
     pub(super) clock: Clock,
@@ -158,10 +165,18 @@ async fn run(terms: &Terms, state: &State, mut asked: mpsc::Receiver<Asked>) {
     }
 }
 
-async fn connect(terms: &Terms) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, String> {
-    let name = ServerName::try_from(terms.host.clone())
-        .map_err(|_| format!("{} is no name that a certificate could have", terms.host))?;
-    let mut stream = dial((&terms.host, terms.port), name, Arc::clone(&terms.tls)).await?;
+async fn connect(terms: &Terms) -> Result<Box<dyn Stream>, String> {
+    let mut stream: Box<dyn Stream> = match &terms.way {
+        Way::Tls { host, port, tls } => {
+            let name = ServerName::try_from(host.clone())
+                .map_err(|_| format!("{host} is no name that a certificate could have"))?;
+            Box::new(dial((host, *port), name, Arc::clone(tls)).await?)
+        }
+        Way::Socket(path) => {
+            let connected = UnixStream::connect(path).await;
+            Box::new(connected.map_err(|error| format!("{}: {error}", path.display()))?)
+        }
+    };
     let hello = Order { number: 0, what: Some(What::Hello(Hello { version: VERSION })) };
     write(&mut stream, &hello).await.map_err(|error| error.to_string())?;
     let report: Report = read(&mut stream).await.map_err(|error| match error.kind() {
@@ -193,12 +208,7 @@ pub async fn dial(
 }
 
 /// Serves one connection to its end; why it ended.
-async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    terms: &Terms,
-    state: &State,
-    asked: &mut mpsc::Receiver<Asked>,
-) -> String {
+async fn serve(stream: Box<dyn Stream>, terms: &Terms, state: &State, asked: &mut mpsc::Receiver<Asked>) -> String {
     let (mut from, mut to) = split(stream);
     let waiting: Mutex<HashMap<u64, replies::Sender<Became>>> = Mutex::default();
     let heard: Mutex<Tick> = Mutex::new(terms.clock.tick());

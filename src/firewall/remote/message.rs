@@ -426,6 +426,11 @@ impl EndMessage {
     }
 }
 
+/// What frames go over: TLS, or a socket of this machine.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// Writes one frame.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! A firewall on another machine: the enforcer of a gateway, driven over mutual TLS.
+//! A firewall of another process: the enforcer of a gateway, driven over mutual TLS, or of this machine, over a socket.
 //!
 //! A change is acknowledged when it is in the kernel there. The enforcer may be away for a time: answers wait for it as
 //! for every required firewall, and fail closed, until it must have stopped to let new flows through ([`Fleet`]). When
@@ -8,13 +8,12 @@ mod fleet;
 mod link;
 pub mod message;
 
-use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use self::link::{Link, Terms};
+use self::link::{Link, Terms, Way};
 use self::message::{Became, CHUNK, Changes, CutMessage, Cutting, Held, LayoutMessage, What};
 use crate::document::{Mistake, Table};
 use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Load, Plan};
@@ -37,18 +36,21 @@ const LAYOUT: Duration = Duration::from_secs(5);
 /// How long the ending of connections may take.
 const CUT: Duration = Duration::from_secs(30);
 
+/// What a server's name begins with that is the path of a socket.
+pub const SOCKET: &str = "unix:";
+
 /// `kind = "remote"`.
+#[derive(Debug)]
 pub(super) struct Settings {
-    host: String,
-    port: u16,
-    tls: ClientTls,
+    place: Place,
     fleet: Arc<Fleet>,
 }
 
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "remote {}:{}", self.host, self.port)
-    }
+/// Where the configuration says that the enforcer is.
+#[derive(Debug)]
+enum Place {
+    Tls { host: String, port: u16, tls: ClientTls },
+    Socket(PathBuf),
 }
 
 impl Settings {
@@ -56,17 +58,31 @@ impl Settings {
     pub(super) fn read(table: &Table, base: &Path, fleet: &Arc<Fleet>) -> Option<Self> {
         let server = table.required_string("server");
         let tls = ClientTls::read(table, base);
-        if !tls.is_mutual() {
-            let remedy = "add ca, certificate and key: both sides know each other by their certificates";
-            table.document().note(&table.span_of("kind"), "kind = \"remote\" needs TLS", remedy);
-        }
         let server = server?;
-        let Some((host, port)) = split(&server.value, PORT) else {
-            let remedy = "write a name or an address, and its port where it is not 8953: \"gw1.corp.example:8953\"";
-            table.document().note(&server.span, "`server` is no host", remedy);
-            return None;
+        let note = |key, fact: &str, remedy| table.document().note(&table.span_of(key), fact, remedy);
+        let place = if let Some(path) = server.value.strip_prefix(SOCKET) {
+            if !tls.is_empty() {
+                let remedy =
+                    "take ca, certificate and key out: who may connect there is said by the mode of the socket";
+                note("server", "a socket of this machine has no TLS", remedy);
+            }
+            if path.is_empty() {
+                note("server", "`server` names no socket", "write its path: \"unix:/run/outgate-enforce/socket\"");
+            }
+            Place::Socket(base.join(path))
+        } else {
+            if !tls.is_mutual() {
+                let remedy = "add ca, certificate and key: both sides know each other by their certificates";
+                note("kind", "kind = \"remote\" needs TLS", remedy);
+            }
+            let Some((host, port)) = split(&server.value, PORT) else {
+                let remedy = "write a name or an address, and its port where it is not 8953: \"gw1.corp.example:8953\"";
+                table.document().note(&server.span, "`server` is no host", remedy);
+                return None;
+            };
+            Place::Tls { host, port, tls }
         };
-        Some(Self { host, port, tls, fleet: Arc::clone(fleet) })
+        Some(Self { place, fleet: Arc::clone(fleet) })
     }
 }
 
@@ -89,21 +105,23 @@ pub fn split(server: &str, port: u16) -> Option<(String, u16)> {
 
 impl Plan for Settings {
     fn check(&self) -> Result<(), Mistake> {
-        self.tls.config().map(drop)
+        match &self.place {
+            Place::Tls { tls, .. } => tls.config().map(drop),
+            Place::Socket(_) => Ok(()),
+        }
     }
 
     fn build(&self, common: &Common, clock: &Clock) -> Result<Box<dyn Firewall>, FirewallError> {
-        let tls = self.tls.config().map_err(|mistake| FirewallError::Away(mistake.to_string()))?;
-        let place = self.fleet.enrol(&common.name, clock.tick());
-        let terms = Terms {
-            name: common.name.clone(),
-            host: self.host.clone(),
-            port: self.port,
-            tls: Arc::new(tls),
-            fleet: Arc::clone(&self.fleet),
-            place,
-            clock: clock.clone(),
+        let way = match &self.place {
+            Place::Tls { host, port, tls } => {
+                let tls = tls.config().map_err(|mistake| FirewallError::Away(mistake.to_string()))?;
+                Way::Tls { host: host.clone(), port: *port, tls: Arc::new(tls) }
+            }
+            Place::Socket(path) => Way::Socket(path.clone()),
         };
+        let place = self.fleet.enrol(&common.name, clock.tick());
+        let terms =
+            Terms { name: common.name.clone(), way, fleet: Arc::clone(&self.fleet), place, clock: clock.clone() };
         let clock = clock.clone();
         let fleet = Arc::clone(&self.fleet);
         Ok(Box::new(Remote {

@@ -5,7 +5,6 @@
 
 pub mod client;
 mod render;
-mod socket;
 
 use std::io;
 use std::sync::Arc;
@@ -17,11 +16,11 @@ use hyper::{Method, Request, StatusCode};
 pub use render::{render_clients, render_grants, render_status};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-pub use socket::{Socket, SocketError};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::Socket;
 use super::http::{self, Accept, Limits, Reply};
 use super::node::{FlushOrder, GrantFilter, Node, PromoteOrder, Who, reason};
 use super::order::{ChangeOrder, ForgetOrder, PlaceOrder, RevokeOrder};
@@ -56,7 +55,7 @@ impl Accept for Socket {
     type Peer = Who;
 
     async fn accept(&self) -> io::Result<(UnixStream, Who)> {
-        let (stream, _) = self.listener().accept().await?;
+        let (stream, _) = self.as_ref().accept().await?;
         let credentials = stream.peer_cred()?;
         Ok((stream, Who { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() }))
     }

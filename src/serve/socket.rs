@@ -1,4 +1,4 @@
-//! The socket's file: made with its final mode, never taken from a node that lives, removed at the end.
+//! A unix socket and its file: made with its final mode, never taken from a node that lives, removed at the end.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, Metadata, Permissions};
@@ -18,14 +18,24 @@ const DIRECTORY_MODE: u32 = 0o750;
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// A node lives there.
-    #[error("another outgate answers on {0}; stop it first, or set [admin].socket to another path")]
-    Taken(PathBuf),
+    #[error("another outgate answers on {path}; stop it first, or set {key} to another path")]
+    Taken {
+        /// The socket.
+        path: PathBuf,
+        /// The key that names it.
+        key: &'static str,
+    },
     /// Some other file is there.
-    #[error("{0} is there and is not a socket; remove it, or set [admin].socket to another path")]
-    Occupied(PathBuf),
+    #[error("{path} is there and is not a socket; remove it, or set {key} to another path")]
+    Occupied {
+        /// The file.
+        path: PathBuf,
+        /// The key that names it.
+        key: &'static str,
+    },
     /// The directory's owner could put another socket in the place of ours.
     #[error(
-        "{directory} belongs to user {owner}, and outgate runs as user {us}; run it as user {owner}, or set [admin].socket to a path in a directory of its own"
+        "{directory} belongs to user {owner}, and outgate runs as user {us}; run it as user {owner}, or set {key} to a path in a directory of its own"
     )]
     Foreign {
         /// The socket's directory.
@@ -34,25 +44,36 @@ pub enum SocketError {
         owner: u32,
         /// The user that we are.
         us: u32,
+        /// The key that names the socket.
+        key: &'static str,
     },
     /// No permission.
     #[error(
-        "user {us} may not make a socket in {directory}; let the directory belong to that user, or set [admin].socket to another path"
+        "user {us} may not make a socket in {directory}; let the directory belong to that user, or set {key} to another path"
     )]
     Denied {
         /// The socket's directory.
         directory: PathBuf,
         /// The user that we are.
         us: u32,
+        /// The key that names the socket.
+        key: &'static str,
     },
     /// The kernel takes 107 bytes, some of which are needed while the socket is made.
-    #[error("{0} is too long for a socket; set [admin].socket to a path of at most 90 bytes")]
-    TooLong(PathBuf),
+    #[error("{path} is too long for a socket; set {key} to a path of at most 90 bytes")]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+        /// The key that names it.
+        key: &'static str,
+    },
     /// Anything else.
-    #[error("the socket {path} cannot be made ({error}); set [admin].socket to another path")]
+    #[error("the socket {path} cannot be made ({error}); set {key} to another path")]
     Other {
         /// The socket.
         path: PathBuf,
+        /// The key that names it.
+        key: &'static str,
         /// What the kernel said.
         error: io::Error,
     },
@@ -68,37 +89,39 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens on `path` with mode 0660, in place of a socket on which nobody answers any more. Makes the directory
-    /// where there is none.
+    /// Listens on `path`, which `key` names, with mode 0660, in place of a socket on which nobody answers any more. Makes
+    /// the directory where there is none.
     ///
     /// # Errors
     /// See [`SocketError`]; nothing was changed but perhaps the directory made.
-    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub async fn bind(path: &Path, key: &'static str) -> Result<Self, SocketError> {
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         let us = geteuid().as_raw();
         let explain = |error: io::Error| match error.kind() {
-            ErrorKind::PermissionDenied => SocketError::Denied { directory: directory.to_owned(), us },
-            ErrorKind::InvalidInput => SocketError::TooLong(path.to_owned()),
-            _ => SocketError::Other { path: path.to_owned(), error },
+            ErrorKind::PermissionDenied => SocketError::Denied { directory: directory.to_owned(), us, key },
+            ErrorKind::InvalidInput => SocketError::TooLong { path: path.to_owned(), key },
+            _ => SocketError::Other { path: path.to_owned(), key, error },
         };
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(explain)?;
         let owner = fs::metadata(directory).map_err(explain)?.uid();
         if owner != us && owner != 0 {
-            return Err(SocketError::Foreign { directory: directory.to_owned(), owner, us });
+            return Err(SocketError::Foreign { directory: directory.to_owned(), owner, us, key });
         }
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(explain(error)),
-            Ok(file) if !file.file_type().is_socket() => return Err(SocketError::Occupied(path.to_owned())),
+            Ok(file) if !file.file_type().is_socket() => {
+                return Err(SocketError::Occupied { path: path.to_owned(), key });
+            }
             Ok(_) => match UnixStream::connect(path).await {
                 // Nobody listens, or the file has gone meanwhile.
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {}
                 Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(explain(error)),
                 // Any other error comes from a listener too: its queue is full.
-                _ => return Err(SocketError::Taken(path.to_owned())),
+                _ => return Err(SocketError::Taken { path: path.to_owned(), key }),
             },
         }
         // Made beside its place and moved there when its mode is right: no moment in which anyone else may connect.
@@ -122,8 +145,10 @@ impl Socket {
             }
         }
     }
+}
 
-    pub(super) const fn listener(&self) -> &UnixListener {
+impl AsRef<UnixListener> for Socket {
+    fn as_ref(&self) -> &UnixListener {
         &self.listener
     }
 }
