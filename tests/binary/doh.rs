@@ -11,6 +11,7 @@ use hickory_proto::op::Message;
 use crate::disk::fill;
 use crate::dns::{Client, a, addresses};
 use crate::harness::{Ended, Site, end, privileged, small_disk, until, with_own_mounts};
+use crate::restart::{tcp, udp};
 use crate::tls::{Encrypted, client, connect, connect_from};
 use crate::upstream::{Upstream, with_addresses};
 
@@ -71,6 +72,26 @@ fn kdig_is_told_the_same_as_over_the_other_transports() {
     let status = site.run(&["status"]).stdout;
     assert!(status.contains(&format!("doh {address}")), "{status}");
     assert_eq!(node.stop(), Some(0));
+    site.verified();
+}
+
+#[test]
+fn who_comes_while_no_process_runs_is_answered_by_the_next() {
+    let (site, address) = site();
+    let sockets = [udp(site.dns), tcp(site.dns), tcp(address)];
+    let query = data_encoding::BASE64URL_NOPAD.encode(&a("www.corp.example").to_vec().unwrap());
+    for _ in 0..2 {
+        // It is connected when this returns: the connection waits in the socket.
+        let mut early = connect(address, &client(&site, &[b"http/1.1"]));
+        let mut node = site.start_given(&sockets.each_ref());
+        assert!(!node.stderr().contains("WARN"), "{}", node.stderr());
+        let request = format!("GET /dns-query?dns={query} HTTP/1.1\r\nhost: dns.example.org\r\n\r\n");
+        early.0.write_all(request.as_bytes()).unwrap();
+        let mut reply = [0; 15];
+        early.0.read_exact(&mut reply).unwrap();
+        assert_eq!(reply, *b"HTTP/1.1 200 OK");
+        assert_eq!(node.stop(), Some(0), "{}", node.stderr());
+    }
     site.verified();
 }
 

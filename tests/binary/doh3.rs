@@ -12,6 +12,7 @@ use quinn::{Connection, WriteError};
 use crate::dns::{a, addresses, with_edns};
 use crate::harness::{Site, until};
 use crate::quic::{Client, code_of, run};
+use crate::restart::{tcp, udp};
 use crate::tls::client;
 
 #[path = "../../src/serve/quic/carrier.rs"]
@@ -123,6 +124,24 @@ fn it_is_told_as_over_the_other_versions() {
         assert_eq!(code_of(&http.connection).await, 0x100);
         assert_eq!(node.wait(), Some(0));
     });
+    site.verified();
+}
+
+#[test]
+fn a_restart_on_its_socket_keeps_nobody_out() {
+    let (site, address) = site();
+    let sockets = [udp(site.dns), tcp(site.dns), udp(address)];
+    for _ in 0..2 {
+        let mut node = site.start_given(&sockets.each_ref());
+        assert!(!node.stderr().contains("WARN"), "{}", node.stderr());
+        run(async {
+            let http = Http::new(&site, address).await;
+            assert_eq!(addresses(&http.post(a("www.corp.example")).await), ["192.0.2.80"]);
+            assert_eq!(node.stop(), Some(0), "{}", node.stderr());
+            // H3_NO_ERROR.
+            assert_eq!(code_of(&http.connection).await, 0x100);
+        });
+    }
     site.verified();
 }
 

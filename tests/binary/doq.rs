@@ -15,6 +15,7 @@ use quinn::ConnectionError;
 use crate::dns::{Client as Plain, a, addresses, code, framed, query, with_edns};
 use crate::harness::{BOUND, Ended, Site, end, free_port, until};
 use crate::quic::{Client, ask, code_of, run};
+use crate::restart::{tcp, udp};
 use crate::tls::client;
 use crate::upstream::Upstream;
 
@@ -70,6 +71,27 @@ fn kdig_is_told_the_same_as_over_the_other_transports() {
     assert!(status.contains(&format!("doq {address}")), "{status}");
     assert!(node.stderr().contains(&format!("serving DNS over QUIC address={address}")), "{}", node.stderr());
     assert_eq!(node.stop(), Some(0));
+    site.verified();
+}
+
+#[test]
+fn who_comes_while_no_process_runs_is_answered_by_the_next() {
+    let (site, address) = site();
+    let sockets = [udp(site.dns), tcp(site.dns), udp(address)];
+    let mut node = site.start_given(&sockets.each_ref());
+    assert!(!node.stderr().contains("WARN"), "{}", node.stderr());
+    run(async {
+        let client = doq(&site);
+        let before = client.connect(address).await.unwrap();
+        assert_eq!(addresses(&ask(&before, a("www.corp.example")).await), ["192.0.2.80"]);
+        assert_eq!(node.stop(), Some(0), "{}", node.stderr());
+        assert_eq!(code_of(&before).await, 0);
+        let early = client.begin(address);
+        node = site.start_given(&sockets.each_ref());
+        assert_eq!(addresses(&ask(&early.await.unwrap(), a("www.corp.example")).await), ["192.0.2.80"]);
+    });
+    assert_eq!(node.stop(), Some(0), "{}", node.stderr());
+    assert_eq!(site.queries().len(), 2);
     site.verified();
 }
 

@@ -44,11 +44,11 @@ fn held(kind: Type, address: SocketAddr) -> Socket {
     socket
 }
 
-fn udp(address: SocketAddr) -> Socket {
+pub(crate) fn udp(address: SocketAddr) -> Socket {
     held(Type::DGRAM, address)
 }
 
-fn tcp(address: SocketAddr) -> Socket {
+pub(crate) fn tcp(address: SocketAddr) -> Socket {
     held(Type::STREAM, address)
 }
 
