@@ -18,7 +18,7 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream
 use crate::dns::{Client, addresses, code};
 use crate::harness::{BOUND, Node, Site, free_port, loopback, until};
 
-const NAMES: [&str; 2] = ["ns1.corp.example", "ns2.corp.example"];
+const NAMES: [&str; 3] = ["ns1.corp.example", "ns2.corp.example", "ns3.corp.example"];
 
 /// An authority, and those whom it issued certificates for.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -41,17 +41,17 @@ impl Authority {
     }
 }
 
-/// Two sites, each the other's peer; where they listen for each other.
-fn pair(authority: &Authority) -> ([Site; 2], [SocketAddr; 2]) {
-    let doors = [loopback(free_port()), loopback(free_port())];
+/// Some sites, all others the peers of each; where they listen for each other.
+fn several<const COUNT: usize>(authority: &Authority) -> ([Site; COUNT], [SocketAddr; COUNT]) {
+    let doors = [(); COUNT].map(|()| loopback(free_port()));
     let site = |at: usize| {
-        let peers = format!(
-            "[peers]\nlisten = \"{}\"\nca = \"peers/ca.pem\"\ncertificate = \"peers/own.pem\"\nkey = \"peers/own.key\"\n\n\
-             [[peer]]\nname = \"{}\"\nserver = \"{}\"",
+        let mut peers = format!(
+            "[peers]\nlisten = \"{}\"\nca = \"peers/ca.pem\"\ncertificate = \"peers/own.pem\"\nkey = \"peers/own.key\"\n",
             doors[at],
-            NAMES[1 - at],
-            doors[1 - at]
         );
+        for (other, door) in doors.iter().enumerate().filter(|(other, _)| *other != at) {
+            peers += &format!("\n[[peer]]\nname = \"{}\"\nserver = \"{door}\"\n", NAMES[other]);
+        }
         let node = format!("node = \"{}\"\nstate = \"state\"", NAMES[at].split('.').next().unwrap());
         let site = Site::new().with("", node).with("peers", peers);
         let (certificate, key) = authority.issue(NAMES[at]);
@@ -61,26 +61,27 @@ fn pair(authority: &Authority) -> ([Site; 2], [SocketAddr; 2]) {
         fs::set_permissions(site.path("peers/own.key"), Permissions::from_mode(0o600)).unwrap();
         site
     };
-    ([site(0), site(1)], doors)
+    (std::array::from_fn(site), doors)
 }
 
 fn status(site: &Site) -> Value {
     serde_json::from_str(&site.run(&["status", "--json"]).stdout).unwrap()
 }
 
-/// Waits until each has reached the other and has nothing to tell it.
-fn met(sites: &[Site; 2]) {
+/// Waits until each has reached all others, with the same policy, and has nothing to tell them.
+fn met(sites: &[Site]) {
     for site in sites {
-        until("its peer is up", || {
-            let peer = status(site)["peers"][0].clone();
-            (&peer["connected"], &peer["waiting"], &peer["differs"]) == (&true.into(), &0.into(), &false.into())
-                && peer["revision"].is_string()
+        until("its peers are up", || {
+            status(site)["peers"].as_array().unwrap().iter().all(|peer| {
+                (&peer["connected"], &peer["waiting"], &peer["differs"]) == (&true.into(), &0.into(), &false.into())
+                    && peer["revision"].is_string()
+            })
         });
     }
 }
 
-fn started(sites: &[Site; 2]) -> [Node; 2] {
-    let nodes = [sites[0].start(), sites[1].start()];
+fn started<const COUNT: usize>(sites: &[Site; COUNT]) -> [Node; COUNT] {
+    let nodes = sites.each_ref().map(Site::start);
     met(sites);
     nodes
 }
@@ -105,7 +106,7 @@ fn confirmed(site: &Site, arguments: &[&str]) -> (String, String) {
 
 #[test]
 fn a_change_at_one_node_is_in_force_at_all() {
-    let (sites, _) = pair(&Authority::new());
+    let (sites, _) = several::<2>(&Authority::new());
     let mut nodes = started(&sites);
     let [one, two] = &sites;
     let clients = [Client::new(one.dns), Client::new(two.dns)];
@@ -158,7 +159,7 @@ fn a_change_at_one_node_is_in_force_at_all() {
 
 #[test]
 fn a_peer_that_was_away_is_told_when_it_is_back() {
-    let (sites, _) = pair(&Authority::new());
+    let (sites, _) = several::<2>(&Authority::new());
     let [mut first, mut second] = started(&sites);
     let [one, two] = &sites;
     let allow = ["allow", "a.example.org", "--segment", "loop", "--for", "1h", "--reason", "release 4.2"];
@@ -216,8 +217,70 @@ fn a_peer_that_was_away_is_told_when_it_is_back() {
 }
 
 #[test]
+fn of_three_nodes_one_is_away_and_another_one_restarts_meanwhile() {
+    let (sites, _) = several::<3>(&Authority::new());
+    let [mut first, second, mut third] = started(&sites);
+    let [one, two, three] = &sites;
+    let (denied, told) = confirmed(two, &["deny", "a.example.com", "--reason", "incident 12"]);
+    assert!(told.ends_with("ns2: in force\nns1.corp.example: in force\nns3.corp.example: in force\n"), "{told}");
+    for site in &sites {
+        assert_eq!((rules(site), changes(site, "deny").len()), (vec![denied.clone()], 1));
+    }
+    for site in [three, two] {
+        assert_eq!(addresses(&Client::new(site.dns).told("www.corp.example")), ["192.0.2.80"]);
+    }
+
+    third.kill();
+    assert_eq!(third.wait(), None);
+    let without_third = |site: &Site, arguments: &[&str], of_the_second: &str| {
+        until("that it is away is seen", || status(site)["peers"][1]["connected"] == false);
+        let ended = site.run(arguments);
+        assert!(ended.stderr.contains("of 3 nodes 1 did not confirm it"), "{ended:?}");
+        let mut lines = ended.stdout.lines().rev();
+        assert!(lines.next().unwrap().starts_with("ns3.corp.example: it cannot be reached: "), "{ended:?}");
+        assert!(lines.next().unwrap().ends_with(of_the_second), "{ended:?}");
+        assert_eq!(ended.code, Some(1));
+        ended.stdout.split(':').next().unwrap().to_owned()
+    };
+    let id =
+        without_third(one, &["deny", "never.example.org", "--reason", "incident 13"], "ns2.corp.example: in force");
+    without_third(two, &["retract", &denied, "--reason", "it was a false alarm"], "ns1.corp.example: in force");
+    let revoke = ["revoke", "--name", "www.corp.example", "--reason", "late"];
+    without_third(one, &revoke, "ns2.corp.example: in force, 1 grants closed");
+
+    // What waits is told by the next process, however this one ended.
+    first.kill();
+    assert_eq!(first.wait(), None);
+    let mut first = one.start();
+    assert_eq!(status(one)["peers"][1]["waiting"], 1);
+    let mut third = three.start();
+    until("it is told", || changes(three, "revoke").len() == 1);
+    met(&sites);
+    assert_eq!(changes(three, "revoke")[0]["why"], "late");
+    for site in &sites {
+        // Told by both of the others, and done once.
+        let done = ["deny", "retract", "revoke"].map(|op| changes(site, op).len());
+        assert_eq!((rules(site), done), (vec![id.clone()], [2, 1, 1]));
+    }
+    let kept = |site: &Site| fs::read_to_string(site.path("state/changes.json")).unwrap();
+    until("it is not kept any more", || !kept(one).contains("\"late\""));
+
+    // One with another policy is shown by the others, and shows both.
+    three.file("policy/more.toml", "[[segment]]\nname = \"till\"\nclients = [\"192.0.2.0/24\"]\n");
+    assert_eq!(three.run(&["reload"]).code, Some(0));
+    for (site, differs) in sites.iter().zip([[false, true], [false, true], [true, true]]) {
+        let peer = |at: usize| status(site)["peers"][at]["differs"].clone();
+        until("they see it", || [peer(0), peer(1)] == differs);
+    }
+    for node in [&mut first, &mut { second }, &mut third] {
+        assert_eq!(node.stop(), Some(0), "{}", node.stderr());
+    }
+    sites.iter().for_each(|site| drop(site.verified()));
+}
+
+#[test]
 fn a_peer_that_hangs_keeps_nobody_waiting() {
-    let (sites, _) = pair(&Authority::new());
+    let (sites, _) = several::<2>(&Authority::new());
     let nodes = started(&sites);
     let [one, two] = &sites;
     nodes[1].signal(Signal::SIGSTOP);
@@ -234,7 +297,7 @@ fn a_peer_that_hangs_keeps_nobody_waiting() {
 
 #[test]
 fn policies_that_differ_are_shown() {
-    let (sites, _) = pair(&Authority::new());
+    let (sites, _) = several::<2>(&Authority::new());
     let _nodes = started(&sites);
     let [one, two] = &sites;
     let differs = || one.metric("outgate_peer_policy_differs{peer=\"ns2.corp.example\"}");
@@ -300,7 +363,7 @@ impl Foreign {
 #[test]
 fn who_is_no_peer_or_speaks_out_of_turn_is_refused_and_counted() {
     let authority = Authority::new();
-    let (sites, doors) = pair(&authority);
+    let (sites, doors) = several::<2>(&authority);
     let [one, _] = &sites;
     let _node = one.start();
     let refused = |why: &str| one.metric(&format!("outgate_peer_refused_total{{why=\"{why}\"}}"));

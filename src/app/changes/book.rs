@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::change::{Change, Placed, Retracted};
+use super::news::Late;
 use crate::policy::Runtime;
 use crate::serve::ClientRow;
 use crate::time::Wall;
@@ -36,6 +37,9 @@ pub(in crate::app) struct Contents {
     /// Rules that were taken back, in that order, where there are peers that could bring them back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(in crate::app) retracted: Vec<Retracted>,
+    /// What was done once and waits for peers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::app) late: Vec<Late>,
     /// Those of the watched file; not kept here.
     #[serde(skip)]
     pub(in crate::app) fed: BTreeMap<IpAddr, Placed>,
@@ -48,6 +52,7 @@ impl Default for Contents {
             changes: Vec::new(),
             clients: BTreeMap::new(),
             retracted: Vec::new(),
+            late: Vec::new(),
             fed: BTreeMap::new(),
         }
     }
@@ -299,7 +304,29 @@ mod tests {
         "owner": "web"
       }
     }
-  }
+  },
+  "late": [
+    {
+      "at": 4,
+      "peers": [
+        "ns2.example"
+      ],
+      "news": {
+        "revoke": {
+          "id": "5f0c91ab",
+          "author": {
+            "uid": 0
+          },
+          "order": {
+            "name": "a.example.org",
+            "below": false,
+            "cut": true,
+            "reason": "incident"
+          }
+        }
+      }
+    }
+  ]
 }
 "#;
 

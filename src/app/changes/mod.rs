@@ -15,4 +15,4 @@ pub(super) use apply::Desk;
 pub(super) use book::{Book, Contents};
 pub(super) use change::Author;
 pub(super) use feed::Feed;
-pub(super) use news::News;
+pub(super) use news::{Late, News};

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Contents;
-use super::apply::Done;
+use super::apply::{Desk, Done};
 use super::change::{Author, Change, Retracted};
 use super::tell::{record, told_closed, told_cut, told_unsaved};
 use crate::app::node::RunningNode;
@@ -15,7 +15,7 @@ use crate::serve::{ChangeAction, ForgetOrder, RevokeOrder};
 const PART: usize = 1 << 20;
 
 /// What is told.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::app) enum News {
     /// Rules that stand, and rules that were taken back. Told again and again it changes nothing more.
@@ -30,6 +30,16 @@ pub(in crate::app) enum News {
         at: u64,
         order: ForgetOrder,
     },
+}
+
+/// What was done once and waits for peers, as it is kept over a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::app) struct Late {
+    /// Microseconds since 1970.
+    pub(in crate::app) at: u64,
+    /// The names of those that have not confirmed it.
+    pub(in crate::app) peers: Vec<String>,
+    pub(in crate::app) news: News,
 }
 
 impl News {
@@ -73,6 +83,24 @@ fn parts<T: Serialize>(of: &[T], as_news: impl Fn(&[T]) -> News) -> Vec<News> {
 }
 
 impl RunningNode {
+    /// Writes down what waits for peers, so that a restart does not lose it. Where that fails it is `told`.
+    pub(in crate::app) async fn keep_late(&self, told: &mut Value) {
+        let mut desk = self.desk.lock().await;
+        told_unsaved(told, self.write_late(&mut desk).as_deref());
+    }
+
+    /// The same; why it failed. It is then tried again every second.
+    pub(super) fn write_late(&self, desk: &mut Desk) -> Option<String> {
+        let late = self.peers().late(self.gate().clock.now().wall);
+        if late == desk.book.contents.late {
+            return None;
+        }
+        desk.book.contents.late = late;
+        let failed = desk.book.save(&desk.book.contents).err();
+        desk.book.unsaved = failed.is_some();
+        failed.map(|error| error.to_string())
+    }
+
     /// Does what `peer` tells; what became of it, or why it is not in force here.
     pub(in crate::app) async fn take(&self, peer: &str, news: News) -> Result<Value, String> {
         let done = match news {

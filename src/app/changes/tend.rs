@@ -65,6 +65,7 @@ impl RunningNode {
             if let Some((feed, said)) = feed.as_mut().zip(said) {
                 self.take_fed(&mut desk, feed, said).await;
             }
+            self.write_late(&mut desk);
             if desk.book.unsaved && desk.book.save(&desk.book.contents).is_ok() {
                 desk.book.unsaved = false;
                 tracing::info!("what was changed is in the state directory again");

@@ -52,7 +52,10 @@ impl RunningNode {
     /// told of something at once do not wait for each other.
     async fn told_everywhere(&self, mut told: Value, news: &News) -> Value {
         if self.has_peers() {
-            let peers = self.parts.peers.tell(news, self.parts.gate.clock.tick()).await;
+            let peers = self.parts.peers.tell(news, self.parts.gate.clock.now()).await;
+            if news.once().is_some() {
+                self.keep_late(&mut told).await;
+            }
             if let Some(told) = told.as_object_mut() {
                 told.insert("node".into(), self.parts.config.node.as_str().into());
                 told.insert("peers".into(), peers.into());

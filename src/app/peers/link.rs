@@ -9,11 +9,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, sleep, timeout};
 
 use super::message::{Answer, Standing, VERSION, Words, read, write};
-use super::{BEAT, LATE, Peer, SILENT, State, Tls, Waiting};
+use super::{BEAT, Peer, SILENT, State, Tls, Waiting};
 use crate::app::changes::News;
 use crate::app::node::RunningNode;
 use crate::firewall::remote::dial;
-use crate::time::Tick;
+use crate::time::{Now, Tick, Wall};
 
 /// How long a connection may take to be made, its first words included.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ async fn keep(node: &RunningNode, peer: &Peer) {
             Ok(Ok(stream)) => {
                 tracing::info!(peer = peer.settings.name, "connected to a peer");
                 told.clear();
-                peer.is_back(node.clock_tick(), || News::all(&node.changes.load()));
+                peer.is_back(node.now().wall, || News::all(&node.changes.load()));
                 let ended = attend(stream, node, peer).await;
                 peer.is_away();
                 ended
@@ -89,7 +89,7 @@ async fn attend(stream: impl AsyncRead + AsyncWrite + Unpin, node: &RunningNode,
     let writer = async {
         let (mut beats, mut number) = (interval(BEAT), 0);
         loop {
-            let next = peer.state.lock().next(number + 1, node.clock_tick());
+            let next = peer.state.lock().next(number + 1, node.now().wall);
             let words = match next {
                 Some(news) => {
                     number += 1;
@@ -98,7 +98,7 @@ async fn attend(stream: impl AsyncRead + AsyncWrite + Unpin, node: &RunningNode,
                 None => tokio::select! {
                     _ = beats.tick() => {
                         let mut state = peer.state.lock();
-                        if state.again.is_some_and(|again| again <= node.clock_tick()) && state.standing.is_empty() {
+                        if state.again.is_some_and(|again| again <= node.now().tick) && state.standing.is_empty() {
                             state.again = None;
                             state.standing = News::all(&node.changes.load()).into();
                         }
@@ -107,7 +107,7 @@ async fn attend(stream: impl AsyncRead + AsyncWrite + Unpin, node: &RunningNode,
                     () = peer.wake.notified() => continue,
                     answer = heard.recv() => {
                         let Some(answer) = answer else { break "it ended".to_owned() };
-                        match peer.hear(answer, node.clock_tick()) {
+                        match peer.hear(answer, node.now().tick) {
                             Ok(()) => continue,
                             Err(why) => break why,
                         }
@@ -129,14 +129,9 @@ async fn attend(stream: impl AsyncRead + AsyncWrite + Unpin, node: &RunningNode,
 
 impl Peer {
     /// A connection stands: all is told. What is changed from here on waits; what was before, is in `all`.
-    fn is_back(&self, now: Tick, all: impl FnOnce() -> Vec<News>) {
+    fn is_back(&self, now: Wall, all: impl FnOnce() -> Vec<News>) {
         let mut state = self.state.lock();
-        let known = state.waiting.len();
-        state.waiting.retain(|waiting| now.since(waiting.since) < LATE);
-        let late = known - state.waiting.len();
-        if late > 0 {
-            tracing::warn!(peer = self.settings.name, late, "what was revoked or forgotten here is too old to be told");
-        }
+        state.give_up_late(&self.settings.name, now);
         state.connected = true;
         state.again = None;
         state.standing = VecDeque::from(all());
@@ -194,7 +189,7 @@ impl Peer {
 
 impl State {
     /// What is told next, under this number; `None`: it has not answered, or there is nothing.
-    fn next(&mut self, number: u64, now: Tick) -> Option<News> {
+    fn next(&mut self, number: u64, now: Wall) -> Option<News> {
         if self.under_way.is_some() {
             return None;
         }
@@ -216,7 +211,7 @@ impl RunningNode {
         }
     }
 
-    fn clock_tick(&self) -> Tick {
-        self.gate().clock.tick()
+    fn now(&self) -> Now {
+        self.gate().clock.now()
     }
 }

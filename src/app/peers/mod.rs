@@ -3,14 +3,15 @@
 //!
 //! A peer that is away or hangs keeps nobody waiting for longer than [`PATIENCE`], and no answer at all. When it is back, both
 //! tell each other the rules that stand and those that were taken back: these have ids, so that nothing is made twice, and
-//! what was taken back does not come back. What is done once, revoking and forgetting, is told late, for [`LATE`] at most.
+//! what was taken back does not come back. What is done once, revoking and forgetting, is told late, for [`LATE`] at most; it
+//! waits in the file of changes meanwhile.
 
 mod door;
 mod link;
 mod message;
 mod settings;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,10 +27,10 @@ pub(super) use self::link::link;
 use self::message::Standing;
 use self::settings::PeerSettings;
 pub(super) use self::settings::Settings;
-use crate::app::changes::News;
+use crate::app::changes::{Late, News};
 use crate::document::Mistake;
 use crate::metric::{self, Registry};
-use crate::time::Tick;
+use crate::time::{Now, Tick, Wall};
 
 /// How long an operator's command waits for the peers to confirm.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -104,7 +105,7 @@ struct State {
 /// What waits to be told.
 struct Waiting {
     news: News,
-    since: Tick,
+    since: Wall,
     /// Nobody may wait any more.
     reply: Option<oneshot::Sender<Result<Value, String>>>,
 }
@@ -152,7 +153,7 @@ impl Peers {
     }
 
     /// Tells all of them; how each confirmed it, after [`PATIENCE`] at most.
-    pub(super) async fn tell(&self, news: &News, now: Tick) -> Vec<Value> {
+    pub(super) async fn tell(&self, news: &News, now: Now) -> Vec<Value> {
         if let Some(id) = news.once() {
             self.begin(id);
         }
@@ -181,6 +182,31 @@ impl Peers {
             });
         }
         told
+    }
+
+    /// Takes up what waited for peers when the process before this one ended.
+    pub(super) fn take_up(&self, late: &[Late]) {
+        for peer in &self.all {
+            let its = late.iter().filter(|late| late.peers.contains(&peer.settings.name)).take(WAITING);
+            let waiting = its.map(|late| Waiting { news: late.news.clone(), since: Wall(late.at), reply: None });
+            peer.state.lock().waiting.extend(waiting);
+        }
+    }
+
+    /// What is done once and waits for peers, oldest first.
+    pub(super) fn late(&self, now: Wall) -> Vec<Late> {
+        let mut late = BTreeMap::new();
+        for peer in &self.all {
+            let (name, mut state) = (&peer.settings.name, peer.state.lock());
+            state.give_up_late(name, now);
+            let under_way = state.under_way.iter().map(|(_, waiting)| waiting);
+            for Waiting { news, since, .. } in under_way.chain(&state.waiting) {
+                let Some(id) = news.once() else { continue };
+                let waits = || Late { at: since.0, peers: Vec::new(), news: news.clone() };
+                late.entry((since.0, id.to_owned())).or_insert_with(waits).peers.push(name.clone());
+            }
+        }
+        late.into_values().collect()
     }
 
     /// Whether something that is done once is new here; it is then known as done.
@@ -242,12 +268,25 @@ impl Tls {
     }
 }
 
+impl State {
+    /// Gives up what is too old to be told.
+    fn give_up_late(&mut self, peer: &str, now: Wall) {
+        let known = self.waiting.len();
+        let late = u64::try_from(LATE.as_micros()).unwrap_or(u64::MAX);
+        self.waiting.retain(|waiting| waiting.news.once().is_none() || now.0.saturating_sub(waiting.since.0) < late);
+        let late = known - self.waiting.len();
+        if late > 0 {
+            tracing::warn!(peer, late, "what was revoked or forgotten here is too old to be told");
+        }
+    }
+}
+
 impl Peer {
     /// Lets it be told; where its answer comes.
     ///
     /// # Errors
     /// It cannot be now, and how it will be.
-    fn ask(&self, news: &News, now: Tick) -> Result<oneshot::Receiver<Result<Value, String>>, String> {
+    fn ask(&self, news: &News, now: Now) -> Result<oneshot::Receiver<Result<Value, String>>, String> {
         let mut state = self.state.lock();
         let once = news.once().is_some();
         if state.waiting.len() >= WAITING {
@@ -259,14 +298,14 @@ impl Peer {
                     tracing::warn!(peer = self.settings.name, "it is not told of the oldest that waits: too much does");
                 }
                 None => {
-                    state.again = Some(now);
+                    state.again = Some(now.tick);
                     return Err(format!("{WAITING} changes wait to be told to it; it is told when they are"));
                 }
             }
         }
         let (reply, receiver) = oneshot::channel();
         if state.connected || once {
-            state.waiting.push_back(Waiting { news: news.clone(), since: now, reply: Some(reply) });
+            state.waiting.push_back(Waiting { news: news.clone(), since: now.wall, reply: Some(reply) });
             self.wake.notify_one();
         }
         if state.connected {
@@ -304,11 +343,11 @@ mod tests {
     #[test]
     fn what_is_done_once_waits_for_a_peer_and_rules_do_not() {
         let peer = peer();
-        assert!(peer.ask(&rule(), Tick(0)).unwrap_err().ends_with("it is told when it is back"));
-        assert!(peer.ask(&revoke(1), Tick(0)).unwrap_err().ends_with("within the hour"));
+        assert!(peer.ask(&rule(), Now::default()).unwrap_err().ends_with("it is told when it is back"));
+        assert!(peer.ask(&revoke(1), Now::default()).unwrap_err().ends_with("within the hour"));
         assert_eq!(peer.state.lock().waiting.len(), 1);
         for id in 2..=WAITING + 2 {
-            assert!(peer.ask(&revoke(id), Tick(0)).is_err());
+            assert!(peer.ask(&revoke(id), Now::default()).is_err());
         }
         let state = peer.state.lock();
         let ids: Vec<_> = state.waiting.iter().filter_map(|waiting| waiting.news.once()).collect();
@@ -320,11 +359,46 @@ mod tests {
         let peer = peer();
         peer.state.lock().connected = true;
         for _ in 0..WAITING {
-            assert!(peer.ask(&rule(), Tick(0)).is_ok());
+            assert!(peer.ask(&rule(), Now::default()).is_ok());
         }
-        assert!(peer.ask(&rule(), Tick(7)).is_err());
+        assert!(peer.ask(&rule(), Now { tick: Tick(7), wall: Wall(0) }).is_err());
         let state = peer.state.lock();
         assert_eq!((state.waiting.len(), state.again), (WAITING, Some(Tick(7))));
+    }
+
+    #[test]
+    fn what_waits_for_peers_is_taken_up_again_and_ends() {
+        let peers = |names: &[&str]| {
+            let named = |name: &&str| {
+                let mut peer = peer();
+                peer.settings.name = (*name).to_owned();
+                Arc::new(peer)
+            };
+            Peers { all: names.iter().map(named).collect(), ..Peers::new(None).unwrap() }
+        };
+        let before = peers(&["ns2.example", "ns3.example"]);
+        let at = |micros| Now { tick: Tick(0), wall: Wall(micros) };
+        assert!(before.all[0].ask(&revoke(1), at(5)).is_err());
+        for peer in &before.all {
+            assert!(peer.ask(&revoke(2), at(7)).is_err());
+        }
+        assert!(before.all[0].ask(&rule(), at(8)).is_err());
+        // What is told and not answered waits as well.
+        {
+            let mut state = before.all[1].state.lock();
+            state.under_way = state.waiting.pop_front().map(|waiting| (1, waiting));
+        }
+        let late = before.late(Wall(9));
+        let names: Vec<_> = late.iter().map(|late| (late.at, late.news.once(), late.peers.len())).collect();
+        assert_eq!(names, [(5, Some("1"), 1), (7, Some("2"), 2)]);
+
+        let after = peers(&["ns3.example", "ns4.example"]);
+        after.take_up(&late);
+        let waits = Late { peers: vec!["ns3.example".into()], ..late[1].clone() };
+        assert_eq!(after.late(Wall(9)), [waits]);
+        let hour = u64::try_from(LATE.as_micros()).unwrap();
+        assert_eq!(after.late(Wall(6 + hour)).len(), 1);
+        assert_eq!(after.late(Wall(7 + hour)), []);
     }
 
     #[test]
