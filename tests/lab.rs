@@ -1,5 +1,7 @@
 //! The lab's stories (`tests/lab/`), each a test: a real kernel, a real name server, real clients.
 //!
+//! Not the soak: `tests/all` has it beside what only computes.
+//!
 //! They need root and a few tools. Where those are missing a story is skipped, and fails if `CI=true`.
 
 use std::process::Command;
@@ -91,9 +93,4 @@ fn a_resolver_without_privileges_opens_what_it_tells() {
 #[test]
 fn an_answer_waits_for_every_gateway() {
     tell("gateways");
-}
-
-#[test]
-fn clients_of_every_habit_connect_for_three_minutes() {
-    tell("soak");
 }

@@ -228,7 +228,7 @@ def habit(task):
             count["connected"] += 1
         else:
             count["refused"].append((source, address, name, str(attempt)))
-        time.sleep(chance.uniform(0, 0.03))
+        time.sleep(chance.uniform(0, 0.07))
     return count
 
 
@@ -364,7 +364,7 @@ def told_of(site, source, address):
 def main():
     """The soak; the exit code."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=float(os.environ.get("SOAK_SECONDS", "180")))
+    parser.add_argument("--seconds", type=float, default=180)
     seconds = parser.parse_args().seconds
     machines.POLICY = machines.POLICY.replace("private  =", f"{PORTS}\nprivate  =")
     with machines.Site(outside) as site:
