@@ -84,6 +84,35 @@ class Load:
             thread.join()
 
 
+def without_privileges():
+    """The firewall in the hands of the enforcer; what does not hold."""
+    run("systemctl", "stop", "outgate.socket", "outgate", "outgate-enforce")
+    os.makedirs("/etc/systemd/system/outgate.service.d")
+    for file, to in (("outgate.toml", "/etc/outgate"), ("enforce.toml", "/etc/outgate"),
+                     ("override.conf", "/etc/systemd/system/outgate.service.d")):
+        run("cp", f"/lab/{file}", to)
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "outgate-enforce", "outgate.socket", "outgate")
+    faults = []
+    for name, address in (("one.corp.example", "192.0.2.81"), ("two.corp.example", "192.0.2.82")):
+        # Whoever asks while the enforcer starts is told to ask again.
+        end, asker, reply = time.monotonic() + 10, client.Asker(SERVER, SERVER), None
+        while (reply is None or reply.rcode == packets.SERVFAIL) and time.monotonic() < end:
+            reply, _ = asker.ask(name, packets.A)
+            time.sleep(0.05)
+        if reply is None or reply.addresses != [address]:
+            faults.append(f"{name} without privileges: {reply}")
+        if address not in run("nft", "list", "ruleset"):
+            faults.append(f"{name}: the enforcer opened nothing")
+        run("systemctl", "restart", "outgate-enforce", "outgate")
+    with open(f"/proc/{run('systemctl', 'show', '--value', '-p', 'MainPID', 'outgate').strip()}/status") as file:
+        rights = int(dict(line.split(":", 1) for line in file)["CapEff"], 16)
+    net_bind_service = 1 << 10
+    if rights & ~net_bind_service:
+        faults.append(f"the resolver has more rights than to bind a port: {rights:x}")
+    return faults
+
+
 def main():
     """The restarts; the exit code."""
     run("ip", "link", "set", "lo", "up")
@@ -124,11 +153,12 @@ def main():
     run("outgate", "status", "-c", "/etc/outgate/outgate.toml")
     said = run("journalctl", "--no-pager", "-u", "outgate").splitlines()
     warned = [line for line in said if "WARN" in line or "ERROR" in line]
+    faults = [f"the journal has {line}" for line in warned]
     restarts = int(run("systemctl", "show", "--value", "-p", "NRestarts", "outgate"))
     found = {"asked": len(load.waited), "lost": load.lost, "again_over_tcp": load.again, "restart_s": took,
              "enforcer_s": enforcer, "started_by_itself": restarts, "longest_wait_s": round(max(load.waited), 2)}
     print(json.dumps(found), flush=True)
-    faults = [f"the journal has {line}" for line in warned]
+    faults += without_privileges()
     if load.lost > 0:
         faults.append(f"{load.lost} queries were lost")
     if max(load.waited) > PATIENCE:
