@@ -1,6 +1,7 @@
 """Two resolvers and three gateways on machines of their own: an answer waits for every gateway that could carry its flow.
 
-    python3 gateways.py [--part NAME]     root; prints the counts as JSON; exit code 1 if something does not hold
+    python3 gateways.py [--part NAME]        root; prints the counts as JSON; exit code 1 if something does not hold
+    python3 gateways.py --before BINARY      every machine is upgraded from an older outgate under load, and goes back to it
 
 The machines are those of `machines.py`. Names are connected to over IPv4 and over IPv6 by turns; half of the clients ask
 over the one, half over the other.
@@ -202,13 +203,13 @@ class Chaos:
 
         return f"kill {name}", begin, end, seconds
 
-    def restart(self, name):
-        """SIGTERM and started again at once, as an upgrade does."""
+    def restart(self, name, binary=None):
+        """SIGTERM and started again at once, perhaps as another version."""
         def begin():
             self._site.signal(name, signal.SIGTERM)
-            self._site.start(name)
+            self._site.start(name, binary)
 
-        return f"restart {name}", begin, lambda: None, 1
+        return f"restart {name}" + (f" as {binary}" if binary else ""), begin, lambda: None, 1
 
     def pause(self, name, seconds=10):
         """Does not run for a while."""
@@ -256,15 +257,21 @@ class Chaos:
         return [(fault,) for fault in one] + pairs
 
 
-def chaos_part(site):
-    """Faults under load."""
+    def upgrades(self, before):
+        """From a version that was before to the one under test, gateways first, one after the other; and back."""
+        up = [*GATEWAYS, *RESOLVERS]
+        return [(self.restart(name),) for name in up] + [(self.restart(name, before),) for name in reversed(up)]
+
+
+def chaos_part(site, before):
+    """Faults under load; where there is a version before, everything is upgraded to the one under test."""
     crowd, over = site.host("crowd"), f"{site.directory}/over"
     faults = []
     tasks = [(index, over) for index in range(1, 13)]
     pool = client.Crowd(crowd, loaded, tasks)
     try:
         chaos = Chaos(site)
-        for together in chaos.all():
+        for together in chaos.upgrades(before) if before else chaos.all():
             what = " and ".join(name for name, *_ in together)
             live = [client.Download(crowd, lab.source("crowd", family_of(number)),
                                     internet.bulk_address(number, family_of(number)), socket.SOCK_STREAM)
@@ -287,7 +294,7 @@ def chaos_part(site):
     finally:
         with open(over, "w"):
             pass
-    if chaos.denied is None:
+    if chaos.denied is None and not before:
         faults.append("nothing was denied")
     return client.total(pool.results()), faults + chaos.faults
 
@@ -302,8 +309,9 @@ def main():
     """Every part; the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", choices=["local", "fresh", "chaos"])
-    part = parser.parse_args().part
-    wanted = lambda name: part in (None, name)
+    parser.add_argument("--before", metavar="BINARY", help="an older outgate: upgrade from it and go back to it, under load")
+    options = parser.parse_args()
+    wanted = lambda name: options.part in (None, name) if options.before is None else name == "chaos"
     faults = []
     with Site() as site:
         if wanted("local"):
@@ -313,7 +321,7 @@ def main():
                 network.run("nft", "delete", "table", "inet", "outgate")
         site.configure("remote")
         for name in [*GATEWAYS, *RESOLVERS]:
-            site.start(name)
+            site.start(name, options.before)
         site.watch()
         site.wait(GATEWAYS)
         if wanted("local"):
@@ -328,7 +336,7 @@ def main():
             if min(min(carried) for carried in total["through"].values()) < FRESH // 10:
                 faults.append(f"not every gateway carried its part: {total['through']}")
         if wanted("chaos"):
-            total, broken = chaos_part(site)
+            total, broken = chaos_part(site, options.before)
             print(json.dumps({"chaos": {**total, "waited": max(total["waited"]), "wrong": total["wrong"][:8]}}), flush=True)
             faults += broken
             if total["wrong"]:

@@ -251,12 +251,12 @@ class Site:
             with open(f"{self.directory}/{name}/enforce.toml", "w") as file:
                 file.write(ENFORCE.format(directory=self.directory, name=name, last=last))
 
-    def start(self, name):
-        """Starts the process of a machine."""
+    def start(self, name, binary=None):
+        """Starts the process of a machine, of the outgate to test if no other is named."""
         verb = "run" if name in RESOLVERS else "enforce"
         log = open(f"{self.directory}/{name}/{verb}.log", "ab")
         self._processes[name] = self.host(name).start(
-            node.binary(), verb, "-c", f"{self.directory}/{name}/{verb}.toml", output=log)
+            binary or node.binary(), verb, "-c", f"{self.directory}/{name}/{verb}.toml", output=log)
 
     def signal(self, name, number):
         """Sends a signal to the process of a machine."""
