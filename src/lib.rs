@@ -60,7 +60,7 @@
 //! | gate | [`enforce`] | the enforcer of a gateway: what each of several resolvers holds open there |
 //! | edge | [`upstream`] | forwarders over UDP, TCP, TLS and HTTPS; DNSSEC |
 //! | edge | [`zones`] | local authoritative data |
-//! | edge | [`firewall`] | one trait, one table of backends: nftables, memory |
+//! | edge | [`firewall`] | one trait, one table of backends: nftables, memory, and the enforcers of other machines |
 //! | edge | [`audit`] | the query log: records, file, rotation, verify, tail; sinks |
 //! | core | [`wire`] | bytes ↔ query, reply, upstream message |
 //! | core | [`policy`] | text → rules → index; who asks, what is allowed, what may be opened |
