@@ -49,6 +49,23 @@ pub trait Firewall: Send {
         Ok(false)
     }
 
+    /// Begins to be taken over, where it is on another machine: as [`Firewall::adopt`], but nothing waits. What it holds
+    /// comes by [`Firewall::listed`].
+    ///
+    /// # Errors
+    /// The firewall cannot be used.
+    fn begin_adopting(&mut self, _layout: &Layout) -> Result<(), FirewallError> {
+        Err(FirewallError::NotAdopted)
+    }
+
+    /// Some of what it holds; `None`: nothing came yet.
+    ///
+    /// # Errors
+    /// The firewall cannot be used.
+    fn listed(&mut self) -> Result<Option<Listed>, FirewallError> {
+        Err(FirewallError::NotAdopted)
+    }
+
     /// Is told that it has now all that it is to have: it may count from here on.
     fn caught_up(&mut self) {}
 
@@ -60,6 +77,14 @@ pub trait Firewall: Send {
 
     /// Is told what the next [`Firewall::apply`] will be called with, so that it is under way while others are waited for.
     fn begin(&mut self, _changes: &[Change], _now: Tick) {}
+
+    /// What became of what was begun, as [`Firewall::apply`] would say; `None`: that is not known yet.
+    ///
+    /// # Errors
+    /// None of the changes can be relied upon.
+    fn became(&mut self) -> Result<Option<Vec<usize>>, FirewallError> {
+        Err(FirewallError::NotAdopted)
+    }
 
     /// Applies changes, atomically where the backend can; the indexes of those that failed, in order. A failing
     /// change never takes another one down with it.
@@ -98,6 +123,15 @@ pub trait Firewall: Send {
     fn load(&mut self) -> Result<Option<Load>, FirewallError> {
         Ok(None)
     }
+}
+
+/// Some of what a firewall holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Each with its end.
+    pub elements: Vec<(Element, Tick)>,
+    /// There is more.
+    pub more: bool,
 }
 
 /// How full a table of a firewall is.

@@ -12,4 +12,4 @@ mod settings;
 
 pub use change::Change;
 pub use lease::{Lease, Terms, answer_ttl};
-pub use ledger::{Added, Caps, Effect, Full, Granted, Held, Ledger, Offered, Reason, Revoked, Settled};
+pub use ledger::{Added, Caps, Compared, Effect, Full, Granted, Held, Ledger, Offered, Reason, Revoked, Settled};

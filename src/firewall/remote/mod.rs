@@ -8,15 +8,16 @@ mod fleet;
 mod link;
 pub mod message;
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use self::link::{Link, Terms, Way};
 use self::message::{Became, CHUNK, Changes, CutMessage, Cutting, Held, LayoutMessage, What};
 use crate::document::{Mistake, Table};
-use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Load, Plan};
+use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Listed, Load, Plan};
 use crate::grant::Change;
 use crate::net::Element;
 use crate::policy::Layout;
@@ -130,6 +131,7 @@ impl Plan for Settings {
             link: OnceLock::new(),
             fleet,
             place,
+            listing: None,
             adopted: None,
             begun: None,
             clock,
@@ -145,11 +147,44 @@ struct Remote {
     link: OnceLock<Link>,
     fleet: Arc<Fleet>,
     place: usize,
+    /// What it holds is being listed.
+    listing: Option<Listing>,
     /// The connection by which it was adopted: what is in force by another one is not known.
     adopted: Option<u64>,
-    /// The reports of changes that are under way.
-    begun: Option<Vec<Receiver<Became>>>,
+    /// Changes that are under way.
+    begun: Option<Begun>,
     clock: Clock,
+}
+
+/// What it holds comes here.
+struct Listing {
+    connection: Option<u64>,
+    reports: Receiver<Became>,
+    /// When the last part came.
+    since: Tick,
+}
+
+/// Changes that are under way, in chunks.
+struct Begun {
+    reports: VecDeque<Receiver<Became>>,
+    /// When the first of these began to be waited for.
+    since: Tick,
+    /// How many chunks are done, and what of them failed.
+    done: usize,
+    failed: Vec<usize>,
+}
+
+impl Begun {
+    /// Takes what became of the first chunk.
+    fn take(&mut self, became: Became, now: Tick) -> Result<(), FirewallError> {
+        let Became::Done(done) = became else {
+            return Err(FirewallError::Away("it answers something else".into()));
+        };
+        self.failed.extend(done.failed.iter().map(|index| self.done * CHUNK + *index as usize));
+        self.reports.pop_front();
+        (self.done, self.since) = (self.done + 1, now);
+        Ok(())
+    }
 }
 
 impl Remote {
@@ -171,8 +206,30 @@ impl Remote {
         Ok(link)
     }
 
-    fn next(&self, reports: &Receiver<Became>, patience: Duration) -> Result<Became, FirewallError> {
-        match reports.recv_timeout(patience) {
+    /// What came of what is waited for since then; where nothing comes for too long the connection is made anew.
+    fn next(&self, reports: &Receiver<Became>, since: Tick, patience: Duration) -> Result<Became, FirewallError> {
+        let left = patience.saturating_sub(self.clock.tick().since(since));
+        self.came(reports.recv_timeout(left))
+    }
+
+    /// The same, without waiting; `None`: nothing came yet.
+    fn poll(
+        &self,
+        reports: &Receiver<Became>,
+        since: Tick,
+        patience: Duration,
+    ) -> Result<Option<Became>, FirewallError> {
+        let came = match reports.try_recv() {
+            Ok(became) => Ok(became),
+            Err(TryRecvError::Empty) if self.clock.tick().since(since) < patience => return Ok(None),
+            Err(TryRecvError::Empty) => Err(RecvTimeoutError::Timeout),
+            Err(TryRecvError::Disconnected) => Err(RecvTimeoutError::Disconnected),
+        };
+        self.came(came).map(Some)
+    }
+
+    fn came(&self, came: Result<Became, RecvTimeoutError>) -> Result<Became, FirewallError> {
+        match came {
             Ok(Became::Refused(why)) => Err(FirewallError::Refused(why)),
             Ok(became) => Ok(became),
             Err(RecvTimeoutError::Timeout) => {
@@ -187,30 +244,49 @@ impl Remote {
         }
     }
 
-    fn send(link: &Link, changes: &[Change], now: Tick) -> Vec<Receiver<Became>> {
+    fn send(&self, changes: &[Change], now: Tick) -> Result<Begun, FirewallError> {
+        let link = self.adopted()?;
         let order = |changes: &[Change]| {
             link.order(What::Apply(Changes { changes: changes.iter().map(|change| Held::of(change, now)).collect() }))
         };
-        changes.chunks(CHUNK).map(order).collect()
+        let reports = changes.chunks(CHUNK).map(order).collect();
+        Ok(Begun { reports, since: self.clock.tick(), done: 0, failed: Vec::new() })
     }
 
     /// What is in force is not known any more.
     fn lost(&mut self) {
-        self.adopted = None;
+        (self.adopted, self.listing, self.begun) = (None, None, None);
         if let Some(link) = self.link.get() {
             link.caught_up(false);
         }
     }
 
-    fn collect(&self, begun: &[Receiver<Became>]) -> Result<Vec<usize>, FirewallError> {
-        let mut failed = Vec::new();
-        for (place, reports) in begun.iter().enumerate() {
-            let Became::Done(done) = self.next(reports, self.common.deadline)? else {
-                return Err(FirewallError::Away("it answers something else".into()));
-            };
-            failed.extend(done.failed.iter().map(|index| place * CHUNK + *index as usize));
+    fn collect(&self, mut begun: Begun) -> Result<Vec<usize>, FirewallError> {
+        while let Some(reports) = begun.reports.front() {
+            let became = self.next(reports, begun.since, self.common.deadline)?;
+            begun.take(became, self.clock.tick())?;
         }
-        Ok(failed)
+        Ok(begun.failed)
+    }
+
+    /// A part of what it holds.
+    fn list(&mut self, became: Became) -> Result<Listed, FirewallError> {
+        let Became::Holds(holds) = became else {
+            return Err(FirewallError::Away("it answers something else".into()));
+        };
+        // What is left was told a moment ago: as late as what we told was early there.
+        let now = self.clock.tick();
+        let element = |held: &Held| match held.change(now)? {
+            Change::Open { element, until } => Some((element, until)),
+            Change::Close { .. } => None,
+        };
+        if let Some(listing) = &mut self.listing {
+            listing.since = now;
+        }
+        if !holds.more {
+            self.adopted = self.listing.take().and_then(|listing| listing.connection);
+        }
+        Ok(Listed { elements: holds.elements.iter().filter_map(element).collect(), more: holds.more })
     }
 }
 
@@ -229,28 +305,30 @@ impl Firewall for Remote {
             link.await_first(START);
             _ = self.link.set(link);
         }
-        self.lost();
-        let link = self.link()?;
-        let connection = link.connection();
-        let reports = link.order(What::Adopt(LayoutMessage::new(layout, self.clock.now().wall)));
+        self.begin_adopting(layout)?;
         let mut found = Vec::new();
-        loop {
-            let Became::Holds(holds) = self.next(&reports, LAYOUT)? else {
-                return Err(FirewallError::Away("it answers something else".into()));
-            };
-            // What is left was told a moment ago: as late as what we told was early there.
-            let now = self.clock.tick();
-            for held in &holds.elements {
-                if let Some(Change::Open { element, until }) = held.change(now) {
-                    found.push((element, until));
-                }
-            }
-            if !holds.more {
-                break;
-            }
+        while let Some(listing) = &self.listing {
+            let became = self.next(&listing.reports, listing.since, LAYOUT)?;
+            found.extend(self.list(became)?.elements);
         }
-        self.adopted = connection;
         Ok(found)
+    }
+
+    fn begin_adopting(&mut self, layout: &Layout) -> Result<(), FirewallError> {
+        self.lost();
+        let (link, now) = (self.link()?, self.clock.now());
+        let connection = link.connection();
+        let reports = link.order(What::Adopt(LayoutMessage::new(layout, now.wall)));
+        self.listing = Some(Listing { connection, reports, since: now.tick });
+        Ok(())
+    }
+
+    fn listed(&mut self) -> Result<Option<Listed>, FirewallError> {
+        let listing = self.listing.as_ref().ok_or(FirewallError::NotAdopted)?;
+        match self.poll(&listing.reports, listing.since, LAYOUT)? {
+            Some(became) => self.list(became).map(Some),
+            None => Ok(None),
+        }
     }
 
     fn caught_up(&mut self) {
@@ -261,9 +339,9 @@ impl Firewall for Remote {
     }
 
     fn arrange(&mut self, layout: &Layout) -> Result<(), FirewallError> {
-        let layout = LayoutMessage::new(layout, self.clock.now().wall);
-        let reports = self.adopted()?.order(What::Arrange(layout));
-        let arranged = self.next(&reports, LAYOUT).map(drop);
+        let now = self.clock.now();
+        let reports = self.adopted()?.order(What::Arrange(LayoutMessage::new(layout, now.wall)));
+        let arranged = self.next(&reports, now.tick, LAYOUT).map(drop);
         if arranged.is_err() {
             self.lost();
         }
@@ -271,15 +349,28 @@ impl Firewall for Remote {
     }
 
     fn begin(&mut self, changes: &[Change], now: Tick) {
-        self.begun = self.adopted().ok().map(|link| Self::send(link, changes, now));
+        self.begun = self.send(changes, now).ok();
+    }
+
+    fn became(&mut self) -> Result<Option<Vec<usize>>, FirewallError> {
+        let unknown = || FirewallError::Away("the connection was made anew".into());
+        let mut begun = self.begun.take().ok_or_else(unknown)?;
+        while let Some(reports) = begun.reports.front() {
+            let Some(became) = self.poll(reports, begun.since, self.common.deadline)? else {
+                self.begun = Some(begun);
+                return Ok(None);
+            };
+            begun.take(became, self.clock.tick())?;
+        }
+        Ok(Some(begun.failed))
     }
 
     fn apply(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError> {
         let begun = match self.begun.take() {
-            Some(begun) => begun,
-            None => Self::send(self.adopted()?, changes, now),
+            Some(begun) => Ok(begun),
+            None => self.send(changes, now),
         };
-        let applied = self.collect(&begun);
+        let applied = begun.and_then(|begun| self.collect(begun));
         if applied.is_err() {
             self.lost();
         }

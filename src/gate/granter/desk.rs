@@ -32,6 +32,9 @@ pub(super) const BATCH: usize = 256;
 /// How often the granter looks after itself when nobody asks: ends, drift, observe segments that end.
 const IDLE: Duration = Duration::from_millis(250);
 
+/// The same while a gateway is being brought up to date: how long it may wait for the next part.
+const TURN: Duration = Duration::from_millis(1);
+
 /// How often the firewalls are asked how full they are.
 const MEASURE: Duration = Duration::from_secs(1);
 
@@ -152,7 +155,8 @@ impl Desk {
         loop {
             // It waits only where there is nothing to do.
             let busy = !self.chores.is_empty() || self.behind || self.held_back.is_over();
-            let patience = (orders.is_empty() && !busy).then_some(IDLE);
+            let idle = if self.enforcers.is_at_it() { TURN } else { IDLE };
+            let patience = (orders.is_empty() && !busy).then_some(idle);
             if orders.len() < BATCH && !inbox.take(&mut orders, patience) && orders.is_empty() {
                 return;
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::returning::{Returning, is_much};
 use crate::firewall::{Cut, Cutter, Firewall, FirewallError};
 use crate::grant::{Change, Ledger};
 use crate::metric::Distribution;
@@ -76,6 +77,8 @@ pub(super) struct Enforcers {
     counts: Arc<super::GrantCounts>,
     /// Until when an advisory firewall that cannot be used is left alone, by its place.
     rest_until: Vec<Tick>,
+    /// Gateways that are being brought up to date, by place.
+    returning: Vec<Option<Returning>>,
     /// Until when elements that are not taken are not told to the operator again, by place.
     quiet_until: Vec<Tick>,
     clock: Clock,
@@ -108,6 +111,7 @@ impl Enforcers {
         };
         Self {
             rest_until: vec![Tick(0); firewalls.len()],
+            returning: firewalls.iter().map(|_| None).collect(),
             quiet_until: vec![Tick(0); firewalls.len()],
             firewalls: firewalls.into_iter().map(|(firewall, _)| firewall).collect(),
             counts: Arc::new(counts),
@@ -176,6 +180,10 @@ impl Enforcers {
                 firewall.caught_up();
                 continue;
             }
+            if firewall.is_away() && is_much(&changes) {
+                counts.usable.store(false, Ordering::Relaxed);
+                continue;
+            }
             let error = match firewall.apply(&changes, now) {
                 Ok(failed) if failed.is_empty() => {
                     firewall.caught_up();
@@ -220,6 +228,7 @@ impl Enforcers {
         if changes.is_empty() {
             return applied;
         }
+        self.note(changes);
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
             if counts.required && counts.usable.load(Ordering::Relaxed) {
                 firewall.begin(changes, now);
@@ -282,12 +291,25 @@ impl Enforcers {
         applied
     }
 
+    /// What changes while a gateway is being brought up to date it is told in the end.
+    fn note(&mut self, changes: &[Change]) {
+        for returning in &mut self.returning {
+            returning.take_if(|one| !one.note(changes));
+        }
+    }
+
+    /// Whether a gateway is being brought up to date.
+    pub(super) fn is_at_it(&self) -> bool {
+        self.returning.iter().any(Option::is_some)
+    }
+
     /// Takes changes back that some firewall refused, in all that can be used. The others, and one that does not take
     /// even that, are adopted and repaired before the next batch; to ask them now would cost another deadline.
     pub(super) fn take_back(&mut self, changes: &[Change], now: Tick) {
         if changes.is_empty() {
             return;
         }
+        self.note(changes);
         for (firewall, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers) {
             if !counts.usable.load(Ordering::Relaxed) {
                 continue;
@@ -328,8 +350,8 @@ impl Enforcers {
     /// Where somebody else changed a firewall, or it failed: takes it over again, restores what is missing, closes what
     /// is foreign. Offers wait meanwhile: no answer is told into a hole.
     pub(super) fn repair(&mut self, ledger: &Ledger, layout: impl Fn() -> Layout, now: Tick) {
-        let firewalls = self.firewalls.iter_mut().zip(&self.counts.enforcers);
-        for ((firewall, counts), rest) in firewalls.zip(&mut self.rest_until) {
+        let firewalls = self.firewalls.iter_mut().zip(&self.counts.enforcers).zip(&mut self.returning);
+        for (((firewall, counts), returning), rest) in firewalls.zip(&mut self.rest_until) {
             let usable = counts.usable.load(Ordering::Relaxed);
             if usable && matches!(firewall.drifted(), Ok(false)) {
                 continue;
@@ -344,12 +366,24 @@ impl Enforcers {
             if !usable && now < *rest {
                 continue;
             }
-            let restored = ledger.len() >= RESTORED && !firewall.is_away();
-            let in_force = if restored { ledger.in_force(now) } else { Vec::new() };
-            let repaired = take_over(&mut **firewall, &layout(), &in_force, now).and_then(|found| {
-                let changes = ledger.repair(&found, now);
-                firewall.apply(&changes, now).map(|failed| (changes.len(), failed.len()))
-            });
+            let repaired = if firewall.is_away() {
+                match Returning::step(returning, &mut **firewall, ledger, &layout, now) {
+                    Ok(None) => {
+                        if counts.usable.swap(false, Ordering::Relaxed) {
+                            tracing::warn!(firewall = %counts.name, "a gateway is brought up to date; answers fail closed until it is");
+                        }
+                        continue;
+                    }
+                    Ok(Some(changes)) => Ok((changes, 0)),
+                    Err(error) => Err(error),
+                }
+            } else {
+                let in_force = if ledger.len() >= RESTORED { ledger.in_force(now) } else { Vec::new() };
+                take_over(&mut **firewall, &layout(), &in_force, now).and_then(|found| {
+                    let changes = ledger.repair(&found, now);
+                    firewall.apply(&changes, now).map(|failed| (changes.len(), failed.len()))
+                })
+            };
             // What it did not take is missing there, or open although it should not be.
             let whole = matches!(repaired, Ok((_, 0)));
             if whole {
@@ -393,6 +427,9 @@ impl Enforcers {
             let Err(error) = firewall.arrange(layout) else { continue };
             // Which layout it has is not known: it is taken over again, with the one that is in force by then.
             counts.usable.store(false, Ordering::Relaxed);
+            if let Some(returning) = self.returning.get_mut(place) {
+                *returning = None;
+            }
             if !counts.required {
                 tracing::warn!(firewall = %counts.name, %error, "an advisory firewall did not take the layout");
                 continue;
@@ -403,6 +440,8 @@ impl Enforcers {
                 continue;
             }
             let old = old();
+            // What is not usable is not asked to take it back.
+            self.returning.fill_with(|| None);
             for (undone, counts) in self.firewalls.iter_mut().zip(&self.counts.enforcers).take(place) {
                 if counts.usable.load(Ordering::Relaxed)
                     && let Err(error) = undone.arrange(&old)

@@ -10,6 +10,7 @@ mod enforcers;
 mod journal;
 mod queue;
 mod record;
+mod returning;
 
 use std::io;
 use std::net::IpAddr;

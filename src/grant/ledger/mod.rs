@@ -32,6 +32,7 @@ use smallvec::SmallVec;
 pub use self::caps::{Caps, Full};
 pub use self::entry::{Reason, Revoked};
 pub use self::granted::{Added, Effect, Granted, Offered, Settled};
+pub use self::recall::Compared;
 
 use self::entry::{Enlisted, Entry, Kept};
 use self::grace::Owners;

@@ -4,6 +4,8 @@
 //! At start, in this order and before anything else: [`Ledger::recall`] and [`Ledger::forget`] as the journal goes on,
 //! [`Ledger::confirm`] for every element that a firewall holds, [`Ledger::adopt`].
 
+use std::ops::Range;
+
 use super::entry::Kept;
 use super::table::Slot;
 use super::{Entry, Held, Ledger, ROUNDING};
@@ -101,8 +103,20 @@ impl Ledger {
     /// on top of that.
     #[must_use]
     pub fn repair(&self, found: &[(Element, Tick)], now: Tick) -> Vec<Change> {
-        let mut right = vec![false; self.slots()];
-        let mut changes = Vec::new();
+        let mut compared = Compared::default();
+        let foreign = self.compare(found, &mut compared, now);
+        let mut changes: Vec<_> = foreign.into_iter().map(|element| Change::Close { element }).collect();
+        changes.extend(self.missing(0..self.slots(), &compared, now));
+        changes
+    }
+
+    /// The first half of a repair that is made in parts: notes what of `found` is right, and gives what must go. What
+    /// changes from here on the caller has to see to.
+    #[must_use]
+    pub fn compare(&self, found: &[(Element, Tick)], compared: &mut Compared, now: Tick) -> Vec<Element> {
+        let right = &mut compared.right;
+        right.resize(right.len().max(self.slots()), false);
+        let mut foreign = Vec::new();
         for (element, held) in found {
             let slot = self.table.find(element);
             let entry = slot.and_then(|slot| self.table.entry(slot)).filter(|entry| entry.place.open_until > now);
@@ -112,16 +126,34 @@ impl Ledger {
                         *right = (entry.in_force..=entry.in_force + ROUNDING).contains(held);
                     }
                 }
-                _ => changes.push(Change::Close { element: *element }),
+                _ => foreign.push(*element),
             }
         }
-        for slot in self.table.taken(0..self.slots()) {
-            let until = self.table.entry(slot).map_or(Tick(0), |entry| entry.in_force);
-            let Some(element) = self.table.element(slot).filter(|_| until > now) else { continue };
-            if right.get(slot.number()) != Some(&true) {
-                changes.push(Change::Open { element: *element, until });
-            }
-        }
-        changes
+        foreign
     }
+
+    /// The second half, of some slots: what must be opened again, or end at another time.
+    pub fn missing(&self, slots: Range<usize>, compared: &Compared, now: Tick) -> impl Iterator<Item = Change> {
+        self.table.taken(slots).filter_map(move |slot| {
+            let until = self.table.entry(slot).map_or(Tick(0), |entry| entry.in_force);
+            let element = *self.table.element(slot).filter(|_| until > now)?;
+            (compared.right.get(slot.number()) != Some(&true)).then_some(Change::Open { element, until })
+        })
+    }
+
+    /// What the firewalls were last told of an element.
+    #[must_use]
+    pub fn told(&self, element: &Element, now: Tick) -> Change {
+        match self.find(element).and_then(|held| held.in_force).filter(|until| *until > now) {
+            Some(until) => Change::Open { element: *element, until },
+            None => Change::Close { element: *element },
+        }
+    }
+}
+
+/// What of that which a firewall holds was found to be right.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// By slot.
+    right: Vec<bool>,
 }
