@@ -23,7 +23,7 @@ use super::hearing::Hearing;
 use super::holds::Holder;
 use crate::firewall::remote::FENCE;
 use crate::firewall::remote::message::{
-    Became, CHUNK, Hello, Order, Report, Standing, Stream, VERSION, What, read, write,
+    Became, CHUNK, Done, Gathering, Hello, LayoutMessage, Order, Report, Standing, Stream, VERSION, What, read, write,
 };
 use crate::time::Clock;
 use crate::trust::shown_by;
@@ -292,6 +292,7 @@ impl Door {
         let holder = Holder::try_from(who).unwrap_or(Holder::MAX);
         let places = Arc::new(Semaphore::new(UNDER_WAY));
         let (mut last, mut adopted, mut heard) = (0, false, self.clock.tick());
+        let mut gathering = Gathering::default();
         loop {
             let silent = || io::Error::new(io::ErrorKind::TimedOut, "it was silent for 2 s");
             let order: Order = timeout(FENCE, read(&mut from)).await.map_err(|_| silent())??;
@@ -310,6 +311,13 @@ impl Door {
                 return out_of_turn("an order came twice, or in another order");
             }
             last = number;
+            let what = match whole(&mut gathering, what) {
+                Ok(what) => what,
+                Err(became) => {
+                    drop(reply.send(Report { number, became: Some(became) }));
+                    continue;
+                }
+            };
             match what {
                 What::Hello(_) => return out_of_turn("a second hello"),
                 What::Beat(mut beat) => {
@@ -388,6 +396,20 @@ impl Door {
             elements: number(elements),
             capacity: number(capacity),
         }
+    }
+}
+
+/// An order as it is obeyed; of a part of a layout, what is reported of it.
+fn whole(gathering: &mut Gathering, what: What) -> Result<What, Became> {
+    let (part, order): (_, fn(LayoutMessage) -> What) = match what {
+        What::Adopt(part) => (part, What::Adopt),
+        What::Arrange(part) => (part, What::Arrange),
+        what => return Ok(what),
+    };
+    match gathering.add(part) {
+        Ok(Some(layout)) => Ok(order(layout)),
+        Ok(None) => Err(Became::Done(Done::default())),
+        Err(why) => Err(Became::Refused(why)),
     }
 }
 

@@ -5,9 +5,10 @@
 //! each other unanswered. Ends are told as what is left of them: neither side trusts the other's clock. Every order may
 //! be given twice. Unknown fields are passed over; what an older version could not obey is a new [`VERSION`].
 
+mod layout;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
@@ -16,8 +17,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::firewall::Cut;
 use crate::grant::Change;
 use crate::net::{Element, Prefix, Scope, SegmentId, Service, Services, parse_prefix};
-use crate::policy::{Layout, SegmentLayout};
-use crate::time::{Tick, Wall};
+use crate::time::Tick;
+
+pub use self::layout::{EndMessage, Gathering, LayoutMessage, SegmentMessage};
 
 /// The version that both sides have to speak.
 pub const VERSION: u32 = 1;
@@ -138,51 +140,6 @@ pub struct CutMessage {
     /// `tcp/443`.
     #[prost(string, tag = "3")]
     pub service: String,
-}
-
-/// A [`Layout`].
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct LayoutMessage {
-    /// Every segment, sorted by name.
-    #[prost(message, repeated, tag = "1")]
-    pub segments: Vec<SegmentMessage>,
-    /// Prefixes that are closed to everybody.
-    #[prost(string, repeated, tag = "2")]
-    pub denied: Vec<String>,
-    /// What ends by itself: also where no resolver is heard by then.
-    #[prost(message, repeated, tag = "3")]
-    pub ends: Vec<EndMessage>,
-}
-
-/// An end within a layout.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct EndMessage {
-    /// The segment's name.
-    #[prost(string, tag = "1")]
-    pub segment: String,
-    /// Its static rule, as in `networks`; empty: that everything passes.
-    #[prost(string, tag = "2")]
-    pub network: String,
-    /// What is left, in microseconds.
-    #[prost(uint64, tag = "3")]
-    pub left: u64,
-}
-
-/// A [`SegmentLayout`].
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct SegmentMessage {
-    /// Its name.
-    #[prost(string, tag = "1")]
-    pub name: String,
-    /// Everything passes.
-    #[prost(bool, tag = "2")]
-    pub observe: bool,
-    /// Prefixes.
-    #[prost(string, repeated, tag = "3")]
-    pub sources: Vec<String>,
-    /// Static rules: a prefix and its services, separated by spaces.
-    #[prost(string, repeated, tag = "4")]
-    pub networks: Vec<String>,
 }
 
 /// From an enforcer.
@@ -356,76 +313,6 @@ fn single(services: Services) -> Option<Service> {
     services.expand().next().filter(|_| services.count() == 1)
 }
 
-impl LayoutMessage {
-    /// A layout as it is told at `now`.
-    #[must_use]
-    pub fn new(layout: &Layout, now: Wall) -> Self {
-        let texts = |prefixes: &[Prefix]| prefixes.iter().map(ToString::to_string).collect();
-        let network = |(prefix, services): &(Prefix, Services)| format!("{prefix} {services}");
-        let end = |segment: &SegmentLayout, what: &Option<_>, end: &Wall| EndMessage {
-            segment: segment.name.to_string(),
-            network: what.as_ref().map(network).unwrap_or_default(),
-            // The layout says that it has not ended.
-            left: end.0.saturating_sub(now.0).max(1),
-        };
-        let segment = |segment: &SegmentLayout| SegmentMessage {
-            name: segment.name.to_string(),
-            observe: segment.observe,
-            sources: texts(&segment.sources),
-            networks: segment.networks.iter().map(network).collect(),
-        };
-        let ends = layout.segments.iter().flat_map(|one| one.ends.iter().map(move |(what, at)| end(one, what, at)));
-        Self {
-            segments: layout.segments.iter().map(segment).collect(),
-            denied: texts(&layout.denied),
-            ends: ends.collect(),
-        }
-    }
-
-    /// What it stands for, without its ends; `None` where it cannot be read.
-    #[must_use]
-    pub fn read(&self) -> Option<Layout> {
-        let prefixes = |texts: &[String]| texts.iter().map(|text| parse_prefix(text)).collect::<Option<Vec<_>>>();
-        let segment = |segment: &SegmentMessage| {
-            let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-            let is_name = (1..=63).contains(&segment.name.len()) && segment.name.chars().all(plain);
-            Some(SegmentLayout {
-                id: SegmentId::of(&segment.name),
-                name: is_name.then(|| Arc::from(segment.name.as_str()))?,
-                observe: segment.observe,
-                sources: prefixes(&segment.sources)?,
-                networks: segment.networks.iter().map(|text| read_network(text)).collect::<Option<_>>()?,
-                ends: Vec::new(),
-            })
-        };
-        self.ends.iter().map(EndMessage::network).collect::<Option<Vec<_>>>()?;
-        let segments = self.segments.iter().map(segment).collect::<Option<_>>()?;
-        Some(Layout { segments, denied: prefixes(&self.denied)? })
-    }
-}
-
-fn read_network(text: &str) -> Option<(Prefix, Services)> {
-    let (prefix, services) = text.split_once(' ')?;
-    Some((parse_prefix(prefix)?, services.parse().ok()?))
-}
-
-impl EndMessage {
-    /// The static rule that ends, if it is one; `None` where that cannot be read.
-    #[expect(clippy::option_option, reason = "that there is none, and that it cannot be read, are two things")]
-    fn network(&self) -> Option<Option<(Prefix, Services)>> {
-        if self.network.is_empty() { Some(None) } else { read_network(&self.network).map(Some) }
-    }
-
-    /// Takes what ended out of a layout.
-    pub fn take_from(&self, layout: &mut Layout) {
-        let Some(segment) = layout.segments.iter_mut().find(|segment| *segment.name == *self.segment) else { return };
-        match self.network() {
-            Some(Some(ended)) => segment.networks.retain(|network| *network != ended),
-            _ => segment.observe = false,
-        }
-    }
-}
-
 /// What frames go over: TLS, or a socket of this machine.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -539,32 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_and_a_cut_come_as_they_were_told() {
-        let segment = SegmentLayout {
-            id: SegmentId::of("build"),
-            name: "build".into(),
-            observe: true,
-            sources: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
-            networks: vec![("192.0.2.0/24".parse().unwrap(), "udp/1-9".parse().unwrap())],
-            ends: Vec::new(),
-        };
-        let mut layout = Layout { segments: vec![segment], denied: vec!["203.0.113.0/24".parse().unwrap()] };
-        let message = LayoutMessage::new(&layout, Wall(0));
-        assert_eq!(message.read(), Some(layout.clone()));
-        let mut hostile = message.clone();
-        hostile.segments[0].name = "a\" accept; #".into();
-        assert_eq!(hostile.read(), None);
-        let network = layout.segments[0].networks[0];
-        layout.segments[0].ends = vec![(None, Wall(9)), (Some(network), Wall(7))];
-        let told = LayoutMessage::new(&layout, Wall(7));
-        assert_eq!(told.ends.iter().map(|end| end.left).collect::<Vec<_>>(), [2, 1], "it has not ended yet");
-        let mut read = told.read().unwrap();
-        assert_eq!(Some(read.clone()), message.read());
-        told.ends.iter().for_each(|end| end.take_from(&mut read));
-        assert!(!read.segments[0].observe && read.segments[0].networks.is_empty());
-        let mut hostile = told;
-        hostile.ends[1].network = "192.0.2.0/24".into();
-        assert_eq!(hostile.read(), None);
+    fn a_cut_comes_as_it_was_told() {
         for cut in [
             Cut::default(),
             Cut { to: "192.0.2.1/32".parse().ok(), service: Some(Service::Tcp(443)), ..Cut::default() },

@@ -21,7 +21,7 @@ use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Listed, Load
 use crate::grant::Change;
 use crate::net::Element;
 use crate::policy::Layout;
-use crate::time::{Clock, Tick};
+use crate::time::{Clock, Tick, Wall};
 use crate::trust::ClientTls;
 
 pub use self::fleet::{ALIVE, BEAT, FENCE, FENCED, Fleet};
@@ -32,7 +32,7 @@ pub const PORT: u16 = 8953;
 
 /// How long a start waits for the first connection: what is open there would else be forgotten.
 const START: Duration = Duration::from_secs(2);
-/// How long a layout, or the next part of a list, may take.
+/// How long each part of a layout, or the next part of a list, may take.
 const LAYOUT: Duration = Duration::from_secs(5);
 /// How long the ending of connections may take.
 const CUT: Duration = Duration::from_secs(30);
@@ -162,6 +162,8 @@ struct Listing {
     reports: Receiver<Became>,
     /// When the last part came.
     since: Tick,
+    /// How long the next one may take.
+    patience: Duration,
 }
 
 /// Changes that are under way, in chunks.
@@ -244,6 +246,16 @@ impl Remote {
         }
     }
 
+    /// Tells a layout in parts, of which the last is `last`; what comes of that, and how long it may take.
+    fn tell(link: &Link, layout: &Layout, now: Wall, last: fn(LayoutMessage) -> What) -> (Receiver<Became>, Duration) {
+        let mut parts = LayoutMessage::new(layout, now).parts();
+        let patience = LAYOUT * u32::try_from(parts.len()).unwrap_or(u32::MAX);
+        let end = parts.pop().unwrap_or_default();
+        // Where one of them is not taken, the last is refused.
+        parts.into_iter().for_each(|part| drop(link.order(What::Arrange(part))));
+        (link.order(last(end)), patience)
+    }
+
     fn send(&self, changes: &[Change], now: Tick) -> Result<Begun, FirewallError> {
         let link = self.adopted()?;
         let order = |changes: &[Change]| {
@@ -281,7 +293,7 @@ impl Remote {
             Change::Close { .. } => None,
         };
         if let Some(listing) = &mut self.listing {
-            listing.since = now;
+            (listing.since, listing.patience) = (now, LAYOUT);
         }
         if !holds.more {
             self.adopted = self.listing.take().and_then(|listing| listing.connection);
@@ -308,7 +320,7 @@ impl Firewall for Remote {
         self.begin_adopting(layout)?;
         let mut found = Vec::new();
         while let Some(listing) = &self.listing {
-            let became = self.next(&listing.reports, listing.since, LAYOUT)?;
+            let became = self.next(&listing.reports, listing.since, listing.patience)?;
             found.extend(self.list(became)?.elements);
         }
         Ok(found)
@@ -318,14 +330,14 @@ impl Firewall for Remote {
         self.lost();
         let (link, now) = (self.link()?, self.clock.now());
         let connection = link.connection();
-        let reports = link.order(What::Adopt(LayoutMessage::new(layout, now.wall)));
-        self.listing = Some(Listing { connection, reports, since: now.tick });
+        let (reports, patience) = Self::tell(link, layout, now.wall, What::Adopt);
+        self.listing = Some(Listing { connection, reports, since: now.tick, patience });
         Ok(())
     }
 
     fn listed(&mut self) -> Result<Option<Listed>, FirewallError> {
         let listing = self.listing.as_ref().ok_or(FirewallError::NotAdopted)?;
-        match self.poll(&listing.reports, listing.since, LAYOUT)? {
+        match self.poll(&listing.reports, listing.since, listing.patience)? {
             Some(became) => self.list(became).map(Some),
             None => Ok(None),
         }
@@ -340,8 +352,8 @@ impl Firewall for Remote {
 
     fn arrange(&mut self, layout: &Layout) -> Result<(), FirewallError> {
         let now = self.clock.now();
-        let reports = self.adopted()?.order(What::Arrange(LayoutMessage::new(layout, now.wall)));
-        let arranged = self.next(&reports, now.tick, LAYOUT).map(drop);
+        let (reports, patience) = Self::tell(self.adopted()?, layout, now.wall, What::Arrange);
+        let arranged = self.next(&reports, now.tick, patience).map(drop);
         if arranged.is_err() {
             self.lost();
         }
