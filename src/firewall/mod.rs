@@ -12,6 +12,7 @@ mod witness;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use self::cut::{Cut, Cutter};
@@ -65,6 +66,9 @@ pub trait Firewall: Send {
     fn listed(&mut self) -> Result<Option<Listed>, FirewallError> {
         Err(FirewallError::NotAdopted)
     }
+
+    /// Is shown what is set once nothing may wait for it any more, where it is on another machine.
+    fn heed(&mut self, _hurry: &Arc<AtomicBool>) {}
 
     /// Is told that it has now all that it is to have: it may count from here on.
     fn caught_up(&mut self) {}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::cli::{ConfigFile, Failure};
@@ -215,10 +215,17 @@ fn serve(
     let _ = runtime.block_on(tender);
     // It holds a shard too.
     watcher.into_iter().for_each(flow::Running::stop);
+    let gate = Arc::clone(node.gate());
+    let hurry = runtime.spawn(async move {
+        sleep_until(cut).await;
+        gate.granter.hurry();
+    });
     node.gate().granter.stop();
     if granter.join().is_err() {
         tracing::error!("the granter had panicked");
     }
+    hurry.abort();
+    let _ = runtime.block_on(hurry);
     // Every shard must be gone before the log writes its last record.
     drop(stream_door);
     drop(node);

@@ -10,6 +10,7 @@ pub mod message;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub const PORT: u16 = 8953;
 const START: Duration = Duration::from_secs(2);
 /// How long each part of a layout, or the next part of a list, may take.
 const LAYOUT: Duration = Duration::from_secs(5);
+/// How often it is looked whether nothing may wait any more.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long the ending of connections may take.
 const CUT: Duration = Duration::from_secs(30);
 
@@ -134,6 +137,7 @@ impl Plan for Settings {
             listing: None,
             adopted: None,
             begun: None,
+            hurry: Arc::default(),
             clock,
         }))
     }
@@ -153,6 +157,8 @@ struct Remote {
     adopted: Option<u64>,
     /// Changes that are under way.
     begun: Option<Begun>,
+    /// Nothing may wait any more.
+    hurry: Arc<AtomicBool>,
     clock: Clock,
 }
 
@@ -210,8 +216,13 @@ impl Remote {
 
     /// What came of what is waited for since then; where nothing comes for too long the connection is made anew.
     fn next(&self, reports: &Receiver<Became>, since: Tick, patience: Duration) -> Result<Became, FirewallError> {
-        let left = patience.saturating_sub(self.clock.tick().since(since));
-        self.came(reports.recv_timeout(left))
+        loop {
+            let left = patience.saturating_sub(self.clock.tick().since(since));
+            match reports.recv_timeout(left.min(LOOK)) {
+                Err(RecvTimeoutError::Timeout) if left > LOOK && !self.hurry.load(Ordering::Acquire) => {}
+                came => return self.came(came),
+            }
+        }
     }
 
     /// The same, without waiting; `None`: nothing came yet.
@@ -343,6 +354,10 @@ impl Firewall for Remote {
         }
     }
 
+    fn heed(&mut self, hurry: &Arc<AtomicBool>) {
+        self.hurry = Arc::clone(hurry);
+    }
+
     fn caught_up(&mut self) {
         if let Ok(link) = self.adopted() {
             link.caught_up(true);
@@ -430,24 +445,4 @@ impl Firewall for Remote {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_is_a_name_or_an_address() {
-        for (text, expected) in [
-            ("gw1.corp.example", Some(("gw1.corp.example", 8953))),
-            ("gw1.corp.example:1", Some(("gw1.corp.example", 1))),
-            ("192.0.2.1", Some(("192.0.2.1", 8953))),
-            ("192.0.2.1:99", Some(("192.0.2.1", 99))),
-            ("2001:db8::1", Some(("2001:db8::1", 8953))),
-            ("[2001:db8::1]:99", Some(("2001:db8::1", 99))),
-            ("gw1:0", None),
-            ("gw1:x", None),
-            ("", None),
-            ("https://gw1", None),
-        ] {
-            assert_eq!(split(text, PORT), expected.map(|(host, port)| (host.to_owned(), port)), "{text}");
-        }
-    }
-}
+mod tests;

@@ -77,6 +77,8 @@ pub(super) struct Enforcers {
     counts: Arc<super::GrantCounts>,
     /// Until when an advisory firewall that cannot be used is left alone, by its place.
     rest_until: Vec<Tick>,
+    /// Set once no gateway is waited for any more.
+    hurry: Arc<AtomicBool>,
     /// Gateways that are being brought up to date, by place.
     returning: Vec<Option<Returning>>,
     /// Until when elements that are not taken are not told to the operator again, by place.
@@ -86,7 +88,7 @@ pub(super) struct Enforcers {
 
 impl Enforcers {
     pub(super) fn new(
-        firewalls: Vec<(Box<dyn Firewall>, Arc<Distribution>)>,
+        mut firewalls: Vec<(Box<dyn Firewall>, Arc<Distribution>)>,
         held: Arc<Distribution>,
         clock: Clock,
     ) -> Self {
@@ -109,7 +111,10 @@ impl Enforcers {
             journal_usable: AtomicBool::new(true),
             enforcers: firewalls.iter().map(enforcer).collect(),
         };
+        let hurry = Arc::default();
+        firewalls.iter_mut().for_each(|(firewall, _)| firewall.heed(&hurry));
         Self {
+            hurry,
             rest_until: vec![Tick(0); firewalls.len()],
             returning: firewalls.iter().map(|_| None).collect(),
             quiet_until: vec![Tick(0); firewalls.len()],
@@ -121,6 +126,11 @@ impl Enforcers {
 
     pub(super) const fn counts(&self) -> &Arc<super::GrantCounts> {
         &self.counts
+    }
+
+    /// What is set once no gateway is waited for any more.
+    pub(super) const fn hurry(&self) -> &Arc<AtomicBool> {
+        &self.hurry
     }
 
     /// The counts of the firewall at a place.

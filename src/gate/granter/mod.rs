@@ -157,6 +157,7 @@ impl GrantCounts {
 pub struct Granter {
     orders: Sender<Order>,
     counts: Arc<GrantCounts>,
+    hurry: Arc<AtomicBool>,
     clock: Clock,
 }
 
@@ -226,13 +227,13 @@ impl Granter {
     pub fn start(parts: GranterParts, state: &Path) -> Result<(Self, std::thread::JoinHandle<()>), GranterError> {
         let clock = parts.clock.clone();
         let desk = Desk::open(parts, state)?;
-        let counts = Arc::clone(desk.counts());
+        let (counts, hurry) = (Arc::clone(desk.counts()), Arc::clone(desk.enforcers.hurry()));
         let (orders, inbox) = queue::queue(QUEUE);
         let thread = std::thread::Builder::new()
             .name("granter".into())
             .spawn(move || desk.run(inbox))
             .map_err(GranterError::Thread)?;
-        Ok((Self { orders, counts, clock }, thread))
+        Ok((Self { orders, counts, hurry, clock }, thread))
     }
 
     /// Offers an inspected answer that may be told until `told_until`, for `query` where one asked, and waits until every required firewall
@@ -319,6 +320,11 @@ impl Granter {
         while let Err(Refused::Full(_)) = self.orders.put(Order::Stop) {
             std::thread::sleep(FULL);
         }
+    }
+
+    /// From here on no gateway is waited for. What one misses it is given by the next process.
+    pub fn hurry(&self) {
+        self.hurry.store(true, Ordering::Release);
     }
 
     /// Numbers for metrics and status.
