@@ -21,10 +21,10 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use super::desk::{Figures, Task};
 use super::hearing::Hearing;
 use super::holds::Holder;
-use crate::firewall::remote::FENCE;
 use crate::firewall::remote::message::{
     Became, CHUNK, Done, Gathering, Hello, LayoutMessage, Order, Report, Standing, Stream, VERSION, What, read, write,
 };
+use crate::firewall::remote::{FENCE, part_with};
 use crate::time::Clock;
 use crate::trust::shown_by;
 
@@ -200,21 +200,18 @@ impl Door {
             }
             Arrival::Socket(stream) => (Some(0), Box::new(stream)),
         };
-        let refused = |why: &str| Report { number: 0, became: Some(Became::Refused(why.into())) };
-        // Read whoever it is: a connection that is closed with something unread is reset, and the reason is lost.
-        let hello = read::<Order>(&mut stream).await;
         let Some(who) = who else {
             let why = "your certificate has the name of no resolver that is configured here";
             self.refuse(&self.refusals.stranger, peer, &why);
-            drop(write(&mut stream, &refused(why)).await);
+            farewell(stream, why).await;
             return None;
         };
-        match hello {
+        match read::<Order>(&mut stream).await {
             Ok(Order { what: Some(What::Hello(Hello { version: VERSION })), .. }) => {}
             Ok(Order { what: Some(What::Hello(Hello { version })), .. }) => {
                 let why = format!("you speak version {version}, this enforcer speaks {VERSION}; upgrade the older one");
                 self.refuse(&self.refusals.version, peer, &why);
-                drop(write(&mut stream, &refused(&why)).await);
+                farewell(stream, &why).await;
                 return None;
             }
             Ok(_) => {
@@ -228,13 +225,7 @@ impl Door {
         }
         // Who cannot open anything is no gateway: the resolver goes on without it once it must have fenced.
         if !self.figures.usable.load(Ordering::Acquire) {
-            drop(
-                write(
-                    &mut stream,
-                    &refused("the firewall or the state of this gateway cannot be used; its log says why"),
-                )
-                .await,
-            );
+            farewell(stream, "the firewall or the state of this gateway cannot be used; its log says why").await;
             return None;
         }
         let standing = Report { number: 0, became: Some(Became::Standing(self.standing(who))) };
@@ -397,6 +388,12 @@ impl Door {
             capacity: number(capacity),
         }
     }
+}
+
+/// Says why it is refused.
+async fn farewell(mut stream: Box<dyn Stream>, why: &str) {
+    drop(write(&mut stream, &Report { number: 0, became: Some(Became::Refused(why.into())) }).await);
+    part_with(stream).await;
 }
 
 /// An order as it is obeyed; of a part of a layout, what is reported of it.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, split};
+use tokio::io::split;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -19,14 +19,13 @@ use super::message::{Answer, VERSION, Words, read, write};
 use super::{Peer, Peers, SILENT};
 use crate::app::changes::News;
 use crate::app::node::RunningNode;
+use crate::firewall::remote::part_with;
 use crate::trust::shown_by;
 
 /// How long a connection may take until it is known who it is.
 const HELLO: Duration = Duration::from_secs(5);
 /// Connections of which it is not known yet.
 const STRANGERS: usize = 32;
-/// So many octets are read of one that is refused.
-const UNHEARD: u64 = 1 << 20;
 
 /// Serves a listener until `stop`; what was begun is finished.
 pub(in crate::app) async fn serve(listener: TcpListener, node: Arc<RunningNode>, mut stop: watch::Receiver<bool>) {
@@ -107,16 +106,10 @@ impl Peers {
     }
 }
 
-/// Says why, and hears the other side out: a connection that ends with something unread takes what was said last with it.
+/// Says why it is refused.
 async fn farewell(mut stream: TlsStream<TcpStream>, why: &str) {
-    let said = async {
-        write(&mut stream, &Answer::Refused(why.to_owned())).await?;
-        stream.shutdown().await?;
-        let mut rest = stream.take(UNHEARD);
-        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
-    };
-    // Nobody may be there any more.
-    drop(said.await);
+    drop(write(&mut stream, &Answer::Refused(why.to_owned())).await);
+    part_with(stream).await;
 }
 
 fn refuse(count: &AtomicU64, from: SocketAddr, why: &dyn std::fmt::Display) {

@@ -7,6 +7,7 @@
 mod fleet;
 mod link;
 pub mod message;
+mod parting;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use crate::trust::ClientTls;
 
 pub use self::fleet::{ALIVE, BEAT, FENCE, FENCED, Fleet};
 pub use self::link::dial;
+pub use self::parting::part_with;
 
 /// The port where `server` names none. Not registered.
 pub const PORT: u16 = 8953;
