@@ -102,12 +102,11 @@ struct Desk {
     clock: Clock,
 }
 
-/// Takes the firewall over and starts the thread: where orders go, what can be read of it, and whether it was known for whom
-/// everything is open.
+/// Takes the firewall over and starts the thread: where orders go, and what can be read of it.
 ///
 /// # Errors
 /// The firewall or the state cannot be used, in a sentence.
-pub(super) fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>, bool), String> {
+pub(super) fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>), String> {
     let DeskParts { firewall, resolvers, state, never, max_grants, clock } = parts;
     let mut holds = Holds::default();
     let unusable =
@@ -143,7 +142,7 @@ pub(super) fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>,
     thread
         .spawn(move || desk.run(&waiting))
         .map_err(|error| format!("no thread: {error}; raise the limit of threads"))?;
-    Ok((tasks, figures, known))
+    Ok((tasks, figures))
 }
 
 impl Desk {

@@ -348,7 +348,7 @@ impl Door {
     #[must_use]
     pub fn waiting(&self) -> Option<String> {
         if !self.figures.usable.load(Ordering::Relaxed) {
-            return Some("the firewall cannot be used".into());
+            return Some("the firewall or the state directory cannot be used".into());
         }
         self.hearing.lock().is_ready(self.clock.tick()).err()
     }

@@ -22,8 +22,8 @@ struct Resolver {
     drove: Option<Tick>,
     /// It told addresses that are not open here, or may have, and has not caught up.
     lacks: bool,
-    /// What it wants open was never all here.
-    begins: bool,
+    /// So long it may have told what is not open here: it was never heard to have all here.
+    begins_until: Tick,
     /// Whom it said to be alive then.
     alive: Vec<String>,
 }
@@ -39,9 +39,10 @@ impl Resolver {
 pub(super) struct Hearing(Vec<Resolver>);
 
 impl Hearing {
-    /// Of resolvers that were not heard yet. `known`: what they want open is here, as a process before left it.
-    pub(super) fn new(names: &[String], known: bool) -> Self {
-        let resolver = |name: &String| Resolver { name: name.clone(), begins: !known, ..Resolver::default() };
+    /// Of resolvers that were not heard yet: any of them may have gone on without this gateway, and a restart of its own may
+    /// have made it forget that.
+    pub(super) fn new(names: &[String], now: Tick) -> Self {
+        let resolver = |name: &String| Resolver { name: name.clone(), begins_until: now + TOLD, ..Resolver::default() };
         Self(names.iter().map(resolver).collect())
     }
 
@@ -54,7 +55,7 @@ impl Hearing {
             (resolver.heard, resolver.last) = (Some(heard_us), now);
             if beat.caught_up {
                 resolver.drove = resolver.drove.max(Some(heard_us));
-                (resolver.lacks, resolver.begins) = (false, false);
+                (resolver.lacks, resolver.begins_until) = (false, Tick(0));
             } else {
                 resolver.lacks |= beat.went_without;
             }
@@ -130,7 +131,7 @@ impl Hearing {
             if resolver.lacks && now.since(resolver.last) < TOLD {
                 return Err(format!("{name} told addresses that are not open here yet"));
             }
-            if resolver.begins && Resolver::is_within(resolver.heard, now, FENCE) {
+            if now < resolver.begins_until && Resolver::is_within(resolver.heard, now, FENCE) {
                 return Err(format!("{name} has not brought this gateway up to date yet"));
             }
         }
@@ -151,7 +152,7 @@ mod tests {
     }
 
     fn two() -> Hearing {
-        Hearing::new(&["a".into(), "b".into()], true)
+        Hearing::new(&["a".into(), "b".into()], at(0))
     }
 
     #[test]
@@ -162,9 +163,12 @@ mod tests {
         assert!(hearing.is_ready(at(0)).is_err());
         hearing.heard(0, beat(true, &[]), at(100));
         assert_eq!(hearing.is_ready(at(100)), Ok(()));
-        // Another one that begins waits for this gateway.
+        // Another one was there before: what it told may not be open here. One that begins anew waits for this gateway.
         hearing.heard(1, beat(false, &[]), at(200));
-        assert_eq!(hearing.is_ready(at(200)), Ok(()));
+        assert_eq!(hearing.is_ready(at(200)).unwrap_err(), "b has not brought this gateway up to date yet");
+        hearing.heard(1, beat(true, &[]), at(220));
+        hearing.heard(1, beat(false, &[]), at(240));
+        assert_eq!(hearing.is_ready(at(240)), Ok(()));
         // One that went on without it has told what is not open here.
         hearing.heard(1, Beat { went_without: true, ..beat(false, &[]) }, at(300));
         assert_eq!(hearing.is_ready(at(300)).unwrap_err(), "b told addresses that are not open here yet");
@@ -261,15 +265,22 @@ mod tests {
         }
     }
 
-    /// The kernel was emptied: what was told before is not open.
+    /// One that went on without this gateway and was restarted itself does not know that it did.
     #[test]
-    fn after_a_reboot_everybody_who_is_heard_has_to_catch_up() {
-        let mut hearing = Hearing::new(&["a".into(), "b".into()], false);
+    fn after_a_restart_everybody_who_is_heard_has_to_catch_up() {
+        let mut hearing = two();
         hearing.heard(0, beat(true, &[]), at(0));
         assert_eq!(hearing.is_ready(at(0)), Ok(()), "nobody else is there");
         hearing.heard(1, beat(false, &[]), at(100));
         assert_eq!(hearing.is_ready(at(100)).unwrap_err(), "b has not brought this gateway up to date yet");
         hearing.heard(1, beat(true, &[]), at(200));
         assert_eq!(hearing.is_ready(at(200)), Ok(()));
+        // Not for longer than what it told is used: what it tells since waits for this gateway.
+        let mut hearing = two();
+        for (millis, ready) in [(299_900, false), (300_000, true)] {
+            hearing.heard(0, beat(true, &[]), at(millis));
+            hearing.heard(1, beat(false, &[]), at(millis));
+            assert_eq!(hearing.is_ready(at(millis)).is_ok(), ready, "{millis}");
+        }
     }
 }

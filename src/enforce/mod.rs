@@ -39,11 +39,11 @@ impl Door {
             Err(_) => Err(format!("{name} is no name that a certificate could have")),
         };
         let resolvers = names.iter().map(named).collect::<Result<Vec<_>, _>>()?;
-        let (tasks, figures, known) = start(parts)?;
+        let (tasks, figures) = start(parts)?;
         Ok(Arc::new(Self {
             connections: Mutex::new(resolvers.iter().map(|_| None).collect()),
             resolvers,
-            hearing: Mutex::new(Hearing::new(&names, known)),
+            hearing: Mutex::new(Hearing::new(&names, clock.tick())),
             tasks,
             figures,
             refusals: Refusals::default(),

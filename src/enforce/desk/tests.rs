@@ -41,7 +41,7 @@ impl Site {
             max_grants: 4,
             clock: self.clock.clone(),
         };
-        let (tasks, figures, _) = start(parts).unwrap();
+        let (tasks, figures) = start(parts).unwrap();
         let clock = self.clock.clone();
         Running { tasks, figures, handle, clock, number: std::cell::Cell::new(0) }
     }

@@ -28,6 +28,10 @@ pub const FENCE: Duration = Duration::from_secs(2);
 /// When a resolver may go on without an enforcer: twice [`FENCE`], for the way of what leads flows.
 pub const FENCED: Duration = Duration::from_secs(4);
 
+/// For how long somebody has to be heard until all know it who are to: until those have fenced that do not hear him though he
+/// lives, and flows are led elsewhere. The word takes two beats.
+const KNOWN: Duration = FENCE.saturating_add(BEAT).saturating_add(BEAT);
+
 /// All gateways of one resolver.
 #[derive(Debug, Default)]
 pub struct Fleet(Mutex<Vec<Gateway>>);
@@ -43,6 +47,8 @@ struct Gateway {
     gone_without: bool,
     /// What it said then.
     said: Option<Standing>,
+    /// Whom it hears, and since when it says so.
+    hears: Vec<(String, Tick)>,
 }
 
 impl Gateway {
@@ -52,7 +58,12 @@ impl Gateway {
 
     /// Where it has heard us for long enough that all others know that we live, and those have fenced that do not hear us.
     fn knows_us(&self, now: Tick) -> Option<&Standing> {
-        self.says_now(now).filter(|_| now.since(self.since) >= FENCE)
+        self.says_now(now).filter(|_| now.since(self.since) >= KNOWN)
+    }
+
+    /// Whether it has heard another resolver for long enough that what is said here was passed on by that one.
+    fn has_heard(&self, other: &str, now: Tick) -> bool {
+        self.hears.iter().any(|(name, since)| name == other && now.since(*since) >= KNOWN)
     }
 }
 
@@ -69,7 +80,11 @@ impl Fleet {
         if let Some(gateway) = self.0.lock().get_mut(place) {
             if gateway.said.is_none() || now.since(gateway.heard) >= ALIVE {
                 gateway.since = now;
+                gateway.hears.clear();
             }
+            let hears = std::mem::take(&mut gateway.hears);
+            let since = |name: &String| hears.iter().find(|(known, _)| known == name).map_or(now, |(_, since)| *since);
+            gateway.hears = said.heard.iter().map(|name| (name.clone(), since(name))).collect();
             gateway.heard = now;
             gateway.said = Some(said);
         }
@@ -116,18 +131,18 @@ impl Fleet {
         if now.since(gateway.heard) < FENCED {
             return Err("it was heard less than 4 s ago".into());
         }
-        let fresh: Vec<_> = gateways.iter().filter_map(|gateway| gateway.knows_us(now)).collect();
+        let fresh: Vec<_> = gateways.iter().filter(|gateway| gateway.knows_us(now).is_some()).collect();
         if fresh.is_empty() {
-            return Err("no other gateway has heard this resolver for 2 s".into());
+            return Err("no other gateway has heard this resolver for 2.5 s".into());
         }
         let said = gateways.iter().filter_map(|gateway| gateway.said.as_ref());
         for other in said.flat_map(|said| said.known.iter().filter(|name| **name != said.you)) {
             // It passes on that we live, and the gateway fences if it hears it.
-            let passes_on = fresh.iter().any(|said| said.heard.contains(other));
+            let passes_on = fresh.iter().any(|fresh| fresh.has_heard(other, now));
             let was_gone = gateway.said.as_ref().is_some_and(|said| !said.heard.contains(other));
             if !passes_on && !was_gone {
                 return Err(format!(
-                    "the resolver {other} is silent too, and may still drive it; bring one of them back, or take the \
+                    "the resolver {other} is silent too, or was until now, and may still drive it; bring one of them back, or take the \
                      firewall {} out of the configuration",
                     gateway.name
                 ));
@@ -161,7 +176,7 @@ mod tests {
             fleet.heard(one, said("a", heard), at(0));
         }
         if let Some(heard) = now_of_another {
-            for millis in (2900..5000).step_by(500) {
+            for millis in (2400..5000).step_by(500) {
                 fleet.heard(two, said("a", heard), at(millis));
             }
         }
@@ -177,10 +192,10 @@ mod tests {
         assert_eq!(fenced(Some(&["a"]), Some(&["a"])), Ok(()));
         // Both fell silent at once: it may drive the gateway, and not know of us.
         let why = fenced(Some(&["a", "b"]), Some(&["a"])).unwrap_err();
-        assert!(why.starts_with("the resolver b is silent too"), "{why}");
+        assert!(why.starts_with("the resolver b is silent too, or was until now"), "{why}");
         assert!(fenced(None, Some(&["a"])).is_err());
         // Cut off from all: nothing is known.
-        assert_eq!(fenced(Some(&["a", "b"]), None).unwrap_err(), "no other gateway has heard this resolver for 2 s");
+        assert_eq!(fenced(Some(&["a", "b"]), None).unwrap_err(), "no other gateway has heard this resolver for 2.5 s");
     }
 
     #[test]
@@ -213,9 +228,22 @@ mod tests {
         let (one, two) = (fleet.enrol("one", at(0)), fleet.enrol("two", at(0)));
         fleet.heard(one, said("a", &["a", "b"]), at(0));
         fleet.heard(two, said("a", &["a", "b"]), at(0));
-        for now in (10_000..=12_000).step_by(250) {
+        for now in (10_000..=12_500).step_by(250) {
             fleet.heard(two, said("a", &["a", "b"]), at(now));
-            assert_eq!(fleet.is_fenced(one, at(now)).is_ok(), now == 12_000, "{now}");
+            assert_eq!(fleet.is_fenced(one, at(now)).is_ok(), now == 12_500, "{now}");
+        }
+    }
+
+    /// It may have begun to drive the gateway without knowing yet that we live.
+    #[test]
+    fn who_was_away_passes_nothing_on_at_first() {
+        let fleet = Fleet::default();
+        let (one, two) = (fleet.enrol("one", at(0)), fleet.enrol("two", at(0)));
+        fleet.heard(one, said("a", &["a", "b"]), at(0));
+        for now in (0..=6500).step_by(250) {
+            let hears: &[&str] = if (500..4000).contains(&now) { &["a"] } else { &["a", "b"] };
+            fleet.heard(two, said("a", hears), at(now));
+            assert_eq!(fleet.is_fenced(one, at(now)).is_ok(), now == 6500, "{now}");
         }
     }
 
