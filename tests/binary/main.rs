@@ -47,6 +47,7 @@ mod encrypted;
 mod errors;
 mod explain;
 mod forwarder;
+mod gateway;
 mod import;
 mod keytrap;
 mod learn;

@@ -11,6 +11,7 @@ use crate::policy::SegmentLayout;
 /// A desk of two resolvers.
 struct Site {
     directory: PathBuf,
+    max_grants: usize,
     clock: Clock,
 }
 
@@ -27,18 +28,22 @@ impl Site {
         let directory = std::env::temp_dir().join(format!("outgate-enforce-{}-{name}", std::process::id()));
         drop(std::fs::remove_dir_all(&directory));
         std::fs::create_dir_all(&directory).unwrap();
-        Self { directory, clock: Clock::manual() }
+        Self { directory, max_grants: 4, clock: Clock::manual() }
     }
 
     /// Of the firewall that the process before left.
     fn start(&self, firewall: Memory) -> Running {
         let handle = firewall.handle();
+        self.start_with(Box::new(firewall), handle)
+    }
+
+    fn start_with(&self, firewall: Box<dyn Firewall>, handle: MemoryHandle) -> Running {
         let parts = DeskParts {
-            firewall: Box::new(firewall),
+            firewall,
             resolvers: vec!["ns1.example".into(), "ns2.example".into()],
             state: self.directory.clone(),
             never: NeverGranted::new(vec!["203.0.113.0/24".parse().unwrap()]),
-            max_grants: 4,
+            max_grants: self.max_grants,
             clock: self.clock.clone(),
         };
         let (tasks, figures) = start(parts).unwrap();
@@ -257,6 +262,89 @@ fn what_ends_in_a_layout_ends_by_itself() {
     site.clock.advance(Duration::from_secs(10));
     let again = site.start(Memory::new("gateway", site.clock.clone()));
     assert_eq!(in_force(&again), (false, 0), "it ended while there was no process");
+}
+
+/// A firewall that is quicker at putting much in force than at listing it, unless it fails.
+struct Restoring {
+    memory: Memory,
+    listed: Arc<AtomicU64>,
+    fails: Arc<AtomicBool>,
+}
+
+impl Firewall for Restoring {
+    fn name(&self) -> &str {
+        self.memory.name()
+    }
+
+    fn required(&self) -> bool {
+        true
+    }
+
+    fn adopt(&mut self, layout: &Layout, now: Tick) -> Result<Vec<(Element, Tick)>, FirewallError> {
+        self.listed.fetch_add(1, Ordering::SeqCst);
+        self.memory.adopt(layout, now)
+    }
+
+    fn restore(&mut self, layout: &Layout, live: &[(Element, Tick)], now: Tick) -> Result<bool, FirewallError> {
+        if self.fails.load(Ordering::SeqCst) {
+            return Err(FirewallError::Deadline);
+        }
+        self.memory.handle().lose();
+        self.memory.adopt(layout, now)?;
+        let open = |(element, until): &(Element, Tick)| Change::Open { element: *element, until: *until };
+        self.memory.apply(&live.iter().map(open).collect::<Vec<_>>(), now).map(|failed| failed.is_empty())
+    }
+
+    fn arrange(&mut self, layout: &Layout) -> Result<(), FirewallError> {
+        self.memory.arrange(layout)
+    }
+
+    fn apply(&mut self, changes: &[Change], now: Tick) -> Result<Vec<usize>, FirewallError> {
+        self.memory.apply(changes, now)
+    }
+
+    fn cutter(&self, cuts: &Arc<[crate::firewall::Cut]>) -> crate::firewall::Cutter {
+        self.memory.cutter(cuts)
+    }
+
+    fn drifted(&mut self) -> Result<bool, FirewallError> {
+        self.memory.drifted()
+    }
+}
+
+/// From 50,000 elements on nothing is listed: what is held is put in force, and nothing else.
+#[test]
+fn much_is_restored_as_it_was_held() {
+    let mut site = Site::new("restore");
+    site.max_grants = 100_000;
+    let wanted = layout("build", "203.0.113.0/24");
+    let many = |number: u32| Element { to: std::net::Ipv4Addr::from(0xc633_0000 + number).into(), ..element(1) };
+    let until_at = site.clock.tick() + Duration::from_secs(600);
+    let opens = |numbers: std::ops::Range<u32>| {
+        numbers.map(|number| Change::Open { element: many(number), until: until_at }).collect::<Vec<_>>()
+    };
+    let first = site.start(Memory::new("gateway", site.clock.clone()));
+    first.adopt(0, &wanted);
+    assert_eq!(first.apply(0, &opens(0..50_000)), Ok(vec![]));
+    assert_eq!(first.apply(1, &opens(49_990..50_010)), Ok(vec![]));
+    let held = first.handle.elements();
+    assert_eq!(held.len(), 50_010);
+    drop(first);
+    let mut memory = Memory::new("gateway", site.clock.clone());
+    memory.apply(&opens(60_000..60_001), site.clock.tick()).unwrap();
+    let (handle, listed, fails) = (memory.handle(), Arc::default(), Arc::default());
+    let kernel = Restoring { memory, listed: Arc::clone(&listed), fails: Arc::clone(&fails) };
+    let again = site.start_with(Box::new(kernel), handle);
+    assert!(again.handle.elements() == held);
+    assert_eq!((again.handle.layout(), again.adopt(1, &wanted).len()), (wanted, 20));
+    // Somebody else closes all: nothing is acknowledged until it is open again.
+    fails.store(true, Ordering::SeqCst);
+    again.handle.lose();
+    assert_eq!(again.apply(1, &[]), Err("the firewall cannot be used".into()));
+    fails.store(false, Ordering::SeqCst);
+    until(|| again.handle.elements() == held);
+    assert_eq!(again.apply(1, &opens(49_990..49_991)), Ok(vec![]));
+    assert_eq!(listed.load(Ordering::SeqCst), 0);
 }
 
 fn until(done: impl Fn() -> bool) {
