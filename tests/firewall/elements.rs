@@ -238,9 +238,19 @@ fn a_new_layout_keeps_the_grants() {
     });
 }
 
+/// The name of a set that a layout fills: each is replaced by one with another name.
+fn called(set: &str) -> String {
+    let text = run("nft", &["list", "table", "inet", "outgate"]);
+    let names = text.lines().filter_map(|line| line.trim().strip_prefix("set ")?.strip_suffix(" {"));
+    let mut names = names.filter(|name| name.strip_prefix(set).is_some_and(|end| end.is_empty() || end.starts_with('-')));
+    let name = names.next().unwrap().to_owned();
+    assert_eq!(names.next(), None, "one at a time");
+    name
+}
+
 /// What the kernel holds in a set of prefixes, as the program nft tells it.
 fn held(set: &str) -> String {
-    let text = run("nft", &["list", "set", "inet", "outgate", set]);
+    let text = run("nft", &["list", "set", "inet", "outgate", &called(set)]);
     let elements = text.split_once("elements = {").and_then(|(_, rest)| rest.split_once('}'));
     elements.map_or_else(String::new, |(elements, _)| elements.split_whitespace().collect::<Vec<_>>().join(" "))
 }
@@ -273,8 +283,8 @@ fn what_is_denied_is_in_the_deny_sets() {
         // What somebody left there while nobody owned the table goes, and what is denied comes back.
         drop(first);
         // A program that another test is starting may have the owner's socket for a moment more.
-        while !tries("nft", &["flush", "set", "inet", "outgate", "deny4"]) {}
-        run("nft", &["add", "element", "inet", "outgate", "deny4", "{ 192.0.2.0/24 }"]);
+        while !tries("nft", &["flush", "set", "inet", "outgate", &called("deny4")]) {}
+        run("nft", &["add", "element", "inet", "outgate", &called("deny4"), "{ 192.0.2.0/24 }"]);
         let mut second = firewall(forward());
         let one = denying(&segments, &["203.0.113.7/32"]);
         second.adopt(&one, now()).unwrap();
@@ -290,12 +300,13 @@ fn what_is_denied_is_in_the_deny_sets() {
         while !tries("nft", &["delete table inet outgate; add table inet outgate"]) {}
         let mut plain = firewall(forward());
         plain.adopt(&one, now()).unwrap();
-        for change in ["flush set inet outgate deny4", "add element inet outgate deny4 { 192.0.2.0/24 }"] {
-            run("nft", &[change]);
+        for (change, what) in [("flush set", ""), ("add element", "{ 192.0.2.0/24 }")] {
+            let tamper = || run("nft", &[&format!("{change} inet outgate {} {what}", called("deny4"))]);
+            tamper();
             assert_eq!(plain.drifted(), Ok(true), "{change}");
             plain.adopt(&one, now()).unwrap();
             assert_eq!(held("deny4"), "203.0.113.7", "{change}");
-            run("nft", &[change]);
+            tamper();
             plain.arrange(&denying(&segments, &["203.0.113.7/32", "203.0.113.9/32"])).unwrap();
             assert_eq!(held("deny4"), "203.0.113.7, 203.0.113.9", "{change}");
             assert_eq!(plain.drifted(), Ok(true), "it is still told");

@@ -129,12 +129,21 @@ fn a_live_flow_survives_its_grant_and_a_restart() {
 #[test]
 fn a_change_of_layout_opens_and_closes_nothing_for_a_moment() {
     let Some(net) = Net::new() else { return };
-    let office = || segment("office", &["192.0.2.0/24"], &[]);
-    let other = || segment("other", &["192.0.2.128/25", "203.0.113.0/24"], &[("198.51.100.0/24", "any")]);
-    let grants = [element(CLIENT[0], SERVER[0], Service::Tcp(443)), element("office", SERVER[0], Service::Tcp(80))];
+    // A static rule lets the client reach the server over IPv6.
+    let office = || segment("office", &["192.0.2.0/24", "2001:db8:1::/64"], &[("2001:db8:2::1/128", "tcp/443")]);
+    let other = || {
+        let networks = [("198.51.100.0/24", "any"), ("2001:db8:2::/64", "tcp/80")];
+        segment("other", &["192.0.2.128/25", "203.0.113.0/24", "2001:db8:1::8000/113"], &networks)
+    };
+    let denying = |segments, denied: &str| Layout { denied: vec![denied.parse().unwrap()], ..layout(segments) };
+    let grants = [
+        element(CLIENT[0], SERVER[0], Service::Tcp(443)),
+        element("office", SERVER[0], Service::Tcp(80)),
+        element(CLIENT[0], OTHER[0], Service::Tcp(443)),
+    ];
     let mut wall = net.gateway.run(move || {
         let mut wall = firewall(forward());
-        wall.adopt(&layout(vec![office()]), now()).unwrap();
+        wall.adopt(&denying(vec![office()], "198.51.100.2/32"), now()).unwrap();
         open(&mut wall, &grants, MINUTE);
         wall
     });
@@ -144,24 +153,29 @@ fn a_change_of_layout_opens_and_closes_nothing_for_a_moment() {
         scope.spawn(move || {
             gateway.run(move || {
                 for round in 0..20 {
-                    wall.arrange(&layout(vec![office(), other()])).unwrap();
+                    wall.arrange(&denying(vec![office(), other()], "198.51.100.2/32")).unwrap();
                     open(&mut wall, &grants, MINUTE + Duration::from_secs(round));
-                    wall.adopt(&layout(vec![office()]), now()).unwrap();
+                    wall.arrange(&denying(vec![office(), other()], "198.51.100.2/31")).unwrap();
+                    wall.adopt(&denying(vec![office()], "198.51.100.2/32"), now()).unwrap();
                     // As after a crash: the next process takes over.
                     drop(wall);
                     wall = firewall(forward());
-                    wall.adopt(&layout(vec![office()]), now()).unwrap();
+                    wall.adopt(&denying(vec![office()], "198.51.100.2/31"), now()).unwrap();
                 }
                 drop(done);
                 wall
             })
         });
         let tries = net.client.run(move || {
+            let refused = Err(ErrorKind::ConnectionRefused);
             let mut tries = 0;
             while end.try_recv() == Err(TryRecvError::Empty) {
-                tcp(CLIENT[0], SERVER[0], 443).unwrap();
-                tcp(CLIENT[0], SERVER[0], 80).unwrap();
-                assert_eq!(tcp(CLIENT[0], SERVER[0], 22).map(|_| ()), Err(ErrorKind::ConnectionRefused));
+                let ends = |from: usize, to: &str, port| tcp(CLIENT[from], to, port).map(|_| ());
+                assert_eq!(ends(0, SERVER[0], 443), Ok(()), "granted to the client");
+                assert_eq!(ends(0, SERVER[0], 80), Ok(()), "granted to the segment");
+                assert_eq!(ends(1, SERVER[1], 443), Ok(()), "a static rule");
+                assert_eq!(ends(0, SERVER[0], 22), refused, "not granted");
+                assert_eq!(ends(0, OTHER[0], 443), refused, "granted, and denied to everybody");
                 tries += 1;
             }
             tries

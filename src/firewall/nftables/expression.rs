@@ -280,9 +280,8 @@ impl Rule<'_, '_> {
     }
 
     /// Port 53 of an address in the set of resolvers.
-    pub(super) fn resolver(&mut self, family: Family, protocol: u8) -> &mut Self {
-        let set = format!("resolver{}", family.digit());
-        self.family(family).destination_in(family, &set).protocol(protocol).destination_port(53)
+    pub(super) fn resolver(&mut self, family: Family, protocol: u8, set: &str) -> &mut Self {
+        self.family(family).destination_in(family, set).protocol(protocol).destination_port(53)
     }
 
     /// `th sport` and `th dport`.

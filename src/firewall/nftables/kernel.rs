@@ -9,6 +9,8 @@ use super::element::{self, Entry, Grants, Key, Value};
 use super::expression::Family;
 use super::socket::{Chains, Failure, Heard, Socket, Watch, anybody_listens};
 use super::wire::{self, Attributes, Batch, CREATE, Message, Verb, number, text};
+use super::sets::Names;
+use super::transition::{InForce, There, Transition};
 use super::{Hook, Settings, ruleset, sets};
 use crate::firewall::{FirewallError, Load};
 use crate::net::Element;
@@ -58,8 +60,8 @@ pub(super) struct Kernel {
     watch: Option<Watch>,
     /// Somebody else's change was heard and not told yet.
     drifted: bool,
-    /// The layout in force: what was written last, unless somebody else may have touched it.
-    layout: Option<Layout>,
+    /// What was written last, unless somebody else may have touched it.
+    in_force: Option<InForce>,
     abilities: Abilities,
 }
 
@@ -68,10 +70,11 @@ impl Kernel {
     pub(super) fn open(table: &str, deadline: Duration) -> Result<Self, FirewallError> {
         let mut socket = Socket::open(deadline).map_err(|failure| failure.lacks("nf_tables sockets", table))?;
         let abilities = probe(&mut socket, table).map_err(|failure| failure.lacks("sets with timeouts", table))?;
-        Ok(Self { table: table.to_owned(), socket, watch: None, drifted: false, layout: None, abilities })
+        Ok(Self { table: table.to_owned(), socket, watch: None, drifted: false, in_force: None, abilities })
     }
 
-    /// Writes everything but the grants, in one transaction; grants that are there stay.
+    /// Writes everything but the grants; those that are there stay. Each packet is judged by the old rules or by the new
+    /// ones, and finds in the sets what they want there.
     pub(super) fn lay(&mut self, settings: &Settings, layout: &Layout) -> Result<(), FirewallError> {
         let table = self.table.clone();
         let error = |failure: Failure| failure.error("writing the ruleset", &table);
@@ -81,37 +84,28 @@ impl Kernel {
             self.watch = Some(Watch::open(chains).map_err(error)?);
         }
         self.drifted |= self.listen()? != Heard::Nothing;
-        if self.drifted {
-            self.layout = None;
-        }
-        // What is denied changes at once, however many segments there are.
-        if let Some(before) = self.layout.take_if(|before| before.segments == layout.segments) {
-            let mut batch = self.socket.batch();
-            let fill = sets::Fill::new(settings, layout, Some(&before));
-            fill.flush(&mut batch, &sets::shapes(settings));
-            fill.write(&mut batch);
-            self.socket.commit(batch).map_err(error)?;
-            self.layout = Some(Layout { denied: layout.denied.clone(), ..before });
-            self.drifted |= self.listen()? != Heard::Nothing;
-            return Ok(());
-        }
-        let sets = self.list(Verb::GetSet, |message| sets::Present::read(message.attributes())).map_err(error)?;
-        let chains =
-            self.list(Verb::GetChain, |message| ruleset::Present::read(message.attributes())).map_err(error)?;
-        // On its own: the kernel takes no base chain in the transaction that gives a table its owner.
-        let mut taken = self.socket.batch();
-        taken.message(Verb::NewTable, CREATE, |a| {
-            a.text(1, &table);
-            a.number(2, flags);
-        });
-        self.socket.commit(taken).map_err(|failure| failure.lacks("the table", &table))?;
-        let mut batch = self.socket.batch();
         // Known again once the kernel has said yes.
-        let before = self.layout.take();
-        let there = ruleset::There { sets: &sets, chains: &chains, layout: before.as_ref() };
-        ruleset::write(&mut batch, settings, layout, &there);
-        self.socket.commit(batch).map_err(|failure| failure.lacks("the ruleset", &table))?;
-        self.layout = Some(layout.clone());
+        let there = match self.in_force.take().filter(|_| !self.drifted) {
+            Some(before) => There::Known(before),
+            None => {
+                let there = self.list_all().map_err(error)?;
+                // On its own: the kernel takes no base chain in the transaction that gives a table its owner.
+                let mut taken = self.socket.batch();
+                taken.message(Verb::NewTable, CREATE, |a| {
+                    a.text(1, &table);
+                    a.number(2, flags);
+                });
+                self.socket.commit(taken).map_err(|failure| failure.lacks("the table", &table))?;
+                there
+            }
+        };
+        let transition = Transition::new(settings, layout, &there);
+        for step in 0..transition.steps() {
+            let mut batch = self.socket.batch();
+            transition.write(&mut batch, step);
+            self.socket.commit(batch).map_err(|failure| failure.lacks("the ruleset", &table))?;
+        }
+        self.in_force = Some(InForce { layout: layout.clone(), names: transition.into_names() });
         // A large layout makes more events than the buffer holds. That is no drift: all of it was just written.
         if let Heard::Foreign = self.listen()? {
             self.drifted = true;
@@ -119,11 +113,18 @@ impl Kernel {
         Ok(())
     }
 
+    /// The sets and chains of the table.
+    fn list_all(&mut self) -> Result<There, Failure> {
+        let sets = self.list(Verb::GetSet, |message| sets::Present::read(message.attributes()))?;
+        let chains = self.list(Verb::GetChain, |message| ruleset::Present::read(message.attributes()))?;
+        Ok(There::Listed { sets, chains })
+    }
+
     /// Before everything is written and listed again: what was heard so far is repaired by that.
     pub(super) fn forget(&mut self) -> Result<(), FirewallError> {
         self.listen()?;
         self.drifted = false;
-        self.layout = None;
+        self.in_force = None;
         Ok(())
     }
 
@@ -212,7 +213,7 @@ impl Kernel {
         if let Some(chains) = watched {
             let watch = Watch::open(chains).map_err(|failure| failure.error("listening to nf_tables", &self.table))?;
             self.watch = Some(watch);
-            self.layout = None;
+            self.in_force = None;
         }
         restored
     }
@@ -346,7 +347,7 @@ fn probe(socket: &mut Socket, table: &str) -> Result<Abilities, Failure> {
         declare(&mut batch, flags);
         remove(&mut batch);
         declare(&mut batch, flags);
-        match sets::shapes(&Settings { size: 16, ..Settings::new(Hook::Sets) })
+        match sets::shapes(&Settings { size: 16, ..Settings::new(Hook::Sets) }, &Names::default())
             .iter()
             .find(|shape| shape.name == grants.name())
         {

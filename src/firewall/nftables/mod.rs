@@ -21,6 +21,7 @@ mod ranges;
 mod ruleset;
 mod sets;
 mod socket;
+mod transition;
 mod wire;
 mod witness;
 

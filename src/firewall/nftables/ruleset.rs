@@ -15,14 +15,12 @@
 //! The packet mark and other bits of the connection mark belong to others. What is used here is what the program
 //! nft can print: it dies of a map in a concatenation, and would take every listing of the machine with it.
 
-use std::collections::{HashMap, HashSet};
-
 use super::conntrack::CUT;
 use super::element::Grants;
 use super::expression::{
     Action, ESTABLISHED, Family, INVALID, NEW, PROHIBITED, RELATED, RESET, Rule, Source, TCP, Tail, UDP,
 };
-use super::sets::{self, Shape};
+use super::sets::{self, Content, Names};
 use super::wire::{APPEND, Batch, CREATE, Reader, Verb, number, text};
 use super::{Hook, Settings, nflog};
 use crate::net::{PrefixMap, SegmentId};
@@ -37,7 +35,7 @@ const PRIORITY: i32 = -10;
 type Base = Option<(u32, u32)>;
 
 /// A chain as the kernel lists it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Present {
     pub(super) name: String,
     base: Base,
@@ -77,69 +75,26 @@ pub(super) fn chain_of(segment: &SegmentLayout) -> String {
     format!("segment_{}", segment.name)
 }
 
-/// Everything but the grants, in the order that the kernel needs: rules go before what they name, and come after it.
-pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, there: &There<'_>) {
-    let table = settings.table.as_str();
-    let chains = chains(settings, layout);
-    // With hook sets the chains, and whatever else is in the table, are the operator's.
-    let theirs = settings.hook == Hook::Sets;
-    let there_chains: &[Present] = if theirs { &[] } else { there.chains };
-    let wanted: HashMap<&str, Base> = chains.iter().map(|chain| (chain.name.as_str(), chain.base)).collect();
-    let stays = |old: &&Present| wanted.get(old.name.as_str()) == Some(&old.base);
-    let (stays, goes): (Vec<_>, Vec<_>) = there_chains.iter().partition(stays);
-    let stays: HashSet<&str> = stays.into_iter().map(|chain| chain.name.as_str()).collect();
-    let before = there.layout.map(|before| self::chains(settings, before)).unwrap_or_default();
-    let before: HashMap<&str, &Chain<'_>> = before.iter().map(|chain| (chain.name.as_str(), chain)).collect();
-    // A chain has the rules that it had, unless somebody may have touched them.
-    let fresh =
-        |chain: &&Chain<'_>| !stays.contains(chain.name.as_str()) || before.get(chain.name.as_str()) != Some(chain);
-    let fresh: Vec<_> = chains.iter().filter(fresh).collect();
-    if there.layout.is_none() && !there_chains.is_empty() {
-        batch.message(Verb::DeleteRule, 0, |a| a.text(1, table));
-    } else {
-        for chain in fresh.iter().filter(|chain| stays.contains(chain.name.as_str())) {
-            batch.message(Verb::DeleteRule, 0, |a| {
-                a.text(1, table);
-                a.text(2, &chain.name);
-            });
-        }
+/// A chain as it is to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Chain<'a> {
+    pub(super) name: String,
+    base: Base,
+    content: Kind<'a>,
+}
+
+impl Chain<'_> {
+    /// As the kernel lists it, whatever rules it has.
+    pub(super) fn present(&self) -> Present {
+        Present { name: self.name.clone(), base: self.base }
     }
 
-    let (kept, new): (Vec<_>, Vec<_>) =
-        sets::shapes(settings).into_iter().partition(|shape| there.sets.iter().any(|old| shape.fits(old)));
-    let fill = sets::Fill::new(settings, layout, there.layout);
-    fill.flush(batch, &kept);
-    let ours = |old: &&sets::Present| !theirs || new.iter().any(|shape| shape.name == old.name);
-    let unfit = |old: &&sets::Present| !old.is_anonymous() && kept.iter().all(|shape| shape.name != old.name);
-    let unfit: Vec<_> = there.sets.iter().filter(unfit).filter(ours).collect();
-    // A map of verdicts holds on to the chains that it leads to.
-    for old in &unfit {
-        batch.message(Verb::DeleteElements, 0, |a| {
-            a.text(1, table);
-            a.text(2, &old.name);
-        });
-    }
-    for old in goes {
-        batch.message(Verb::DeleteChain, 0, |a| {
-            a.text(1, table);
-            a.text(3, &old.name);
-        });
-    }
-    for old in unfit {
-        batch.message(Verb::DeleteSet, 0, |a| {
-            a.text(1, table);
-            a.text(2, &old.name);
-        });
-    }
-    let resized = |shape: &&Shape| there.sets.iter().any(|old| shape.resizes(old));
-    for (number, shape) in (1..).zip(kept.iter().filter(resized).chain(&new)) {
-        shape.create(batch, table, number);
-    }
-    for chain in fresh.iter().filter(|chain| !stays.contains(chain.name.as_str())) {
+    /// NEWCHAIN, without rules.
+    pub(super) fn create(&self, batch: &mut Batch, table: &str) {
         batch.message(Verb::NewChain, CREATE, |a| {
             a.text(1, table);
-            a.text(3, &chain.name);
-            if let Some((hook, priority)) = chain.base {
+            a.text(3, &self.name);
+            if let Some((hook, priority)) = self.base {
                 a.nest(4, |a| {
                     a.number(1, hook);
                     a.number(2, priority);
@@ -149,31 +104,34 @@ pub(super) fn write(batch: &mut Batch, settings: &Settings, layout: &Layout, the
             }
         });
     }
-    fill.write(batch);
-    for chain in fresh {
-        Rules { batch, settings, chain: &chain.name }.write(&chain.content);
+
+    /// Its rules.
+    pub(super) fn fill(&self, batch: &mut Batch, settings: &Settings, names: &Names) {
+        Rules { batch, settings, names, chain: &self.name }.write(&self.content);
     }
-}
 
-/// What is there before something is written.
-pub(super) struct There<'a> {
-    pub(super) sets: &'a [sets::Present],
-    pub(super) chains: &'a [Present],
-    /// The layout that is in force, where it is known that nobody has touched it.
-    pub(super) layout: Option<&'a Layout>,
-}
-
-/// A chain as it is to be.
-#[derive(Debug, PartialEq, Eq)]
-struct Chain<'a> {
-    name: String,
-    base: Base,
-    content: Content<'a>,
+    /// The sets that its rules look at, of those that a layout fills.
+    pub(super) fn sets(&self) -> Vec<Content> {
+        match self.content {
+            Kind::Base(..) => {
+                Family::BOTH.into_iter().flat_map(|f| [Content::Denied(f), Content::Segments(f)]).collect()
+            }
+            Kind::EgressOf(family) => vec![Content::Ungated(family), Content::Resolvers(family), Content::Dns],
+            Kind::Closed => {
+                Family::BOTH.into_iter().flat_map(|f| [Content::Ungated(f), Content::Resolvers(f)]).collect()
+            }
+            Kind::Segment { families, .. } => {
+                let networks = Family::BOTH.into_iter().zip(families).filter(|(_, has)| has.networks);
+                networks.map(|(family, _)| Content::Networks(family)).chain([Content::Dns]).collect()
+            }
+            Kind::Egress | Kind::Denied | Kind::Refuse => Vec::new(),
+        }
+    }
 }
 
 /// What decides the rules of a chain.
 #[derive(Debug, PartialEq, Eq)]
-enum Content<'a> {
+enum Kind<'a> {
     Base(Hook, [Option<&'a str>; 2]),
     Egress,
     EgressOf(Family),
@@ -191,29 +149,38 @@ struct Has {
 }
 
 /// Every chain. Of the hook output only the segments that hold this machine are reached.
-fn chains<'a>(settings: &Settings, layout: &'a Layout) -> Vec<Chain<'a>> {
+pub(super) fn chains<'a>(settings: &Settings, layout: &'a Layout) -> Vec<Chain<'a>> {
+    let mut chains = common(settings, layout);
+    if !chains.is_empty() {
+        chains.extend(layout.segments.iter().map(of_segment));
+    }
+    chains
+}
+
+/// Those that are of no segment.
+pub(super) fn common<'a>(settings: &Settings, layout: &'a Layout) -> Vec<Chain<'a>> {
     let Some((name, hook)) = settings.hook.base() else { return Vec::new() };
     let plain = |name: String, content| Chain { name, base: None, content };
     let here = Family::BOTH.map(|family| segment_here(settings, layout, family));
-    let base = Content::Base(settings.hook, here.map(|segment| segment.map(|segment| segment.name.as_ref())));
+    let base = Kind::Base(settings.hook, here.map(|segment| segment.map(|segment| segment.name.as_ref())));
     let mut chains = vec![
         Chain { name: name.to_owned(), base: Some((hook, PRIORITY.cast_unsigned())), content: base },
-        plain("egress".into(), Content::Egress),
-        plain("closed".into(), Content::Closed),
-        plain("denied".into(), Content::Denied),
-        plain("refuse".into(), Content::Refuse),
+        plain("egress".into(), Kind::Egress),
+        plain("closed".into(), Kind::Closed),
+        plain("denied".into(), Kind::Denied),
+        plain("refuse".into(), Kind::Refuse),
     ];
-    chains.extend(Family::BOTH.map(|family| plain(format!("egress{}", family.digit()), Content::EgressOf(family))));
-    for segment in &layout.segments {
-        let families = Family::BOTH.map(|family| Has {
-            sources: segment.sources.iter().any(|prefix| sets::of(*prefix) == family),
-            networks: segment.networks.iter().any(|(prefix, _)| sets::of(*prefix) == family),
-        });
-        let content =
-            Content::Segment { id: segment.id, name: segment.name.as_ref(), observe: segment.observe, families };
-        chains.push(plain(chain_of(segment), content));
-    }
+    chains.extend(Family::BOTH.map(|family| plain(format!("egress{}", family.digit()), Kind::EgressOf(family))));
     chains
+}
+
+fn of_segment(segment: &SegmentLayout) -> Chain<'_> {
+    let families = Family::BOTH.map(|family| Has {
+        sources: segment.sources.iter().any(|prefix| sets::of(*prefix) == family),
+        networks: segment.networks.iter().any(|(prefix, _)| sets::of(*prefix) == family),
+    });
+    let content = Kind::Segment { id: segment.id, name: segment.name.as_ref(), observe: segment.observe, families };
+    Chain { name: chain_of(segment), base: None, content }
 }
 
 /// The segment that holds this machine, with hook output.
@@ -233,6 +200,7 @@ fn segment_here<'a>(settings: &Settings, layout: &'a Layout, family: Family) -> 
 struct Rules<'a> {
     batch: &'a mut Batch,
     settings: &'a Settings,
+    names: &'a Names,
     chain: &'a str,
 }
 
@@ -245,19 +213,19 @@ impl Rules<'_> {
         });
     }
 
-    fn write(&mut self, content: &Content<'_>) {
+    fn write(&mut self, content: &Kind<'_>) {
         match *content {
-            Content::Base(Hook::Forward, _) => self.forward(),
-            Content::Base(Hook::Output, here) => self.output(here),
-            Content::Base(Hook::Sets, _) => {}
-            Content::Egress => {
+            Kind::Base(Hook::Forward, _) => self.forward(),
+            Kind::Base(Hook::Output, here) => self.output(here),
+            Kind::Base(Hook::Sets, _) => {}
+            Kind::Egress => {
                 for family in Family::BOTH {
                     let egress = format!("egress{}", family.digit());
                     self.rule(|r| r.family(family).act(Action::Jump(&egress)));
                 }
             }
-            Content::EgressOf(family) => self.egress(family),
-            Content::Closed => {
+            Kind::EgressOf(family) => self.egress(family),
+            Kind::Closed => {
                 if self.settings.hook == Hook::Output {
                     self.rule(|r| r.act(Action::Jump("egress")));
                 } else {
@@ -266,15 +234,15 @@ impl Rules<'_> {
                 self.log(nflog::DENY);
                 self.rule(|r| r.act(Action::Goto("refuse")));
             }
-            Content::Denied => {
+            Kind::Denied => {
                 self.log(nflog::DENIED);
                 self.rule(|r| r.act(Action::Goto("refuse")));
             }
-            Content::Refuse => {
+            Kind::Refuse => {
                 self.rule(|r| r.protocol(TCP).reject(RESET));
                 self.rule(|r| r.reject(PROHIBITED));
             }
-            Content::Segment { id, name, observe, families } => {
+            Kind::Segment { id, name, observe, families } => {
                 self.rule(|r| r.act(Action::Jump("egress")));
                 for (family, has) in Family::BOTH.into_iter().zip(families) {
                     self.segment(id, family, has);
@@ -295,19 +263,20 @@ impl Rules<'_> {
             }
         }
         if has.networks {
-            self.grant(source, family, Tail::Port, &format!("network{}", family.digit()));
+            let networks = self.names.of(Content::Networks(family));
+            self.grant(source, family, Tail::Port, &networks);
         }
     }
 
     /// A grant admits its flow; DNS elsewhere it never does, which has left the chain of the clients' grants before.
     fn grant(&mut self, source: Source, family: Family, tail: Tail, set: &str) {
-        let mark = self.settings.mark;
+        let (mark, dns) = (self.settings.mark, self.names.of(Content::Dns));
         self.rule(|r| {
             r.family(family);
             if tail == Tail::Icmp {
                 r.protocol(family.icmp());
             } else if let Source::Segment(_) = source {
-                r.port_not_in("dns");
+                r.port_not_in(&dns);
             }
             r.granted(source, family, tail, set).mark(mark).act(Action::Accept);
         });
@@ -328,7 +297,7 @@ impl Rules<'_> {
     /// What comes first in every hook: the emergency. Who sends there is told so; what comes from there is not answered.
     fn denied(&mut self) {
         for family in Family::BOTH {
-            let deny = format!("deny{}", family.digit());
+            let deny = self.names.of(Content::Denied(family));
             self.rule(|r| r.family(family).source_in(family, &deny).act(Action::Drop));
             self.rule(|r| r.family(family).destination_in(family, &deny).act(Action::Goto("denied")));
         }
@@ -342,7 +311,8 @@ impl Rules<'_> {
             self.rule(|r| r.state(RELATED).marked(mark).protocol(family.icmp()).act(Action::Accept));
         }
         for family in Family::BOTH {
-            self.rule(|r| r.family(family).judged_by(family, &format!("segment{}", family.digit())));
+            let segments = self.names.of(Content::Segments(family));
+            self.rule(|r| r.family(family).judged_by(family, &segments));
         }
         let settings = self.settings;
         for interface in &settings.inside {
@@ -364,7 +334,7 @@ impl Rules<'_> {
     fn stranger(&mut self) {
         let mark = self.settings.mark;
         for family in Family::BOTH {
-            let ungated = format!("ungated{}", family.digit());
+            let ungated = self.names.of(Content::Ungated(family));
             self.rule(|r| {
                 r.family(family).source_in(family, &ungated).destination_in(family, &ungated).mark(mark);
                 r.act(Action::Accept);
@@ -372,8 +342,9 @@ impl Rules<'_> {
         }
         self.rule(|r| r.state(INVALID).act(Action::Drop));
         for family in Family::BOTH {
+            let resolvers = self.names.of(Content::Resolvers(family));
             for protocol in [UDP, TCP] {
-                self.rule(|r| r.resolver(family, protocol).act(Action::Accept));
+                self.rule(|r| r.resolver(family, protocol, &resolvers).act(Action::Accept));
             }
         }
     }
@@ -409,13 +380,15 @@ impl Rules<'_> {
 
     fn egress(&mut self, family: Family) {
         let mark = self.settings.mark;
-        let ungated = format!("ungated{}", family.digit());
+        let ungated = self.names.of(Content::Ungated(family));
         self.rule(|r| r.family(family).destination_in(family, &ungated).mark(mark).act(Action::Accept));
         self.rule(|r| r.state(INVALID).act(Action::Drop));
+        let resolvers = self.names.of(Content::Resolvers(family));
         for protocol in [UDP, TCP] {
-            self.rule(|r| r.resolver(family, protocol).mark(mark).act(Action::Accept));
+            self.rule(|r| r.resolver(family, protocol, &resolvers).mark(mark).act(Action::Accept));
         }
-        self.rule(|r| r.port_in("dns").act(Action::Return));
+        let dns = self.names.of(Content::Dns);
+        self.rule(|r| r.port_in(&dns).act(Action::Return));
         let source = match self.settings.hook {
             Hook::Output => Source::Host(super::local::address(family)),
             Hook::Forward | Hook::Sets => Source::Packet,
@@ -425,61 +398,5 @@ impl Rules<'_> {
                 self.grant(source, family, *tail, grants.name());
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::super::wire::{Message, Messages};
-    use super::*;
-
-    fn segment(name: &str, source: &str) -> SegmentLayout {
-        SegmentLayout {
-            id: SegmentId::of(name),
-            name: Arc::from(name),
-            observe: false,
-            sources: vec![source.parse().unwrap()],
-            networks: Vec::new(),
-            ends: Vec::new(),
-        }
-    }
-
-    /// Every message that leads from one layout to another: its type's low byte, and the names in it.
-    fn step(before: Option<&Layout>, after: &Layout) -> Vec<(u8, Vec<String>)> {
-        let settings = Settings::new(Hook::Forward);
-        let there = before.map(|layout| chains(&settings, layout)).unwrap_or_default();
-        let chains: Vec<_> = there.iter().map(|chain| Present { name: chain.name.clone(), base: chain.base }).collect();
-        let mut batch = Batch::new(1);
-        write(&mut batch, &settings, after, &There { sets: &[], chains: &chains, layout: before });
-        let sealed = batch.finish();
-        let names = |message: Message<'_>| {
-            let texts = message.attributes().filter(|(kind, _)| (2..=3).contains(kind));
-            texts.filter_map(|(_, value)| text(value).map(str::to_owned)).filter(|text| text.contains('_')).collect()
-        };
-        Messages(&sealed.bytes).filter(Message::is_nf_tables).map(|m| (m.kind.to_le_bytes()[0], names(m))).collect()
-    }
-
-    #[test]
-    fn only_what_differs_is_written_again() {
-        let segments = vec![segment("a", "192.0.2.0/24"), segment("b", "198.51.100.0/24")];
-        let old = Layout { segments, ..Layout::default() };
-        let mut new = old.clone();
-        new.segments[1].observe = true;
-        new.segments.push(segment("c", "203.0.113.0/24"));
-        let touched = |before: Option<&Layout>, after: &Layout| {
-            let mut chains: Vec<_> = step(before, after).into_iter().flat_map(|(_, names)| names).collect();
-            chains.sort_unstable();
-            chains.dedup();
-            chains
-        };
-        assert_eq!(touched(Some(&old), &new), ["segment_b", "segment_c"]);
-        assert_eq!(touched(Some(&new), &old), ["segment_b", "segment_c"]);
-        assert_eq!(touched(Some(&new), &new), [""; 0]);
-        assert_eq!(touched(None, &new), ["segment_a", "segment_b", "segment_c"]);
-        let rules = |before, after: &Layout| step(before, after).iter().filter(|(verb, _)| *verb == 6).count();
-        assert_eq!(rules(Some(&new), &new), 0);
-        assert!(rules(Some(&old), &new) < rules(None, &new) / 2);
     }
 }

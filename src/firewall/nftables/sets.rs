@@ -1,5 +1,6 @@
 //! The sets and maps of the table: their shapes, and what the layout fills into those that are not grants.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::element::{Entry, Grants, Value, write};
@@ -55,7 +56,7 @@ enum Gives {
 }
 
 /// The shape of a set.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Shape {
     pub(super) name: String,
     key: Vec<Part>,
@@ -179,7 +180,7 @@ impl Shape {
 }
 
 /// The shape of every set of the table.
-pub(super) fn shapes(settings: &Settings) -> Vec<Shape> {
+pub(super) fn shapes(settings: &Settings, names: &Names) -> Vec<Shape> {
     let mut shapes = Vec::new();
     for grants in Grants::all() {
         let address = Part::Address(grants.family);
@@ -190,26 +191,30 @@ pub(super) fn shapes(settings: &Settings) -> Vec<Shape> {
         let size = Some(settings.size);
         shapes.push(Shape { name: grants.name().into(), key, flags: TIMEOUT, gives: Gives::Nothing, size });
     }
-    let mut add = |name: String, key: Vec<Part>, flags: u32, gives: Gives| {
-        shapes.push(Shape { name, key, flags, gives, size: None });
-    };
-    for family in Family::BOTH {
-        let (address, digit) = (Part::Address(family), family.digit());
-        add(format!("deny{digit}"), vec![address], INTERVAL, Gives::Nothing);
-        let gives = if settings.hook == Hook::Sets { Gives::Segment } else { Gives::Verdict };
-        add(format!("segment{digit}"), vec![address], INTERVAL | MAP, gives);
-        let static_rule = vec![Part::Segment, address, Part::Protocol, Part::Port];
-        add(format!("network{digit}"), static_rule, INTERVAL | CONCAT, Gives::Nothing);
-        add(format!("ungated{digit}"), vec![address], INTERVAL, Gives::Nothing);
-        add(format!("resolver{digit}"), vec![address], 0, Gives::Nothing);
+    for content in Content::all() {
+        let (key, flags, gives) = match content {
+            Content::Denied(family) | Content::Ungated(family) => {
+                (vec![Part::Address(family)], INTERVAL, Gives::Nothing)
+            }
+            Content::Segments(family) => {
+                let gives = if settings.hook == Hook::Sets { Gives::Segment } else { Gives::Verdict };
+                (vec![Part::Address(family)], INTERVAL | MAP, gives)
+            }
+            Content::Networks(family) => {
+                let key = vec![Part::Segment, Part::Address(family), Part::Protocol, Part::Port];
+                (key, INTERVAL | CONCAT, Gives::Nothing)
+            }
+            Content::Resolvers(family) => (vec![Part::Address(family)], 0, Gives::Nothing),
+            Content::Dns => (vec![Part::Protocol, Part::Port], 0, Gives::Nothing),
+        };
+        shapes.push(Shape { name: names.of(content), key, flags, gives, size: None });
     }
-    add("dns".into(), vec![Part::Protocol, Part::Port], 0, Gives::Nothing);
     shapes
 }
 
 /// What a set of the layout holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Content {
     Denied(Family),
     Segments(Family),
     Networks(Family),
@@ -219,7 +224,7 @@ enum Content {
 }
 
 impl Content {
-    /// Those that change with the layout, then those that the settings fix.
+    /// All of them.
     fn all() -> impl Iterator<Item = Self> {
         let families = Family::BOTH.into_iter();
         families
@@ -235,6 +240,12 @@ impl Content {
             .chain([Self::Dns])
     }
 
+    /// All, or those that differ from the layout `before`.
+    pub(super) fn stale(layout: &Layout, before: Option<&Layout>) -> Vec<Self> {
+        Self::all().filter(|content| before.is_none_or(|before| !content.is_same(layout, before))).collect()
+    }
+
+    /// The name of the set that holds it, the first of those that it has in turn.
     fn set(self) -> String {
         match self {
             Self::Denied(family) => format!("deny{}", family.digit()),
@@ -259,6 +270,27 @@ impl Content {
     }
 }
 
+/// Under which names the sets stand that hold a layout: where another set takes the place of one, it needs another name.
+/// Those that are not here have the first one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Names(HashMap<Content, String>);
+
+impl Names {
+    /// The name in force.
+    pub(super) fn of(&self, content: Content) -> String {
+        self.0.get(&content).cloned().unwrap_or_else(|| content.set())
+    }
+
+    /// Another name, none of those that are `taken`. There are two sets of a kind at most, the old one and the new one;
+    /// a third name is for what a crash left behind.
+    pub(super) fn renew(&mut self, content: Content, taken: impl Fn(&str) -> bool) {
+        let first = content.set();
+        let names = [first.clone(), format!("{first}-2"), format!("{first}-3")];
+        let name = names.into_iter().find(|name| !taken(name)).unwrap_or(first);
+        self.0.insert(content, name);
+    }
+}
+
 /// The sets that a layout fills, as they are to be written.
 pub(super) struct Fill<'a> {
     settings: &'a Settings,
@@ -267,15 +299,14 @@ pub(super) struct Fill<'a> {
 }
 
 impl<'a> Fill<'a> {
-    /// Everything, or what differs from the layout `before`.
-    pub(super) fn new(settings: &'a Settings, layout: &'a Layout, before: Option<&Layout>) -> Self {
-        let stale = Content::all().filter(|content| before.is_none_or(|before| !content.is_same(layout, before)));
-        Self { settings, layout, stale: stale.collect() }
+    /// Of those that are `stale`.
+    pub(super) const fn new(settings: &'a Settings, layout: &'a Layout, stale: Vec<Content>) -> Self {
+        Self { settings, layout, stale }
     }
 
     /// Empties those of `kept`.
-    pub(super) fn flush(&self, batch: &mut Batch, kept: &[Shape]) {
-        let stale = self.stale.iter().map(|content| content.set());
+    pub(super) fn flush(&self, batch: &mut Batch, kept: &[Shape], names: &Names) {
+        let stale = self.stale.iter().map(|content| names.of(*content));
         for set in stale.filter(|set| kept.iter().any(|shape| shape.name == *set)) {
             batch.message(Verb::DeleteElements, 0, |a| {
                 a.text(1, &self.settings.table);
@@ -285,9 +316,9 @@ impl<'a> Fill<'a> {
     }
 
     /// Fills them.
-    pub(super) fn write(&self, batch: &mut Batch) {
+    pub(super) fn write(&self, batch: &mut Batch, names: &Names) {
         for content in &self.stale {
-            let set = content.set();
+            let set = names.of(*content);
             let set = (self.settings.table.as_str(), set.as_str());
             match *content {
                 Content::Segments(family) => self.segments(batch, set, family),
