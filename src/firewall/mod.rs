@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use self::cut::{Cut, Cutter};
 pub use self::memory::{Memory, MemoryHandle, Mode};
-pub use self::witness::{Count, Endpoints, Looked, Refused, Seen, Sight, Sought, Witness};
+pub use self::witness::{Count, Endpoints, GATHERED, Looked, Refused, Seen, Sight, Sought, Witness};
 use crate::document::{Mistake, Table};
 use crate::grant::Change;
 use crate::net::{Element, Prefix, Services};

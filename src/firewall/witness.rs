@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::FirewallError;
 use crate::time::Wall;
 
+/// How long a refusal may be kept back before it is told: the kernel gathers them, and its timers are late by some ticks.
+pub const GATHERED: Duration = Duration::from_millis(150);
+
 /// Tells of flows and of refusals. Driven by one thread.
 pub trait Witness: Send {
     /// Waits until there is something to look at, or `stop` can be read, or `longest` is over.

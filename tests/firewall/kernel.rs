@@ -124,11 +124,15 @@ pub(crate) fn now() -> Tick {
 /// Whether the table here has an owner, as every table with a chain of ours must since Linux 6.9.
 pub(crate) fn owned() -> bool {
     let owned = run("nft", &["list", "table", "inet", "outgate"]).contains("flags owner");
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
-
-    assert!(owned || [numbers.next().unwrap(), numbers.next().unwrap()] < [6, 9], "{release}");
+    assert!(owned || !since([6, 9]));
     owned
+}
+
+/// Whether this kernel is of this release, or a later one.
+pub(crate) fn since(release: [u32; 2]) -> bool {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    [numbers.next().unwrap(), numbers.next().unwrap()] >= release
 }
 
 /// What is live in the kernel, in seconds of remaining life, as a second look of the backend tells.

@@ -85,6 +85,12 @@ impl Judged {
         Self { segment, detail, why: Some(why.into()), started, ..Self::default() }
     }
 
+    /// Something had opened its way.
+    pub(super) const fn is_open(&self) -> bool {
+        let in_grace = matches!((self.class, self.detail), (Class::Stale, Some(Detail::Grace)));
+        matches!(self.class, Class::Static | Class::Exact | Class::Ambiguous) || in_grace
+    }
+
     /// The label by which refusals are counted.
     pub(super) fn word(&self) -> &'static str {
         self.detail.map_or(self.class.as_str(), Detail::as_str)

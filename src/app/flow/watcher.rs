@@ -19,7 +19,7 @@ use super::settings::Settings;
 use super::table::{Key, Live, Table};
 use crate::app::history::Sources;
 use crate::audit::{self, Event, FlowOp, HistoryEvent, Meter, Recorded, Shard};
-use crate::firewall::{self, Endpoints, Refused, Seen, Sight, Witness};
+use crate::firewall::{self, Endpoints, GATHERED, Refused, Seen, Sight, Witness};
 use crate::flow::{Carrier, Class, Detail, Flow, Index, Judgement, Limits};
 use crate::gate::Gate;
 use crate::net::local_addresses;
@@ -65,8 +65,10 @@ pub(super) struct Watcher {
     here: (HashSet<IpAddr>, Tick),
     /// The host governs itself: all its addresses are one client.
     of_host: bool,
-    /// What was seen and not judged yet.
-    sights: Vec<Sight>,
+    /// What was seen and not judged yet, and between which times it happened.
+    sights: Vec<(Sight, Between)>,
+    /// A look that came to the end left nothing behind: what is seen later happened after it.
+    looked: Wall,
     /// Events were lost since [`Watcher::heard_all`].
     lost: bool,
     /// Until then everything was heard of.
@@ -76,6 +78,13 @@ pub(super) struct Watcher {
     sweep_at: Tick,
     /// Of the last error that was told.
     failing: Option<String>,
+}
+
+/// The kernel does not say of everything when it happened; then it was between these.
+#[derive(Clone, Copy, Debug)]
+struct Between {
+    since: Wall,
+    by: Wall,
 }
 
 impl Watcher {
@@ -93,6 +102,7 @@ impl Watcher {
             here: (local_addresses(), now.tick),
             of_host: parts.firewall.plan.local_clients_only(),
             sights: Vec::new(),
+            looked: now.wall,
             lost: false,
             heard_all: now.wall,
             silent: HashMap::default(),
@@ -166,11 +176,12 @@ impl Watcher {
 
     /// Takes what the kernel has to tell; whether there is more.
     fn look(&mut self) -> bool {
-        let Self { parts, sights, .. } = self;
+        let Self { parts, sights, looked: since, .. } = self;
         let mut full = false;
+        let (began, clock) = (parts.gate.clock.now().wall, &parts.gate.clock);
         let looked = parts.witness.look(&mut |sight| {
             if sights.len() < WAITING {
-                sights.push(sight);
+                sights.push((sight, Between { since: *since, by: clock.now().wall }));
             } else {
                 full = true;
             }
@@ -179,6 +190,9 @@ impl Watcher {
             Ok(looked) => {
                 self.lost |= looked.lost || full;
                 parts.gauges.lost.fetch_add(looked.lost_refusals + u64::from(looked.lost || full), Ordering::Relaxed);
+                if !looked.more {
+                    *since = began;
+                }
                 looked.more
             }
             Err(error) => {
@@ -275,11 +289,11 @@ impl Watcher {
 
     fn judge_all(&mut self) {
         self.look_at_rules();
-        for sight in std::mem::take(&mut self.sights) {
+        for (sight, between) in std::mem::take(&mut self.sights) {
             match sight {
-                Sight::Began(seen) => self.began(&seen),
-                Sight::Ended(seen) => self.ended(&seen),
-                Sight::Refused(refused) => self.refused(&refused),
+                Sight::Began(seen) => self.began(&seen, between),
+                Sight::Ended(seen) => self.ended(&seen, between),
+                Sight::Refused(refused) => self.refused(&refused, between),
             }
         }
     }
@@ -332,8 +346,8 @@ impl Watcher {
         other.filter(|other| !matches!(other.class, Class::None | Class::Unknown)).or(Some(judged))
     }
 
-    fn began(&mut self, seen: &Seen) {
-        let at = seen.began.or(seen.at).unwrap_or_else(|| self.now());
+    fn began(&mut self, seen: &Seen, between: Between) {
+        let at = seen.began.or(seen.at).unwrap_or(between.by);
         let Some(judged) = self.judged_of(seen, at, true) else { return };
         self.put(seen, at, judged);
     }
@@ -373,19 +387,19 @@ impl Watcher {
         }
     }
 
-    fn ended(&mut self, seen: &Seen) {
+    fn ended(&mut self, seen: &Seen, between: Between) {
         let key = Key::of(seen);
         self.silent.remove(&key);
         let live = match self.table.take(&key) {
             Some(live) => live,
             None if !seen.admitted => return,
             None => {
-                let at = seen.began.or(seen.ended).or(seen.at).unwrap_or_else(|| self.now());
+                let at = seen.began.or(seen.ended).or(seen.at).unwrap_or(between.by);
                 let Some(judged) = self.judged_of(seen, at, seen.began.is_some()) else { return };
                 Live { since: at, judged: Arc::new(judged) }
             }
         };
-        let end = seen.ended.or(seen.at).unwrap_or_else(|| self.now()).max(live.since);
+        let end = seen.ended.or(seen.at).unwrap_or(between.by).max(live.since);
         // Where the kernel keeps it, that is when it began: an event may have come late.
         let since = seen.began.unwrap_or(live.since);
         let outlived_us = self.outlived(&seen.ends, &live.judged, since, end);
@@ -424,9 +438,17 @@ impl Watcher {
         }
     }
 
-    fn refused(&mut self, refused: &Refused) {
-        let at = refused.at.unwrap_or_else(|| self.now());
-        let Some(judged) = self.judged(&refused.ends, at, true, true) else { return };
+    fn refused(&mut self, refused: &Refused, between: Between) {
+        let at = refused.at.unwrap_or(between.by);
+        let Some(mut judged) = self.judged(&refused.ends, at, true, true) else { return };
+        // Where the kernel says no time, its way may have been opened since: what was refused was refused before that.
+        if refused.at.is_none() && judged.is_open() {
+            let since = Wall(between.since.0.saturating_sub(u64::try_from(GATHERED.as_micros()).unwrap_or(u64::MAX)));
+            let earlier = self.judged(&refused.ends, since, true, true);
+            if let Some(earlier) = earlier.filter(|earlier| !earlier.is_open()) {
+                judged = earlier;
+            }
+        }
         let segment = judged.segment.as_ref().map(|segment| &segment.name);
         self.parts.gauges.refused(segment, if refused.denied { "denied" } else { judged.word() });
         let why = refused.denied.then_some("its address is denied to everybody");

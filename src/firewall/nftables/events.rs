@@ -16,13 +16,17 @@ use socket2::SockRef;
 
 use super::Hook;
 use super::conntrack::{CUT, DELETE, ID, MARK, NEW, ORIGINAL, REPLY, STATUS, tuple};
-use super::socket::{DATAGRAM, Failure};
-use super::wire::{Message, Messages, Reader, number, wide};
+use super::socket::{DATAGRAM, Failure, Socket};
+use super::wire::{self, DUMP, Message, Messages, Reader, number, wide};
+use super::witness::DEADLINE;
 use crate::firewall::{Count, Seen, Sight};
 use crate::time::Wall;
 
 /// NFNLGRP_CONNTRACK_NEW and NFNLGRP_CONNTRACK_DESTROY.
 const GROUPS: [u32; 2] = [1, 3];
+
+/// IPCTNL_MSG_CT_GET_STATS_CPU: a few numbers for each processor.
+const STATISTICS: u16 = 1 << 8 | 4;
 
 /// CTA_*.
 const COUNTS_THERE: u16 = 9;
@@ -73,6 +77,14 @@ impl Events {
     /// Opens it; what happens from now on is heard. The kernel keeps `buffer` bytes of it, and says so (ENOBUFS) where
     /// that was too little.
     pub(super) fn open(admitted: Admitted, buffer: usize) -> Result<Self, Failure> {
+        // To join a group has the kernel load what tells it, some time later, and says nothing of it; until then nothing is
+        // told. A request waits for that.
+        let request = |sequence| {
+            let mut bytes = Vec::new();
+            wire::request(&mut bytes, (STATISTICS, DUMP), (sequence, 0), |_| ());
+            bytes
+        };
+        Socket::open(DEADLINE)?.dump(request, |_| ())?;
         let mut raw = Raw::new(NETLINK_NETFILTER)?;
         raw.bind_auto()?;
         raw.set_non_blocking(true)?;
@@ -174,7 +186,7 @@ fn time(value: &[u8]) -> Option<Wall> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::wire::{self, Attributes};
+    use super::super::wire::Attributes;
     use super::*;
     use crate::firewall::Endpoints;
 

@@ -35,7 +35,8 @@ const PAYLOAD: u16 = 9;
 const PREFIX: u16 = 10;
 const SEQUENCE: u16 = 12;
 
-/// How long the kernel gathers packets before it hands them out, in hundredths of a second.
+/// How long the kernel gathers packets before it hands them out, in hundredths of a second; less than
+/// [`GATHERED`](crate::firewall::GATHERED).
 const GATHER: u32 = 10;
 
 const LOOK: usize = 4096;

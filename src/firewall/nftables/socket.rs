@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::SockRef;
 
-use super::wire::{self, Batch, DONE, ERROR, INTERRUPTED, Message, Messages};
+use super::wire::{self, Batch, DONE, ERROR, INTERRUPTED, Message, Messages, Verb, number};
 use crate::firewall::FirewallError;
 
 /// The group of sockets that hear of every change (NFNLGRP_NFTABLES).
@@ -135,6 +135,28 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// The number of the ruleset: every transaction in this network namespace counts it up.
+    pub(super) fn generation(&mut self) -> Result<Option<u32>, Failure> {
+        let mut found = None;
+        self.dump(
+            |sequence| wire::ask(Verb::GetGeneration, sequence),
+            |message| {
+                // NFTA_GEN_ID.
+                let id = message.and_then(|message| message.attributes().find(|(kind, _)| *kind == 1));
+                found = id.and_then(|(_, value)| number(value)).or(found);
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// Waits until every transaction is done that has begun, and what it changed told: an empty one waits for its turn.
+    pub(super) fn wait_for_others(&mut self) -> Result<(), Failure> {
+        let sealed = self.batch().finish();
+        self.sequence = sealed.next;
+        self.raw.send(&sealed.bytes, 0)?;
+        Ok(())
     }
 
     /// Sends the request for a list, with its number, and calls `each` with every message of it. A list that somebody's change has broken in two

@@ -21,6 +21,7 @@ pub(super) enum Verb {
     NewElements = 12,
     GetElements = 13,
     DeleteElements = 14,
+    GetGeneration = 16,
     /// Deletes what is there and does not mind what is not (Linux 6.3).
     DestroyElements = 30,
 }
@@ -140,6 +141,11 @@ impl Batch {
         self.write(SUBSYSTEM << 8 | verb as u16, NLM_F_REQUEST | flags, (FAMILY, 0), body);
     }
 
+    /// How many bytes it has.
+    pub(super) const fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// True where there is nothing to send.
     pub(super) const fn is_empty(&self) -> bool {
         self.last_header == 0
@@ -181,6 +187,13 @@ pub(super) struct Sealed {
 pub(super) fn dump(verb: Verb, sequence: u32, body: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(64);
     request(&mut bytes, (SUBSYSTEM << 8 | verb as u16, DUMP), (sequence, FAMILY), body);
+    bytes
+}
+
+/// One request for a single answer.
+pub(super) fn ask(verb: Verb, sequence: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(64);
+    request(&mut bytes, (SUBSYSTEM << 8 | verb as u16, ACK), (sequence, FAMILY), |_| ());
     bytes
 }
 

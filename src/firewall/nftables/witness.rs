@@ -17,7 +17,7 @@ use super::wire::{self, DUMP};
 use crate::firewall::{FirewallError, Looked, Seen, Sight, Sought, Witness};
 
 /// How long a list may take to go on.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the kernel keeps of connections that begin from then on, and what a record lacks without it.
 const KEEPS: [(&str, &str); 2] = [
