@@ -7,10 +7,10 @@ use smallvec::SmallVec;
 
 use super::element::{self, Entry, Grants, Key, Value};
 use super::expression::Family;
-use super::socket::{Chains, Failure, Heard, Socket, Watch, anybody_listens};
-use super::wire::{self, Attributes, Batch, CREATE, Message, Verb, number, text};
 use super::sets::Names;
+use super::socket::{Chains, Failure, Heard, Socket, Watch, anybody_listens};
 use super::transition::{InForce, There, Transition};
+use super::wire::{self, Attributes, Batch, CREATE, Message, Verb, number, text};
 use super::{Hook, Settings, ruleset, sets};
 use crate::firewall::{FirewallError, Load};
 use crate::net::Element;
@@ -22,6 +22,10 @@ use crate::time::{Clock, Tick};
 const OWNER: u32 = 2;
 /// See [`OWNER`].
 const PERSIST: u32 = 4;
+
+/// Bytes of a transaction of which it is not worth while to hear: what the kernel says of it is some eighty times as much,
+/// which is more than a [`Watch`] has room for.
+const LARGE: usize = 256 << 10;
 
 /// What this kernel can do. Tried out, not read off its version: distributions backport.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,6 +64,8 @@ pub(super) struct Kernel {
     watch: Option<Watch>,
     /// Somebody else's change was heard and not told yet.
     drifted: bool,
+    /// Others wrote while nobody listened here.
+    crowded: bool,
     /// What was written last, unless somebody else may have touched it.
     in_force: Option<InForce>,
     abilities: Abilities,
@@ -70,7 +76,15 @@ impl Kernel {
     pub(super) fn open(table: &str, deadline: Duration) -> Result<Self, FirewallError> {
         let mut socket = Socket::open(deadline).map_err(|failure| failure.lacks("nf_tables sockets", table))?;
         let abilities = probe(&mut socket, table).map_err(|failure| failure.lacks("sets with timeouts", table))?;
-        Ok(Self { table: table.to_owned(), socket, watch: None, drifted: false, in_force: None, abilities })
+        Ok(Self {
+            table: table.to_owned(),
+            socket,
+            watch: None,
+            drifted: false,
+            crowded: false,
+            in_force: None,
+            abilities,
+        })
     }
 
     /// Writes everything but the grants; those that are there stay. Each packet is judged by the old rules or by the new
@@ -103,7 +117,7 @@ impl Kernel {
         for step in 0..transition.steps() {
             let mut batch = self.socket.batch();
             transition.write(&mut batch, step);
-            self.socket.commit(batch).map_err(|failure| failure.lacks("the ruleset", &table))?;
+            self.commit(batch).map_err(|failure| failure.lacks("the ruleset", &table))?;
         }
         self.in_force = Some(InForce { layout: layout.clone(), names: transition.into_names() });
         // A large layout makes more events than the buffer holds. That is no drift: all of it was just written.
@@ -126,6 +140,39 @@ impl Kernel {
         self.drifted = false;
         self.in_force = None;
         Ok(())
+    }
+
+    /// Commits a transaction. While somebody listens to changes, the kernel keeps a message of 4 KiB for each until all are
+    /// made, of a large transaction more than a gigabyte: so nobody here listens to those.
+    fn commit(&mut self, batch: Batch) -> Result<(), Failure> {
+        let large = batch.len() > LARGE && !std::mem::take(&mut self.crowded);
+        match self.watch.take_if(|_| large) {
+            Some(watch) => self.unheard(watch, |socket| socket.commit(batch)),
+            None => self.socket.commit(batch),
+        }
+    }
+
+    /// Makes one transaction while nobody here listens. Whether somebody else wrote meanwhile, the number of the ruleset
+    /// tells, though not what: if so, the next large one is listened to.
+    fn unheard(
+        &mut self,
+        mut watch: Watch,
+        commit: impl FnOnce(&mut Socket) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        // Until it is known better.
+        let told = std::mem::replace(&mut self.drifted, true);
+        let before = self.socket.generation()?;
+        self.socket.wait_for_others()?;
+        let heard = watch.listen(&self.table, self.socket.port())?;
+        let between = self.socket.generation()?;
+        let chains = watch.chains();
+        drop(watch);
+        let done = commit(&mut self.socket);
+        self.watch = Some(Watch::open(chains)?);
+        let wanted = if done.is_ok() { before.map(|before| before.wrapping_add(1)) } else { before };
+        self.crowded = between != before || self.socket.generation()? != wanted;
+        self.drifted = told || self.crowded || heard != Heard::Nothing;
+        done
     }
 
     fn listen(&mut self) -> Result<Heard, FirewallError> {
@@ -249,7 +296,7 @@ impl Kernel {
             for works in works.chunk_by(|a, b| a.grants == b.grants) {
                 change(&mut batch, &self.table, works, self.abilities);
             }
-            let Err(failure) = self.socket.commit(batch) else { continue };
+            let Err(failure) = self.commit(batch) else { continue };
             // Not an element's fault: the table is gone, or somebody else's.
             if failure.whole || matches!(failure.errno, Errno::ENOENT | Errno::EPERM | Errno::EOPNOTSUPP) {
                 return Err(failure.error("changing elements", &self.table));
@@ -464,6 +511,42 @@ mod tests {
                 assert_eq!(apply(&full), (vec![4], vec![20, 20, 20]), "{refresh} {destroy}");
                 let gone = [work(1, None), work(2, None), work(3, None), work(9, None)];
                 assert_eq!(apply(&gone), (vec![], vec![]), "{refresh} {destroy}");
+            }
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
+
+    #[test]
+    fn what_others_write_while_nobody_listens_is_found_out() {
+        let test = || {
+            if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+                return;
+            }
+            let settings = Settings { size: 16, ..Settings::new(Hook::Sets) };
+            let mut kernel = Kernel::open(&settings.table, Duration::from_secs(5)).unwrap();
+            kernel.lay(&settings, &Layout::default()).unwrap();
+            let mut other = Socket::open(Duration::from_secs(5)).unwrap();
+            let write = |socket: &mut Socket, key: u8, failing: bool| {
+                let mut batch = socket.batch();
+                let set = (if failing { "nothing" } else { settings.table.as_str() }, "sharedany4");
+                let key = [0, 0, 0, 1, 192, 0, 2, key];
+                element::write(&mut batch, Verb::NewElements, set, [Entry::new(&key, Value::Timeout(50_000))]);
+                socket.commit(batch)
+            };
+            for (number, (before, after, failing)) in
+                [(0, 0, false), (1, 0, false), (0, 1, false), (0, 0, true), (1, 0, true)].into_iter().enumerate()
+            {
+                let (watch, key) = (kernel.watch.take().unwrap(), u8::try_from(number).unwrap());
+                let done = kernel.unheard(watch, |socket| {
+                    (0..before).for_each(|_| write(&mut other, 10 + key, false).unwrap());
+                    let done = write(socket, key, failing);
+                    (0..after).for_each(|_| write(&mut other, 10 + key, false).unwrap());
+                    done
+                });
+                assert_eq!(done.is_err(), failing);
+                let foreign = before + after > 0;
+                assert_eq!(kernel.drifted(), Ok(foreign), "{before} before, {after} after, failing: {failing}");
+                assert_eq!(std::mem::take(&mut kernel.crowded), foreign);
             }
         };
         std::thread::spawn(test).join().unwrap();
