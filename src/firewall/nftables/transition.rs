@@ -1,10 +1,10 @@
 //! From what is in the table to what a layout wants there, without a moment in between.
 //!
 //! The rules of a packet are those of one instant: the kernel swaps all chains at once. What is in a set is not so
-//! everywhere. Before Linux 6.17, and what its mends were brought back to, an interval set finds nothing where an element
-//! that is being added, or taken away, lies nearer to the address than the one that holds it; that is so from the moment
-//! the element is read until the transaction is done, seconds of a large one. A set of concatenated ranges is filled only
-//! when the rest of its transaction is done, on every kernel.
+//! everywhere. On Linux 5.10 and 6.1 an interval set finds nothing where an element that is being added, or taken away, lies
+//! nearer to the address than the one that holds it (net/netfilter/nft_set_rbtree.c; mended in steps later); that is so from
+//! the moment the element is read until the transaction is done, seconds of a large one. A new set of concatenated ranges
+//! is empty until the rest of its transaction is done (nft_set_pipapo.c).
 //!
 //! So a set that rules look at is not changed: another one, under another name, takes its place, in three transactions.
 //! The first makes and fills what is new, and no rule looks at it. The second changes rules and nothing else. The third
