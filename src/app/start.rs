@@ -112,7 +112,7 @@ pub(super) async fn start(config: Config, given: Given) -> Result<Started, Failu
     let lock = lock_state(&config.state)?;
     let secrets = cookies::secrets(&config.state).map_err(|mistake| Failure::Failed(mistake.to_string()))?;
     let mut book = Book::open(&config.state, clock.now().wall).map_err(Failure::Failed)?;
-    peers.take_up(&book.contents.late);
+    peers.take_up(&book.contents.late, clock.now());
     let mut feed = config.clients_file.clone().map(Feed::new);
     // Whom it names is of its segment from the first query on: without it he might be of a wider one.
     if let Some(fed) = feed.as_mut().and_then(Feed::look) {

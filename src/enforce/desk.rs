@@ -20,8 +20,10 @@ use crate::firewall::{Firewall, FirewallError};
 use crate::grant::Change;
 use crate::net::{Element, Prefix};
 use crate::policy::{Layout, NeverGranted};
-use crate::time::{Clock, Tick, Wall};
+use crate::time::{Clock, Tick, Wall, machine_start};
 
+/// How a kept layout begins; the name of the start of the machine follows.
+const LAYOUT: &str = "outgate-layout 1 ";
 /// How often it looks after itself when nobody asks.
 const IDLE: Duration = Duration::from_millis(250);
 /// How often what is over is forgotten, and the firewall asked how full it is.
@@ -109,12 +111,17 @@ struct Desk {
 pub(super) fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>), String> {
     let DeskParts { firewall, resolvers, state, never, max_grants, clock } = parts;
     let mut holds = Holds::default();
-    let unusable =
-        |error: std::io::Error| format!("{}: {error}; let the user that runs outgate write there", state.display());
+    let unusable = |error: std::io::Error| {
+        let remedy = match error.kind() {
+            std::io::ErrorKind::StorageFull => "free some space there",
+            _ => "let the user that runs outgate write there",
+        };
+        format!("{}: {error}; {remedy}", state.display())
+    };
     let (journal, known) = Journal::open(&state, &resolvers, &mut holds).map_err(unusable)?;
     let layout_file = state.join("layout");
     // Without one nothing has a segment, and nothing passes. That of another start of the machine may be long out of force.
-    let (layout, ends) = if known { read_layout(&layout_file) } else { None }.unwrap_or_default();
+    let (layout, ends) = read_layout(&layout_file, &machine_start()).unwrap_or_default();
     let figures = Figures { held: resolvers.iter().map(|_| AtomicU64::new(0)).collect(), ..Figures::default() };
     let figures = Arc::new(figures);
     let mut desk = Desk {
@@ -363,10 +370,13 @@ impl Desk {
     fn keep_layout(&self) {
         let message = LayoutMessage { ends: self.ends.clone(), ..LayoutMessage::new(&self.layout, Wall(0)) };
         let next = self.layout_file.with_extension("next");
-        let written = std::fs::write(&next, message.encode_to_vec());
+        let mut kept = format!("{LAYOUT}{}\n", machine_start()).into_bytes();
+        message.encode_raw(&mut kept);
+        let written = std::fs::write(&next, kept);
         if let Err(error) = written.and_then(|()| std::fs::rename(&next, &self.layout_file)) {
             // An older one may say more than is open by now.
             drop(std::fs::remove_file(&self.layout_file));
+            drop(std::fs::remove_file(&next));
             tracing::warn!(%error, "the layout could not be kept; after a restart nothing new passes until a resolver is heard");
         }
     }
@@ -488,8 +498,11 @@ impl Desk {
     }
 }
 
-fn read_layout(path: &Path) -> Option<(Layout, Vec<EndMessage>)> {
-    let message = LayoutMessage::decode(std::fs::read(path).ok()?.as_slice()).ok()?;
+/// What was kept in this start of the machine.
+fn read_layout(path: &Path, boot: &str) -> Option<(Layout, Vec<EndMessage>)> {
+    let kept = std::fs::read(path).ok()?;
+    let begin = format!("{LAYOUT}{boot}\n");
+    let message = LayoutMessage::decode(kept.strip_prefix(begin.as_bytes()).filter(|_| !boot.is_empty())?).ok()?;
     Some((message.read()?, message.ends))
 }
 

@@ -375,7 +375,9 @@ mod tests {
             ("gw 1", tls, Some("`server` is no host")),
             ("unix:/run/outgate-enforce/socket", "", None),
             ("unix:/run/outgate-enforce/socket", tls, Some("a socket of this machine has no TLS")),
-            ("unix:", "", Some("`server` names no socket")),
+            ("unix:", "", Some("it names no socket")),
+            ("unix: /run/a", "", Some("it names no socket")),
+            (&format!("unix:/{}", "x".repeat(90)), "", Some("the path is too long for a socket")),
         ] {
             let (_, mistakes) = read(&format!("name = \"a\"\nkind = \"remote\"\nserver = \"{server}\"\n{tls}"));
             let found: Vec<_> = mistakes.iter().map(String::as_str).collect();

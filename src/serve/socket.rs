@@ -13,6 +13,9 @@ use tokio::net::{UnixListener, UnixStream};
 const MODE: u32 = 0o660;
 /// A directory that is made for the socket.
 const DIRECTORY_MODE: u32 = 0o750;
+/// Others may write in a directory and, without the sticky bit, replace what is not theirs.
+const OTHERS_WRITE: u32 = 0o002;
+const OTHERS_MAY_REPLACE: u32 = OTHERS_WRITE | 0o1000;
 
 /// Why the socket cannot be had. Each message is one sentence with its remedy.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,16 @@ pub enum SocketError {
         owner: u32,
         /// The user that we are.
         us: u32,
+        /// The key that names the socket.
+        key: &'static str,
+    },
+    /// Anybody could put another socket in the place of ours.
+    #[error(
+        "every user of this machine may write in {directory}; chmod o-w it, or set {key} to a path in a directory of its own"
+    )]
+    Open {
+        /// The socket's directory.
+        directory: PathBuf,
         /// The key that names the socket.
         key: &'static str,
     },
@@ -106,7 +119,11 @@ impl Socket {
             _ => SocketError::Other { path: path.to_owned(), key, error },
         };
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(explain)?;
-        let owner = fs::metadata(directory).map_err(explain)?.uid();
+        let metadata = fs::metadata(directory).map_err(explain)?;
+        if metadata.mode() & OTHERS_MAY_REPLACE == OTHERS_WRITE {
+            return Err(SocketError::Open { directory: directory.to_owned(), key });
+        }
+        let owner = metadata.uid();
         if owner != us && owner != 0 {
             return Err(SocketError::Foreign { directory: directory.to_owned(), owner, us, key });
         }

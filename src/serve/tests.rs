@@ -434,6 +434,19 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[tokio::test]
+async fn a_directory_in_which_anybody_may_write_holds_no_socket() {
+    let directory = Directory::new();
+    let path = directory.socket();
+    let may = |mode| fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(mode)).unwrap();
+    may(0o777);
+    let error = Socket::bind(&path, "[admin].socket").await.unwrap_err();
+    assert!(matches!(error, SocketError::Open { .. }), "{error}");
+    assert!(error.to_string().ends_with("chmod o-w it, or set [admin].socket to a path in a directory of its own"));
+    may(0o1777);
+    drop(Socket::bind(&path, "[admin].socket").await.unwrap());
+}
+
+#[tokio::test]
 async fn what_is_no_socket_is_left_alone() {
     let directory = Directory::new();
     let path = directory.socket();

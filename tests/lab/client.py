@@ -96,6 +96,12 @@ class Asker:
         return packets.parse(message), result
 
 
+def end_all():
+    """Ends every client that still runs, so that nobody waits for them."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 class Crowd:
     """`work(task)` for every task at the same time, a process each, in one namespace."""
 
@@ -110,8 +116,13 @@ class Crowd:
 
     def results(self):
         """Waits for every client; what each one gave, in the order of the tasks."""
-        with self._pool:
+        try:
             return [future.result() for future in self._futures]
+        except BaseException:
+            end_all()
+            raise
+        finally:
+            self._pool.shutdown()
 
 
 def total(counts):

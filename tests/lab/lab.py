@@ -103,6 +103,7 @@ class Lab:
         return self
 
     def __exit__(self, *_):
+        client.end_all()
         if self.node is not None:
             self.node.stop()
         for process in self._processes:

@@ -160,6 +160,7 @@ class Site:
         return self
 
     def __exit__(self, *_):
+        client.end_all()
         self._over.set()
         for process in [*self._processes.values(), *self._internet]:
             process.kill()

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::change::{Change, Placed, Retracted};
@@ -37,8 +37,9 @@ pub(in crate::app) struct Contents {
     /// Rules that were taken back, in that order, where there are peers that could bring them back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(in crate::app) retracted: Vec<Retracted>,
-    /// What was done once and waits for peers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// What was done once and waits for peers. What another version wrote there and this one does not know is left out:
+    /// denies matter more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known")]
     pub(in crate::app) late: Vec<Late>,
     /// Those of the watched file; not kept here.
     #[serde(skip)]
@@ -56,6 +57,11 @@ impl Default for Contents {
             fed: BTreeMap::new(),
         }
     }
+}
+
+fn known<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Late>, D::Error> {
+    let all = Vec::<Value>::deserialize(from)?;
+    Ok(all.into_iter().filter_map(|late| serde_json::from_value(late).ok()).collect())
 }
 
 impl Contents {

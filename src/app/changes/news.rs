@@ -91,7 +91,7 @@ impl RunningNode {
 
     /// The same; why it failed. It is then tried again every second.
     pub(super) fn write_late(&self, desk: &mut Desk) -> Option<String> {
-        let late = self.peers().late(self.gate().clock.now().wall);
+        let late = self.peers().late(self.gate().clock.tick());
         if late == desk.book.contents.late {
             return None;
         }

@@ -13,7 +13,7 @@ use super::{BEAT, Peer, SILENT, State, Tls, Waiting};
 use crate::app::changes::News;
 use crate::app::node::RunningNode;
 use crate::firewall::remote::dial;
-use crate::time::{Now, Tick, Wall};
+use crate::time::{Now, Tick};
 
 /// How long a connection may take to be made, its first words included.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ async fn keep(node: &RunningNode, peer: &Peer) {
             Ok(Ok(stream)) => {
                 tracing::info!(peer = peer.settings.name, "connected to a peer");
                 told.clear();
-                peer.is_back(node.now().wall, || News::all(&node.changes.load()));
+                peer.is_back(node.now().tick, || News::all(&node.changes.load()));
                 let ended = attend(stream, node, peer).await;
                 peer.is_away();
                 ended
@@ -89,7 +89,7 @@ async fn attend(stream: impl AsyncRead + AsyncWrite + Unpin, node: &RunningNode,
     let writer = async {
         let (mut beats, mut number) = (interval(BEAT), 0);
         loop {
-            let next = peer.state.lock().next(number + 1, node.now().wall);
+            let next = peer.state.lock().next(number + 1, node.now());
             let words = match next {
                 Some(news) => {
                     number += 1;
@@ -129,7 +129,7 @@ async fn attend(stream: impl AsyncRead + AsyncWrite + Unpin, node: &RunningNode,
 
 impl Peer {
     /// A connection stands: all is told. What is changed from here on waits; what was before, is in `all`.
-    fn is_back(&self, now: Wall, all: impl FnOnce() -> Vec<News>) {
+    fn is_back(&self, now: Tick, all: impl FnOnce() -> Vec<News>) {
         let mut state = self.state.lock();
         state.give_up_late(&self.settings.name, now);
         state.connected = true;
@@ -189,11 +189,12 @@ impl Peer {
 
 impl State {
     /// What is told next, under this number; `None`: it has not answered, or there is nothing.
-    fn next(&mut self, number: u64, now: Wall) -> Option<News> {
+    fn next(&mut self, number: u64, now: Now) -> Option<News> {
         if self.under_way.is_some() {
             return None;
         }
-        let standing = self.standing.pop_front().map(|news| Waiting { news, since: now, reply: None });
+        let standing =
+            self.standing.pop_front().map(|news| Waiting { news, at: now.wall, until: now.tick, reply: None });
         let waiting = standing.or_else(|| self.waiting.pop_front())?;
         let news = waiting.news.clone();
         self.under_way = Some((number, waiting));

@@ -105,7 +105,10 @@ struct State {
 /// What waits to be told.
 struct Waiting {
     news: News,
-    since: Wall,
+    /// When it was said.
+    at: Wall,
+    /// What is done once is given up then.
+    until: Tick,
     /// Nobody may wait any more.
     reply: Option<oneshot::Sender<Result<Value, String>>>,
 }
@@ -185,25 +188,31 @@ impl Peers {
     }
 
     /// Takes up what waited for peers when the process before this one ended.
-    pub(super) fn take_up(&self, late: &[Late]) {
+    pub(super) fn take_up(&self, late: &[Late], now: Now) {
         for peer in &self.all {
-            let its = late.iter().filter(|late| late.peers.contains(&peer.settings.name)).take(WAITING);
-            let waiting = its.map(|late| Waiting { news: late.news.clone(), since: Wall(late.at), reply: None });
+            let its: Vec<_> = late.iter().filter(|late| late.peers.contains(&peer.settings.name)).collect();
+            let oldest = its.len().saturating_sub(WAITING);
+            let waiting = its.into_iter().skip(oldest).map(|late| {
+                // The clock may have been set meanwhile: nothing waits for longer than from now on.
+                let age = Duration::from_micros(now.wall.0.saturating_sub(late.at));
+                let until = now.tick + LATE.saturating_sub(age);
+                Waiting { news: late.news.clone(), at: Wall(late.at), until, reply: None }
+            });
             peer.state.lock().waiting.extend(waiting);
         }
     }
 
     /// What is done once and waits for peers, oldest first.
-    pub(super) fn late(&self, now: Wall) -> Vec<Late> {
+    pub(super) fn late(&self, now: Tick) -> Vec<Late> {
         let mut late = BTreeMap::new();
         for peer in &self.all {
             let (name, mut state) = (&peer.settings.name, peer.state.lock());
             state.give_up_late(name, now);
             let under_way = state.under_way.iter().map(|(_, waiting)| waiting);
-            for Waiting { news, since, .. } in under_way.chain(&state.waiting) {
+            for Waiting { news, at, .. } in under_way.chain(&state.waiting) {
                 let Some(id) = news.once() else { continue };
-                let waits = || Late { at: since.0, peers: Vec::new(), news: news.clone() };
-                late.entry((since.0, id.to_owned())).or_insert_with(waits).peers.push(name.clone());
+                let waits = || Late { at: at.0, peers: Vec::new(), news: news.clone() };
+                late.entry((at.0, id.to_owned())).or_insert_with(waits).peers.push(name.clone());
             }
         }
         late.into_values().collect()
@@ -270,10 +279,9 @@ impl Tls {
 
 impl State {
     /// Gives up what is too old to be told.
-    fn give_up_late(&mut self, peer: &str, now: Wall) {
+    fn give_up_late(&mut self, peer: &str, now: Tick) {
         let known = self.waiting.len();
-        let late = u64::try_from(LATE.as_micros()).unwrap_or(u64::MAX);
-        self.waiting.retain(|waiting| waiting.news.once().is_none() || now.0.saturating_sub(waiting.since.0) < late);
+        self.waiting.retain(|waiting| waiting.news.once().is_none() || now < waiting.until);
         let late = known - self.waiting.len();
         if late > 0 {
             tracing::warn!(peer, late, "what was revoked or forgotten here is too old to be told");
@@ -305,7 +313,12 @@ impl Peer {
         }
         let (reply, receiver) = oneshot::channel();
         if state.connected || once {
-            state.waiting.push_back(Waiting { news: news.clone(), since: now.wall, reply: Some(reply) });
+            state.waiting.push_back(Waiting {
+                news: news.clone(),
+                at: now.wall,
+                until: now.tick + LATE,
+                reply: Some(reply),
+            });
             self.wake.notify_one();
         }
         if state.connected {
@@ -377,7 +390,7 @@ mod tests {
             Peers { all: names.iter().map(named).collect(), ..Peers::new(None).unwrap() }
         };
         let before = peers(&["ns2.example", "ns3.example"]);
-        let at = |micros| Now { tick: Tick(0), wall: Wall(micros) };
+        let at = |micros| Now { tick: Tick(micros), wall: Wall(micros) };
         assert!(before.all[0].ask(&revoke(1), at(5)).is_err());
         for peer in &before.all {
             assert!(peer.ask(&revoke(2), at(7)).is_err());
@@ -388,17 +401,21 @@ mod tests {
             let mut state = before.all[1].state.lock();
             state.under_way = state.waiting.pop_front().map(|waiting| (1, waiting));
         }
-        let late = before.late(Wall(9));
+        let late = before.late(Tick(9));
         let names: Vec<_> = late.iter().map(|late| (late.at, late.news.once(), late.peers.len())).collect();
         assert_eq!(names, [(5, Some("1"), 1), (7, Some("2"), 2)]);
 
         let after = peers(&["ns3.example", "ns4.example"]);
-        after.take_up(&late);
+        // The machine was started anew, and its clock was set: an hour is left of what seems to come from the future.
+        after.take_up(&late, Now { tick: Tick(0), wall: Wall(0) });
         let waits = Late { peers: vec!["ns3.example".into()], ..late[1].clone() };
-        assert_eq!(after.late(Wall(9)), [waits]);
+        assert_eq!(after.late(Tick(0)), [waits]);
         let hour = u64::try_from(LATE.as_micros()).unwrap();
-        assert_eq!(after.late(Wall(6 + hour)).len(), 1);
-        assert_eq!(after.late(Wall(7 + hour)), []);
+        assert_eq!(after.late(Tick(hour - 1)).len(), 1);
+        assert_eq!(after.late(Tick(hour)), []);
+        let ago = peers(&["ns3.example"]);
+        ago.take_up(&late, Now { tick: Tick(0), wall: Wall(7 + hour - 5) });
+        assert_eq!((ago.late(Tick(4)).len(), ago.late(Tick(5)).len()), (1, 0));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::app::verb::run::{Signals, diagnose};
 use crate::document::{Document, Mistake, Table, read_text};
 use crate::enforce::{DeskParts, Door, Entrance, RESOLVERS};
 use crate::firewall;
-use crate::firewall::remote::SOCKET;
+use crate::firewall::remote::{SOCKET_REMEDY, socket};
 use crate::gate::WORDS;
 use crate::metric::{self, Registry};
 use crate::net::Prefix;
@@ -70,7 +70,7 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tls(address, _) => write!(f, "{address}"),
-            Self::Socket(path) => write!(f, "{SOCKET}{}", path.display()),
+            Self::Socket(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -211,16 +211,13 @@ impl Settings {
             return None;
         }
         let listen = table.string("listen")?.value;
-        if let Some(path) = listen.strip_prefix(SOCKET) {
+        if let Some(path) = socket(&listen, base) {
             if !tls.is_empty() {
                 let remedy =
                     "take ca, certificate and key out: who may connect there is said by the mode of the socket";
                 note("a socket of this machine has no TLS", remedy);
             }
-            if path.is_empty() {
-                note("`listen` names no socket", "write its path: \"unix:/run/outgate-enforce/socket\"");
-            }
-            return Some(Listen::Socket(base.join(path)));
+            return path.map(Listen::Socket).map_err(|fact| note(fact, SOCKET_REMEDY)).ok();
         }
         if !tls.is_mutual() {
             note("the door needs TLS", "add ca, certificate and key: both sides know each other by their certificates");
@@ -424,7 +421,16 @@ mod tests {
         );
         let firewall = "[[firewall]]\nname = \"a\"\nkind = \"memory\"\n";
         for (listen, resolvers, expected) in [
-            ("unix:", "\"ns1\"", "`listen` names no socket\n  write its path: \"unix:/run/outgate-enforce/socket\""),
+            (
+                "unix:",
+                "\"ns1\"",
+                "it names no socket\n  write its path, of at most 90 bytes: \"unix:/run/outgate-enforce/socket\"",
+            ),
+            (
+                "unix: /run/a",
+                "\"ns1\"",
+                "it names no socket\n  write its path, of at most 90 bytes: \"unix:/run/outgate-enforce/socket\"",
+            ),
             (
                 "unix:/run/a",
                 "\"ns1\", \"ns2\"",

@@ -237,6 +237,26 @@ fn who_left_is_not_obeyed_any_more() {
 
 /// While no resolver is heard, too, and over a restart.
 #[test]
+fn a_layout_of_another_start_of_the_machine_is_forgotten_however_often_it_starts() {
+    let site = Site::new("boots");
+    let desk = site.start(Memory::new("gateway", site.clock.clone()));
+    desk.adopt(0, &layout("build", "203.0.113.0/24"));
+    drop(desk);
+    let other_start = |file: &str, begin: &str| {
+        let path = site.directory.join(file);
+        let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).replacen(&machine_start(), "another", 1);
+        assert!(text.starts_with(&format!("{begin}another\n")), "{file} begins otherwise");
+        std::fs::write(&path, text).unwrap();
+    };
+    other_start("holds", "outgate-holds 1 ");
+    other_start("layout", LAYOUT);
+    for _ in 0..2 {
+        let again = site.start(Memory::new("gateway", site.clock.clone()));
+        assert_eq!(again.handle.layout(), Layout::default());
+    }
+}
+
+#[test]
 fn what_ends_in_a_layout_ends_by_itself() {
     let site = Site::new("until");
     let mut wanted = layout("build", "203.0.113.0/24");

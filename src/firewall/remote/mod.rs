@@ -43,7 +43,13 @@ const LOOK: Duration = Duration::from_millis(50);
 const CUT: Duration = Duration::from_secs(30);
 
 /// What a server's name begins with that is the path of a socket.
-pub const SOCKET: &str = "unix:";
+const SOCKET: &str = "unix:";
+
+/// What to do about one that cannot be.
+pub const SOCKET_REMEDY: &str = "write its path, of at most 90 bytes: \"unix:/run/outgate-enforce/socket\"";
+
+/// What the kernel takes is 107 bytes, some of which are needed while a socket is made.
+const LONGEST_PATH: usize = 90;
 
 /// `kind = "remote"`.
 #[derive(Debug)]
@@ -66,23 +72,24 @@ impl Settings {
         let tls = ClientTls::read(table, base);
         let server = server?;
         let note = |key, fact: &str, remedy| table.document().note(&table.span_of(key), fact, remedy);
-        let place = if let Some(path) = server.value.strip_prefix(SOCKET) {
+        let place = if let Some(path) = socket(&server.value, base) {
             if !tls.is_empty() {
                 let remedy =
                     "take ca, certificate and key out: who may connect there is said by the mode of the socket";
                 note("server", "a socket of this machine has no TLS", remedy);
             }
-            if path.is_empty() {
-                note("server", "`server` names no socket", "write its path: \"unix:/run/outgate-enforce/socket\"");
-            }
-            Place::Socket(base.join(path))
+            let path = path.unwrap_or_else(|fact| {
+                note("server", fact, SOCKET_REMEDY);
+                PathBuf::new()
+            });
+            Place::Socket(path)
         } else {
             if !tls.is_mutual() {
                 let remedy = "add ca, certificate and key: both sides know each other by their certificates";
                 note("kind", "kind = \"remote\" needs TLS", remedy);
             }
             let Some((host, port)) = split(&server.value, PORT) else {
-                let remedy = "write a name or an address, and its port where it is not 8953: \"gw1.corp.example:8953\"";
+                let remedy = "write a name or an address, and its port where it is not 8953, \"gw1.corp.example:8953\", or a socket, \"unix:/run/outgate-enforce/socket\"";
                 table.document().note(&server.span, "`server` is no host", remedy);
                 return None;
             };
@@ -90,6 +97,17 @@ impl Settings {
         };
         Some(Self { place, fleet: Arc::clone(fleet) })
     }
+}
+
+/// The path of a socket, where `server` is one.
+#[must_use]
+pub fn socket(server: &str, base: &Path) -> Option<Result<PathBuf, &'static str>> {
+    let path = server.strip_prefix(SOCKET)?;
+    Some(match base.join(path) {
+        _ if path.trim() != path || path.is_empty() || path.ends_with('/') => Err("it names no socket"),
+        path if path.as_os_str().len() > LONGEST_PATH => Err("the path is too long for a socket"),
+        path => Ok(path),
+    })
 }
 
 /// Host and port, that one where none is named; an IPv6 address with a port stands in brackets.
