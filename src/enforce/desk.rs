@@ -39,7 +39,7 @@ const LONGEST: Duration = Duration::from_secs(25 * 3600);
 pub struct DeskParts {
     /// The firewall of this gateway, before it was adopted.
     pub firewall: Box<dyn Firewall>,
-    /// The names of the resolvers; their place is their [`Holder`].
+    /// The names of the resolvers; their place is their `Holder`.
     pub resolvers: Vec<String>,
     /// Where the journal and the layout are.
     pub state: PathBuf,

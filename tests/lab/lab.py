@@ -13,6 +13,7 @@
 Leaving the block stops every process that it started and removes every namespace and file that it made.
 """
 
+import datetime
 import os
 import shutil
 import signal
@@ -51,6 +52,11 @@ def sources(host, family):
 def source(host, family):
     """A host's first address of one family."""
     return sources(host, family)[0]
+
+
+def now():
+    """The time as the log writes it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
 class Missing(Exception):

@@ -17,6 +17,7 @@ attempts that failed: what a client hid by trying the next address is found out.
 """
 
 import argparse
+import glob
 import json
 import os
 import random
@@ -212,6 +213,8 @@ def habit(task):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         name, family = chance.choice(NAMES), chance.choice((4, 6))
+        # A pool asks no more than it must; both stay below what a rule holds open.
+        life = {"asks": 0, "keeps": KEPT, "pools": HOLD - 10}[kind]
         until, addresses = kept.get((name, family), (0, []))
         if until < time.monotonic():
             reply, _, _ = machines.ask_both(askers, name, packets.KIND[family], lambda message: None, 3.0)
@@ -219,15 +222,14 @@ def habit(task):
                 count["unanswered"] += 1
                 continue
             addresses = reply.addresses
-            # A pool that asks no more than it must; both stay below what a rule holds open.
-            life = {"asks": 0, "keeps": KEPT, "pools": HOLD - 10}[kind]
             kept[name, family] = (time.monotonic() + life, addresses)
         source, address = lab.sources("crowd", family)[1 + index], chance.choice(addresses)
         attempt = client.connect(source, address, timeout=5.0)
         if attempt.outcome == "connected":
             count["connected"] += 1
         else:
-            count["refused"].append((source, address, name, str(attempt)))
+            ago = life - (kept[name, family][0] - time.monotonic())
+            count["refused"].append((source, address, name, f"{attempt} at {lab.now()}, {ago:.1f} s after it was told"))
         time.sleep(chance.uniform(0, 0.07))
     return count
 
@@ -251,7 +253,7 @@ def streams(task):
             # For some seconds by one port, then by the next.
             failed = flow(source, address, min(until, time.monotonic() + chance.uniform(1, 10)))
             if failed is not None:
-                count["refused"].append((source, address, name, failed))
+                count["refused"].append((source, address, name, f"{failed} at {lab.now()}"))
                 break
             count["connected"] += 1
     return count
@@ -353,12 +355,13 @@ def told_of(site, source, address):
     """What the logs of both resolvers say of an address that was refused: to whom asked for it there, or to others."""
     found = []
     for name in machines.RESOLVERS:
-        with open(f"{site.directory}/{name}/query.jsonl", "rb") as file:
-            for line in file:
-                line = line.strip(b"\0\n")
-                if line and f'"{address}"'.encode() in line and b'"type":"grant"' in line:
-                    found.append(f"{name}: {line.decode()[:400]}")
-    return sorted(found, key=lambda line: f'"{source}"' in line)[-3:]
+        for path in sorted(glob.glob(f"{site.directory}/{name}/archive/*.jsonl")) + [f"{site.directory}/{name}/query.jsonl"]:
+            with open(path, "rb") as file:
+                for line in file:
+                    line = line.strip(b"\0\n")
+                    if line and f'"{address}"'.encode() in line and b'"type":"grant"' in line:
+                        found.append(f"{name}: {line.decode()[:400]}")
+    return sorted(found, key=lambda line: f'"{source}"' in line)[-6:]
 
 
 def main():

@@ -5,7 +5,7 @@
 //! table, and changes that others make to it are heard.
 //!
 //! Every write is one transaction: a batch of messages that takes effect in one instant or not at all. Not all of the kernel
-//! looks at it so: [`transition`] says how a layout changes.
+//! looks at it so: `transition` says how a layout changes.
 //!
 //! Each segment has a chain, and the kernel walks all chains at every commit: a transaction of one grant takes some
 //! 10 µs with few segments, some 100 µs with 10,000.
