@@ -130,6 +130,14 @@ impl ClientTls {
         self.ca.is_some() && self.own.is_some()
     }
 
+    /// Notes what is missing for both sides to show a certificate, as a mistake at `key`.
+    pub fn require_mutual(&self, table: &Table, key: &'static str, fact: &str) {
+        if !self.is_mutual() {
+            let remedy = "add ca, certificate and key: both sides know each other by their certificates";
+            table.document().note(&table.span_of(key), fact, remedy);
+        }
+    }
+
     /// None of the keys is there.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

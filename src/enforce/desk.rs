@@ -20,7 +20,7 @@ use crate::firewall::{Firewall, FirewallError};
 use crate::grant::Change;
 use crate::net::{Element, Prefix};
 use crate::policy::{Layout, NeverGranted};
-use crate::time::{Clock, Tick, Wall, machine_start};
+use crate::time::{Clock, Tick, Wall};
 
 /// How a kept layout begins; the name of the start of the machine follows.
 const LAYOUT: &str = "outgate-layout 1 ";
@@ -121,7 +121,7 @@ pub(super) fn start(parts: DeskParts) -> Result<(SyncSender<Task>, Arc<Figures>)
     let (journal, known) = Journal::open(&state, &resolvers, &mut holds).map_err(unusable)?;
     let layout_file = state.join("layout");
     // Without one nothing has a segment, and nothing passes. That of another start of the machine may be long out of force.
-    let (layout, ends) = read_layout(&layout_file, &machine_start()).unwrap_or_default();
+    let (layout, ends) = read_layout(&layout_file, journal.boot()).unwrap_or_default();
     let figures = Figures { held: resolvers.iter().map(|_| AtomicU64::new(0)).collect(), ..Figures::default() };
     let figures = Arc::new(figures);
     let mut desk = Desk {
@@ -370,7 +370,7 @@ impl Desk {
     fn keep_layout(&self) {
         let message = LayoutMessage { ends: self.ends.clone(), ..LayoutMessage::new(&self.layout, Wall(0)) };
         let next = self.layout_file.with_extension("next");
-        let mut kept = format!("{LAYOUT}{}\n", machine_start()).into_bytes();
+        let mut kept = format!("{LAYOUT}{}\n", self.journal.boot()).into_bytes();
         message.encode_raw(&mut kept);
         let written = std::fs::write(&next, kept);
         if let Err(error) = written.and_then(|()| std::fs::rename(&next, &self.layout_file)) {

@@ -58,6 +58,11 @@ impl Journal {
         Ok((Self { path, boot, names, file, named: holds.len(), line: String::new(), torn: false }, found))
     }
 
+    /// The kernel's name for this start of the machine.
+    pub(super) fn boot(&self) -> &str {
+        &self.boot
+    }
+
     /// Writes what a holder's changes are; before the kernel is told.
     ///
     /// # Errors

@@ -74,6 +74,16 @@ def _zone(origin):
     return "\n".join(lines) + "\n"
 
 
+def settle(namespace):
+    """Makes a namespace the host of every address of the blocks, and of as many clients as come."""
+    for block in BLOCKS:
+        # A local route for a whole block: every address of it is this host's.
+        namespace.ip("route", "add", "local", block, "dev", "lo")
+    namespace.sysctl("ipv6/ip_nonlocal_bind", "1")
+    namespace.sysctl("core/somaxconn", "8192")
+    namespace.sysctl("ipv4/tcp_max_syn_backlog", "8192")
+
+
 def start(namespace, directory):
     """Starts knotd and the web servers in the internet's namespace; the processes."""
     zones = ["example.com", "example.net", "example.org"]

@@ -136,48 +136,30 @@ class Lab:
 
     def _namespace(self, name):
         made = network.Namespace(f"{PREFIX}-{os.getpid()}-", name)
-        # No neighbour can be asked for while a link's own address is still being tried for uniqueness.
-        made.sysctl("ipv6/conf/default/dad_transmits", "0")
         self._namespaces[name] = made
         return made
 
     def _build(self):
         switch, gateway, outside = self._namespace("switch"), self._namespace("gateway"), self._namespace("internet")
         # The switch is a host of its own: what passes between clients never comes by the gateway's firewall.
-        for table in ("ip", "ip6", "arp"):
-            switch.sysctl(f"bridge/bridge-nf-call-{table}tables", "0")
-        switch.ip("link", "add", "switch0", "type", "bridge")
-        switch.ip("link", "set", "switch0", "up")
+        switch.switch()
         network.cable(gateway, "inside0", switch, "gateway")
         switch.ip("link", "set", "gateway", "master", "switch0")
         network.cable(gateway, "outside0", outside, "gateway0")
-
-        def addresses(namespace, interface, *prefixes):
-            for prefix in prefixes:
-                # Duplicate address detection would hold an IPv6 address back for a second.
-                namespace.ip("address", "add", prefix, "dev", interface, *(["nodad"] if ":" in prefix else []))
-
-        addresses(gateway, "inside0", "192.0.2.1/24", "2001:db8:c::1/64")
-        addresses(gateway, "outside0", "203.0.113.1/24", "2001:db8:f::1/64")
-        addresses(outside, "gateway0", "203.0.113.2/24", "2001:db8:f::2/64",
-                  f"{internet.RESOLVER4}/24", f"{internet.RESOLVER6}/64")
-        gateway.sysctl("ipv4/ip_forward", "1")
-        gateway.sysctl("ipv6/conf/all/forwarding", "1")
-        for block in internet.BLOCKS:
-            gateway.ip("route", "add", block, "via", "2001:db8:f::2" if ":" in block else "203.0.113.2")
-            # A local route for a whole block: every address of it is this host's.
-            outside.ip("route", "add", "local", block, "dev", "lo")
-        outside.sysctl("ipv6/ip_nonlocal_bind", "1")
-        outside.sysctl("core/somaxconn", "8192")
-        outside.sysctl("ipv4/tcp_max_syn_backlog", "8192")
+        gateway.addresses("inside0", "192.0.2.1/24", "2001:db8:c::1/64")
+        gateway.addresses("outside0", "203.0.113.1/24", "2001:db8:f::1/64")
+        outside.addresses("gateway0", "203.0.113.2/24", "2001:db8:f::2/64",
+                          f"{internet.RESOLVER4}/24", f"{internet.RESOLVER6}/64")
+        gateway.forward(internet.BLOCKS, "203.0.113.2", "2001:db8:f::2")
+        internet.settle(outside)
         outside.ip("route", "add", "default", "via", "203.0.113.1")
         outside.ip("route", "add", "default", "via", "2001:db8:f::1")
         for name in HOSTS:
             host = self._namespace(name)
             network.cable(host, "eth0", switch, name)
             switch.ip("link", "set", name, "master", "switch0")
-            addresses(host, "eth0", *[f"{address}/24" for address in sources(name, 4)],
-                      *[f"{address}/64" for address in sources(name, 6)])
+            host.addresses("eth0", *[f"{address}/24" for address in sources(name, 4)],
+                           *[f"{address}/64" for address in sources(name, 6)])
             host.ip("route", "add", "default", "via", SERVER[4])
             host.ip("route", "add", "default", "via", SERVER[6])
 

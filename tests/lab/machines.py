@@ -177,24 +177,17 @@ class Site:
 
     def _space(self, name):
         made = network.Namespace(f"{PREFIX}-{os.getpid()}-", name)
-        # No neighbour can be asked for while a link's own address is still being tried for uniqueness.
-        made.sysctl("ipv6/conf/default/dad_transmits", "0")
         self._spaces[name] = made
         return made
 
     def _build(self):
         for switch in ("inside", "outside", "back"):
-            made = self._space(switch)
-            for table in ("ip", "ip6", "arp"):
-                made.sysctl(f"bridge/bridge-nf-call-{table}tables", "0")
-            made.ip("link", "add", "switch0", "type", "bridge")
-            made.ip("link", "set", "switch0", "up")
+            self._space(switch).switch()
 
         def join(name, switch, interface, *addresses):
             network.cable(self.host(name), interface, self.host(switch), name)
             self.host(switch).ip("link", "set", name, "master", "switch0")
-            for one in addresses:
-                self.host(name).ip("address", "add", one, "dev", interface, *(["nodad"] if ":" in one else []))
+            self.host(name).addresses(interface, *addresses)
 
         def machine(name, last, outside):
             made = self._space(name)
@@ -207,19 +200,12 @@ class Site:
         outside = self._space("internet")
         join("internet", "outside", "eth0", "203.0.113.2/24", "2001:db8:f::2/64",
              f"{internet.RESOLVER4}/24", f"{internet.RESOLVER6}/64")
-        for block in internet.BLOCKS:
-            outside.ip("route", "add", "local", block, "dev", "lo")
-        outside.sysctl("ipv6/ip_nonlocal_bind", "1")
-        outside.sysctl("core/somaxconn", "8192")
-        outside.sysctl("ipv4/tcp_max_syn_backlog", "8192")
+        internet.settle(outside)
         for name, last in RESOLVERS.items():
             machine(name, last, last + 20)
         for name, last in GATEWAYS.items():
             made = machine(name, last, last)
-            made.sysctl("ipv4/ip_forward", "1")
-            made.sysctl("ipv6/conf/all/forwarding", "1")
-            for block in internet.BLOCKS:
-                made.ip("route", "add", block, "via", "2001:db8:f::2" if ":" in block else "203.0.113.2")
+            made.forward(internet.BLOCKS, "203.0.113.2", "2001:db8:f::2")
             # What leaves by a gateway comes back by it.
             with made.inside():
                 network.run("nft", "-f", "-", feed='table inet nat { chain out { type nat hook postrouting priority 100; '

@@ -34,10 +34,32 @@ class Namespace:
         run("ip", "netns", "add", self.full)
         self._descriptor = os.open(f"/run/netns/{self.full}", os.O_RDONLY | os.O_CLOEXEC)
         self.ip("link", "set", "lo", "up")
+        # No neighbour can be asked for while a link's own address is still being tried for uniqueness.
+        self.sysctl("ipv6/conf/default/dad_transmits", "0")
 
     def ip(self, *arguments):
         """`ip` in this namespace."""
         return run("ip", "-n", self.full, *arguments)
+
+    def addresses(self, interface, *prefixes):
+        """Gives an interface its addresses."""
+        for prefix in prefixes:
+            # Duplicate address detection would hold an IPv6 address back for a second.
+            self.ip("address", "add", prefix, "dev", interface, *(["nodad"] if ":" in prefix else []))
+
+    def switch(self):
+        """Makes it one, "switch0". What passes through comes by no firewall."""
+        for table in ("ip", "ip6", "arp"):
+            self.sysctl(f"bridge/bridge-nf-call-{table}tables", "0")
+        self.ip("link", "add", "switch0", "type", "bridge")
+        self.ip("link", "set", "switch0", "up")
+
+    def forward(self, blocks, four, six):
+        """Makes it a router to these blocks, by way of a neighbour of each family."""
+        self.sysctl("ipv4/ip_forward", "1")
+        self.sysctl("ipv6/conf/all/forwarding", "1")
+        for block in blocks:
+            self.ip("route", "add", block, "via", six if ":" in block else four)
 
     def enter(self):
         """Moves the calling thread here, for good."""

@@ -50,10 +50,7 @@ impl Settings {
             note("listen", "`listen` is missing", "add listen = \"192.0.2.1:8954\", where the peers reach it");
         }
         let tls = ClientTls::read(&table, base);
-        if !tls.is_mutual() {
-            let remedy = "add ca, certificate and key: both sides know each other by their certificates";
-            note("listen", "[peers] needs TLS", remedy);
-        }
+        tls.require_mutual(&table, "listen", "[peers] needs TLS");
         if !root.has("peer") {
             note("listen", "there is no [[peer]]", "add the other nodes, with the name in the certificate of each");
         }

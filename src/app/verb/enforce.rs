@@ -19,7 +19,7 @@ use crate::app::verb::run::{Signals, diagnose};
 use crate::document::{Document, Mistake, Table, read_text};
 use crate::enforce::{DeskParts, Door, Entrance, RESOLVERS};
 use crate::firewall;
-use crate::firewall::remote::{SOCKET_REMEDY, socket};
+use crate::firewall::remote::socket;
 use crate::gate::WORDS;
 use crate::metric::{self, Registry};
 use crate::net::Prefix;
@@ -210,19 +210,12 @@ impl Settings {
             note("`listen` is missing", "add listen = \"192.0.2.1:8953\", where the resolvers reach it");
             return None;
         }
-        let listen = table.string("listen")?.value;
-        if let Some(path) = socket(&listen, base) {
-            if !tls.is_empty() {
-                let remedy =
-                    "take ca, certificate and key out: who may connect there is said by the mode of the socket";
-                note("a socket of this machine has no TLS", remedy);
-            }
-            return path.map(Listen::Socket).map_err(|fact| note(fact, SOCKET_REMEDY)).ok();
+        let listen = table.string("listen")?;
+        if let Some(path) = socket(table, &listen, base, &tls) {
+            return Some(Listen::Socket(path));
         }
-        if !tls.is_mutual() {
-            note("the door needs TLS", "add ca, certificate and key: both sides know each other by their certificates");
-        }
-        match listen.parse() {
+        tls.require_mutual(table, "listen", "the door needs TLS");
+        match listen.value.parse() {
             Ok(address) => Some(Listen::Tls(address, tls)),
             Err(_) => {
                 let remedy = "write an address with its port, \"192.0.2.1:8953\", or a socket, \"unix:/run/outgate-enforce/socket\"";

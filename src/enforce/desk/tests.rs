@@ -7,6 +7,7 @@ use super::*;
 use crate::firewall::{Memory, MemoryHandle, Mode};
 use crate::net::{Element, SegmentId, Service};
 use crate::policy::SegmentLayout;
+use crate::time::machine_start;
 
 /// A desk of two resolvers.
 struct Site {

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use self::link::{Link, Terms, Way};
 use self::message::{Became, CHUNK, Changes, CutMessage, Cutting, Held, LayoutMessage, What};
-use crate::document::{Mistake, Table};
+use crate::document::{Found, Mistake, Table};
 use crate::firewall::{Common, Cut, Cutter, Firewall, FirewallError, Listed, Load, Plan};
 use crate::grant::Change;
 use crate::net::Element;
@@ -45,9 +45,6 @@ const CUT: Duration = Duration::from_secs(30);
 /// What a server's name begins with that is the path of a socket.
 const SOCKET: &str = "unix:";
 
-/// What to do about one that cannot be.
-pub const SOCKET_REMEDY: &str = "write its path, of at most 90 bytes: \"unix:/run/outgate-enforce/socket\"";
-
 /// What the kernel takes is 107 bytes, some of which are needed while a socket is made.
 const LONGEST_PATH: usize = 90;
 
@@ -71,23 +68,10 @@ impl Settings {
         let server = table.required_string("server");
         let tls = ClientTls::read(table, base);
         let server = server?;
-        let note = |key, fact: &str, remedy| table.document().note(&table.span_of(key), fact, remedy);
-        let place = if let Some(path) = socket(&server.value, base) {
-            if !tls.is_empty() {
-                let remedy =
-                    "take ca, certificate and key out: who may connect there is said by the mode of the socket";
-                note("server", "a socket of this machine has no TLS", remedy);
-            }
-            let path = path.unwrap_or_else(|fact| {
-                note("server", fact, SOCKET_REMEDY);
-                PathBuf::new()
-            });
+        let place = if let Some(path) = socket(table, &server, base, &tls) {
             Place::Socket(path)
         } else {
-            if !tls.is_mutual() {
-                let remedy = "add ca, certificate and key: both sides know each other by their certificates";
-                note("kind", "kind = \"remote\" needs TLS", remedy);
-            }
+            tls.require_mutual(table, "kind", "kind = \"remote\" needs TLS");
             let Some((host, port)) = split(&server.value, PORT) else {
                 let remedy = "write a name or an address, and its port where it is not 8953, \"gw1.corp.example:8953\", or a socket, \"unix:/run/outgate-enforce/socket\"";
                 table.document().note(&server.span, "`server` is no host", remedy);
@@ -99,15 +83,23 @@ impl Settings {
     }
 }
 
-/// The path of a socket, where `server` is one.
+/// The path of a socket, where an address is one; mistakes are noted in the table's document.
 #[must_use]
-pub fn socket(server: &str, base: &Path) -> Option<Result<PathBuf, &'static str>> {
-    let path = server.strip_prefix(SOCKET)?;
-    Some(match base.join(path) {
-        _ if path.trim() != path || path.is_empty() || path.ends_with('/') => Err("it names no socket"),
-        path if path.as_os_str().len() > LONGEST_PATH => Err("the path is too long for a socket"),
-        path => Ok(path),
-    })
+pub fn socket(table: &Table, address: &Found<String>, base: &Path, tls: &ClientTls) -> Option<PathBuf> {
+    let path = address.value.strip_prefix(SOCKET)?;
+    let note = |fact: &str, remedy: &str| table.document().note(&address.span, fact, remedy);
+    if !tls.is_empty() {
+        let remedy = "take ca, certificate and key out: who may connect there is said by the mode of the socket";
+        note("a socket of this machine has no TLS", remedy);
+    }
+    let whole = base.join(path);
+    let remedy = "write its path, of at most 90 bytes: \"unix:/run/outgate-enforce/socket\"";
+    if path.trim() != path || path.is_empty() || path.ends_with('/') {
+        note("it names no socket", remedy);
+    } else if whole.as_os_str().len() > LONGEST_PATH {
+        note("the path is too long for a socket", remedy);
+    }
+    Some(whole)
 }
 
 /// Host and port, that one where none is named; an IPv6 address with a port stands in brackets.
